@@ -1,0 +1,8 @@
+"""`python -m balcap_jax` is `balcap`."""
+
+import sys
+
+from balcap_jax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,396 @@
+"""Every setting of the project: one frozen dataclass per room, checked when it is made.
+
+The comment beside a field is its text in `--help`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from balcap_jax.errors import UserError
+from balcap_jax.settings import Settings, nearest
+
+REWARDS = ("precision", "recall", "linguistic")
+
+Advantage = Literal["gdpo", "grpo", "trl", "nvlabs", "verl", "nemo", "swift"]
+# Settings that only some advantages read; the presets are fixed by the code they are named after.
+_READ_BY_ADVANTAGE = {
+    "eps": ("gdpo", "grpo"),
+    "ddof": ("gdpo", "grpo"),
+    "whiten": ("gdpo",),
+    "grpo_scale": ("grpo",),
+}
+_READ_BY_LENGTH_CONTROL = {"mask_mode": ("mask",), "linear_coefficient": ("linear",)}
+
+
+# Rooms ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """The policy."""
+
+    # "base" (the small policy in the package), "scratch" (new, for sft only) or a HF folder.
+    path: str = "base"
+    # Of the parameters' copies in matmuls; norms, softmax and losses are always float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    train_vision: bool = False  # Also train the vision tower; it is frozen otherwise.
+    remat: bool = False  # Recompute activations in the backward pass: slower, less memory.
+    room = "model."
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """Images, prompts and reference captions."""
+
+    # "scenes" (generated, embedded in the package) or a .jsonl file of {"image", "caption"} rows.
+    path: str = "scenes"
+    heldout: int = 200  # Examples kept apart for the evaluation.
+    max_bad_images: int = 10  # Stop when more images than this cannot be read.
+    room = "data."
+
+    def check(self) -> None:
+        self._at_least(1, "heldout")
+        self._at_least(0, "max_bad_images")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Settings):
+    """How captions are sampled in training."""
+
+    group_size: int = 8  # Captions per image; they are compared with one another.
+    max_new_tokens: int = 112  # A caption is cut here.
+    temperature: float = 1.0  # Of the softmax that captions are sampled from.
+    top_p: float = 1.0  # Sample from the most likely tokens that hold this much probability.
+    room = "rollout."
+
+    def check(self) -> None:
+        self._require(
+            self.group_size >= 2,
+            "group_size",
+            "must be at least 2, because the captions of an image are compared with one another",
+            "set --rollout.group-size 2 or more.",
+        )
+        self._at_least(1, "max_new_tokens")
+        self._positive("temperature")
+        self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class RewardConfig(Settings):
+    """Rewards of a caption and how its length is kept in bounds."""
+
+    names: tuple[str, ...] = REWARDS  # Rewards to train on.
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)  # One weight per reward, in the order of names.
+    # By rho = length / reference length: "mask" takes the linguistic reward of captions outside
+    # [tau_l, tau_u]; "linear" lowers it by |rho - 1|; "none" leaves the length free.
+    length_control: Literal["mask", "linear", "none"] = "mask"
+    tau_l: float = 0.5  # Lower bound of rho.
+    tau_u: float = 2.0  # Upper bound of rho.
+    # A masked reward becomes 0 ("zero", as in the paper) or no signal ("drop").
+    mask_mode: Literal["zero", "drop"] = "zero"
+    linear_coefficient: float = 0.5  # Strength of the linear penalty ("linear").
+    length_unit: Literal["words", "tokens"] = "words"  # What lengths are counted in.
+    # Stop when the judge gives no signal for more than this share of a step's captions.
+    max_no_signal_share: float = 0.5
+    room = "reward."
+
+    def check(self) -> None:
+        self._require(
+            len(self.names) > 0, "names", "is empty", f"give some of {', '.join(REWARDS)}."
+        )
+        for name in self.names:
+            if name not in REWARDS:
+                raise UserError(
+                    f"reward.names holds the unknown reward {name!r}, known are "
+                    f"{', '.join(REWARDS)}; did you mean {nearest(name, REWARDS)}?"
+                )
+        repeated = len(set(self.names)) < len(self.names)
+        self._require(not repeated, "names", "names a reward twice", "name each reward once.")
+        self._require(
+            len(self.weights) == len(self.names),
+            "weights",
+            f"must have one weight for each of the {len(self.names)} rewards",
+            f"set --reward.weights {' '.join(['1'] * len(self.names))}.",
+        )
+        for weight in self.weights:
+            ok = math.isfinite(weight) and weight >= 0
+            self._require(ok, "weights", "must be finite numbers of at least 0")
+        self._require(any(self.weights), "weights", "are all 0", "give one reward a weight.")
+        self._at_least(0, "tau_l", "linear_coefficient")
+        self._require(
+            self.tau_l < self.tau_u,
+            "tau_l",
+            f"must be below reward.tau_u={self.tau_u}",
+            "the paper uses --reward.tau-l 0.5 --reward.tau-u 2.",
+        )
+        self._require(
+            self.length_control == "none" or "linguistic" in self.names,
+            "length_control",
+            "acts on the linguistic reward, which reward.names does not hold",
+            "set --reward.length-control none.",
+        )
+        self._no_dead_settings("length_control", _READ_BY_LENGTH_CONTROL)
+        share = self.max_no_signal_share
+        self._require(0 <= share <= 1, "max_no_signal_share", "must be a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class RLConfig(Settings):
+    """From rewards to an update of the policy."""
+
+    # "gdpo" normalises each reward in its group, then sums and whitens; "grpo" sums first. The
+    # others repeat the conventions of published codes exactly.
+    advantage: Advantage = "gdpo"
+    eps: float = 1e-4  # Added to standard deviations (gdpo, grpo).
+    ddof: Literal[0, 1] = 1  # 1: unbiased standard deviation (gdpo, grpo).
+    whiten: bool = True  # Whiten the summed advantages over the batch (gdpo).
+    grpo_scale: Literal["group", "batch", "none"] = "group"  # What grpo divides by.
+    clip_low: float = 0.2  # The ratio is clipped below at 1 - clip_low.
+    clip_high: float = 0.2  # The ratio is clipped above at 1 + clip_high.
+    # Divide the loss by the tokens of the batch ("dapo"), per caption ("grpo") or by the longest
+    # possible caption ("dr_grpo").
+    loss_normaliser: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    kl_coef: float = 0.0  # Weight of the KL divergence from the starting policy; 0 is off.
+    updates_per_rollout: int = 1  # Optimizer steps on the captions of one rollout.
+    # The batch is updated in this many parts to save memory; the result is the same.
+    micro_batches: int = 1
+    room = "rl."
+
+    def check(self) -> None:
+        self._no_dead_settings("advantage", _READ_BY_ADVANTAGE)
+        self._positive("eps", "clip_high")
+        self._require(0 < self.clip_low < 1, "clip_low", "must lie between 0 and 1")
+        self._at_least(0, "kl_coef")
+        self._at_least(1, "updates_per_rollout", "micro_batches")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Settings):
+    """AdamW."""
+
+    learning_rate: float = 5e-4  # Peak learning rate.
+    warmup_steps: int = 5  # The learning rate rises linearly over these steps.
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # After the warm-up.
+    weight_decay: float = 0.0  # Not on norms and biases.
+    b1: float = 0.9  # Decay of the mean of gradients.
+    b2: float = 0.95  # Decay of the mean of squared gradients.
+    max_grad_norm: float = 1.0  # Gradients are scaled down to this norm.
+    room = "optim."
+
+    def check(self) -> None:
+        self._positive("learning_rate", "max_grad_norm")
+        self._at_least(0, "warmup_steps", "weight_decay")
+        for name in ("b1", "b2"):
+            ok = 0 <= getattr(self, name) < 1
+            self._require(ok, name, "must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class MeshConfig(Settings):
+    """How many devices along each axis; the product is the number of devices."""
+
+    data: int = -1  # Copies of the policy, each with its share of the images; -1: all the rest.
+    fsdp: int = 1  # Devices that one copy's parameters are spread over; -1: all the rest.
+    tensor: int = 1  # Devices that one layer's matmuls are split over; -1: all the rest.
+    room = "mesh."
+
+    def check(self) -> None:
+        for name in ("data", "fsdp", "tensor"):
+            size = getattr(self, name)
+            self._require(size == -1 or size >= 1, name, "must be -1 or at least 1")
+        if (self.data, self.fsdp, self.tensor).count(-1) > 1:
+            raise UserError(
+                f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor} has more "
+                "than one -1, and only one axis can take the rest of the devices; give the others "
+                "a size."
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(Settings):
+    """When the run is saved; SIGTERM and the last step save too."""
+
+    every: int = 25  # Steps between saves.
+    keep: int = 2  # Latest checkpoints kept.
+    keep_best: bool = True  # Also keep the checkpoint with the best evaluation.
+    room = "checkpoint."
+
+    def check(self) -> None:
+        self._at_least(1, "every", "keep")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Settings):
+    """Captions of held-out images, before the first and after the last step and in between."""
+
+    every: int = 0  # Steps between evaluations; 0: only before and after.
+    batch_size: int = 100  # Images captioned at once.
+    # 1 draws from the distribution that training moves; 0 takes the most likely tokens.
+    temperature: float = 1.0
+    room = "evaluation."
+
+    def check(self) -> None:
+        self._at_least(0, "every", "temperature")
+        self._at_least(1, "batch_size")
+
+
+# Commands ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainConfig(Settings):
+    """Reinforcement learning of a captioning policy."""
+
+    name: str = "balcap"  # Name of the run.
+    out: Path = Path("runs")  # The run is written to OUT/NAME.
+    seed: int = 0  # Of images, captions and their order: the same seed repeats the run.
+    steps: int = 100  # Training steps: one rollout each.
+    prompts_per_step: int = 8  # Images per step.
+    log_every: int = 1  # Steps between rows of metrics.jsonl.
+    sample_every: int = 10  # Steps between samples of captions with their verdicts.
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def check(self) -> None:
+        _check_run(self)
+        self._at_least(1, "prompts_per_step", "log_every", "sample_every")
+        self._require(
+            self.prompts_per_step % self.rl.micro_batches == 0,
+            "prompts_per_step",
+            f"must be a multiple of rl.micro_batches={self.rl.micro_batches}",
+            f"set --prompts-per-step {_round_up(self.prompts_per_step, self.rl.micro_batches)}.",
+        )
+        if self.model.path == "scratch":
+            raise UserError(
+                "model.path='scratch' has nothing to train on rewards yet, because its captions "
+                "are noise; run `balcap sft` first and pass its folder as --model.path."
+            )
+
+
+@dataclass(frozen=True)
+class SFTConfig(Settings):
+    """Supervised training of a captioning policy on reference captions."""
+
+    name: str = "sft"  # Name of the run.
+    out: Path = Path("runs")  # The policy is written to OUT/NAME as a Hugging Face folder.
+    seed: int = 0  # Of weights, images and their order.
+    steps: int = 2000  # Training steps.
+    # A policy from scratch: steps in which its vision tower learns to name what each image token
+    # shows, before the others.
+    vision_steps: int = 0
+    # The first steps are on scenes of one cluster with faultless captions: what objects look like
+    # is learned much faster where there is one of them.
+    easy_steps: int = 0
+    batch_size: int = 32  # Images per step.
+    captions_per_image: int = 2  # Captions that are learned of each image of a step.
+    max_new_tokens: int = 112  # Tokens of a caption; a longer one is cut and does not end.
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"  # Of the written weights.
+    log_every: int = 50  # Steps between rows of metrics.jsonl.
+    save_every: int = 200  # Steps between writes of the policy.
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(path="scratch", train_vision=True)
+    )
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(learning_rate=1e-3, schedule="cosine")
+    )
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def check(self) -> None:
+        _check_run(self)
+        self._at_least(0, "easy_steps", "vision_steps")
+        self._require(
+            self.vision_steps == 0 or (self.model.path, self.data.path) == ("scratch", "scenes"),
+            "vision_steps",
+            "is for model.path='scratch' on data.path='scenes'",
+            "leave it at 0.",
+        )
+        self._require(
+            self.easy_steps == 0 or self.data.path == "scenes",
+            "easy_steps",
+            f"has no effect on the file {self.data.path}",
+            "leave it at 0.",
+        )
+        self._at_least(1, "batch_size", "captions_per_image", "max_new_tokens")
+        self._at_least(1, "log_every", "save_every")
+
+
+@dataclass(frozen=True)
+class CaptionConfig(Settings):
+    """Captions of your own images."""
+
+    images: tuple[Path, ...]  # Image files.
+    model: str = "base"  # "base", a run folder or a Hugging Face folder.
+    prompt: str = "Describe the image."  # The request to the policy.
+    max_new_tokens: int = 128  # A caption is cut here.
+    temperature: float = 0.0  # 0 takes the most likely token at each position.
+    top_p: float = 1.0  # Sample from the most likely tokens that hold this much probability.
+    seed: int = 0  # Of the sampling, for temperatures above 0.
+
+    def check(self) -> None:
+        self._require(len(self.images) > 0, "images", "is empty", "name an image file.")
+        self._at_least(1, "max_new_tokens")
+        self._at_least(0, "temperature")
+        self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class ScoreConfig(Settings):
+    """Scores of captions against what is known of their images."""
+
+    captions: Path  # A .jsonl file of {"id", "caption"} rows.
+    # The .jsonl file of the images, with their references and scenes; `balcap scenes` writes one.
+    data: Path
+    out: Path | None = None  # Write each caption's verdict to this .jsonl file.
+
+
+@dataclass(frozen=True)
+class ReportConfig(Settings):
+    """Curves and caption gallery of a run, made again from its files."""
+
+    run: Path  # Folder of the run.
+
+
+@dataclass(frozen=True)
+class ScenesConfig(Settings):
+    """Generated scenes as image files with a scenes.jsonl for --data.path."""
+
+    out: Path  # Folder to write to.
+    count: int = 100  # Number of scenes.
+    split: Literal["train", "heldout"] = "train"  # The splits never share a scene.
+    seed: int = 0  # The same seed gives the same scenes.
+
+    def check(self) -> None:
+        self._at_least(1, "count")
+
+
+def _check_run(config: Any) -> None:
+    """Checks what the configs of runs share: name, seed, steps and their schedule."""
+    config._at_least(1, "steps")
+    config._require(
+        config.optim.schedule == "constant" or config.steps > config.optim.warmup_steps,
+        "steps",
+        f"must be above optim.warmup_steps={config.optim.warmup_steps} for the "
+        f"{config.optim.schedule} schedule",
+        "set --optim.warmup-steps 0 or more --steps.",
+    )
+    config._require(0 <= config.seed < 2**31, "seed", "must be at least 0 and below 2**31")
+    config._require(
+        config.name not in ("", ".", "..") and Path(config.name).name == config.name,
+        "name",
+        "must be the name of one folder",
+        "put the path into --out.",
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

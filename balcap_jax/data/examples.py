@@ -1,0 +1,44 @@
+"""What a data source yields: one image with its prompt and what is known to be true of it."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from balcap_jax.data.scenes import Scene
+
+PROMPT = "Describe the image."
+
+
+class Example(NamedTuple):
+    """One image to caption.
+
+    Attributes:
+      id: stable name, unique within its source.
+      image: RGB image.
+      prompt: the user's text; the image stands before it.
+      reference: reference caption `r`; its words are the unit of length of the mask.
+      scene: ground truth of a generated scene, None for photos.
+    """
+
+    id: str
+    image: Image.Image
+    prompt: str
+    reference: str
+    scene: "Scene | None" = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to examples, so that the order is a function of the seed and the step only."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def iterate(source: Source) -> Iterator[Example]:
+    """All examples of `source` in order."""
+    for index in range(len(source)):
+        yield source[index]

@@ -1,0 +1,166 @@
+"""What a step learns from: captions of a batch of images, judged, as rewards and advantages."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+from balcap_jax.config import RewardConfig, RLConfig
+from balcap_jax.data.examples import Example, Source
+from balcap_jax.metrics import caption_row, length_metrics, reward_metrics
+from balcap_jax.rewards.captions import rewards_of
+from balcap_jax.rewards.verdicts import Judge, Verdict
+from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
+from balcap_jax.rl.masking import control_length
+from balcap_jax.rollout.sampling import Rollout
+
+
+class Judged(NamedTuple):
+    """The captions of a batch, [B][G], with what the judge found.
+
+    Attributes:
+      rewards: as judged; NaN = no signal.
+      kept: after the length control.
+      lengths: of the captions, in the unit of the length control.
+      words: of the captions.
+    """
+
+    examples: Sequence[Example]
+    captions: list[list[str]]
+    verdicts: list[list[Verdict | None]]
+    rewards: Float[np.ndarray, "b g k"]
+    kept: Float[np.ndarray, "b g k"]
+    lengths: Num[np.ndarray, "b g"]
+    reference_lengths: Num[np.ndarray, " b"]
+    words: Num[np.ndarray, "b g"]
+
+    @property
+    def valid(self) -> Bool[np.ndarray, "b g"]:
+        """Captions with a signal in at least one reward; the others have no weight anywhere."""
+        return ~np.isnan(self.kept).all(axis=-1)
+
+
+def pick(source: Source, *, step: int, count: int, seed: int) -> list[Example]:
+    """The examples of a step (the first is step 0): a function of its arguments alone.
+
+    A source that is short enough to be seen again comes in a new order each time.
+    """
+    size = len(source)
+
+    def at(place: int) -> Example:
+        epoch, offset = divmod(place, size)
+        if size > 10**6:
+            return source[offset]
+        return source[int(np.random.default_rng((seed, epoch)).permutation(size)[offset])]
+
+    return [at(step * count + i) for i in range(count)]
+
+
+def judge_captions(
+    judge: Judge,
+    examples: Sequence[Example],
+    captions: list[list[str]],
+    token_counts: Num[np.ndarray, "b g"],
+    reference_tokens: Num[np.ndarray, " b"],
+    reward: RewardConfig,
+) -> Judged:
+    """Asks the judge about every caption and applies the length control.
+
+    Args:
+      token_counts, reference_tokens: lengths in tokens, for `length_unit="tokens"`.
+    """
+    group = len(captions[0])
+    pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
+    flat = judge([example for example, _ in pairs], [caption for _, caption in pairs])
+    shape = (len(examples), group, len(reward.names))
+    rewards = rewards_of(flat, reward.names).reshape(shape)
+    words = np.array([[len(text.split()) for text in texts] for texts in captions], np.float32)
+    reference_words = np.array([len(e.reference.split()) for e in examples], np.float32)
+    in_words = reward.length_unit == "words"
+    lengths = words if in_words else np.asarray(token_counts, np.float32)
+    reference_lengths = reference_words if in_words else np.asarray(reference_tokens, np.float32)
+    return Judged(
+        examples=examples,
+        captions=captions,
+        verdicts=[flat[i : i + group] for i in range(0, len(flat), group)],
+        rewards=rewards,
+        kept=_control_length(rewards, lengths, reference_lengths, reward),
+        lengths=lengths,
+        reference_lengths=reference_lengths,
+        words=words,
+    )
+
+
+def _control_length(
+    rewards: Float[np.ndarray, "b g k"],
+    lengths: Num[np.ndarray, "b g"],
+    reference_lengths: Num[np.ndarray, " b"],
+    reward: RewardConfig,
+) -> Float[np.ndarray, "b g k"]:
+    if reward.length_control == "none":
+        return rewards
+    kept = control_length(
+        reward.mask_mode if reward.length_control == "mask" else reward.length_control,
+        jax.device_put(rewards),
+        jax.device_put(lengths),
+        jax.device_put(reference_lengths),
+        reward_index=reward.names.index("linguistic"),
+        lower=reward.tau_l,
+        upper=reward.tau_u,
+        coefficient=reward.linear_coefficient,
+    )
+    return np.asarray(jax.device_get(kept))
+
+
+def advantages_of(
+    judged: Judged, rollout: Rollout, reward: RewardConfig, rl: RLConfig
+) -> Float[Array, "b g"]:
+    """One advantage per caption, by the setting `rl.advantage`."""
+    kept, weights = jax.device_put((judged.kept, np.asarray(reward.weights, np.float32)))
+    if rl.advantage == "gdpo":
+        return gdpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, whiten=rl.whiten)
+    if rl.advantage == "grpo":
+        return grpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, scale=rl.grpo_scale)
+    counts = jax.device_put(np.asarray(jax.device_get(rollout.mask)).sum(axis=-1))
+    return preset_advantages(rl.advantage, kept, weights=weights, token_counts=counts)
+
+
+def rollout_metrics(
+    judged: Judged,
+    rollout_ended: Bool[np.ndarray, "b g"],
+    advantages: Float[np.ndarray, "b g"],
+    reward: RewardConfig,
+) -> dict[str, Any]:
+    """The part of a metrics row that the rollout and its rewards fill."""
+    valid = judged.valid
+    return {
+        **reward_metrics(reward.names, judged.rewards, judged.kept),
+        **length_metrics(judged.lengths, judged.reference_lengths, judged.words, ~rollout_ended),
+        "no_signal": float((~valid).mean()),
+        "advantage/rms": float(np.sqrt(np.mean(advantages[valid] ** 2))) if valid.any() else 0.0,
+    }
+
+
+def sample_rows(judged: Judged, judge: Judge, reward: RewardConfig, *, images: int) -> list[dict]:
+    """Rows for samples.jsonl: all captions of the first `images` images."""
+    rows = []
+    for b, example in enumerate(judged.examples[:images]):
+        row = partial(
+            caption_row,
+            id=example.id,
+            reference=example.reference,
+            units=judge.reference_units(example),
+        )
+        rows += [
+            row(
+                caption=caption,
+                rewards=dict(zip(reward.names, judged.rewards[b, g], strict=True)),
+                verdict=judged.verdicts[b][g],
+                rho=judged.lengths[b, g] / max(judged.reference_lengths[b], 1),
+            )
+            for g, caption in enumerate(judged.captions[b])
+        ]
+    return rows

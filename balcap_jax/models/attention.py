@@ -1,0 +1,98 @@
+"""Attention in plain XLA. A faster backend for one of these functions would be chosen here.
+
+Letters: b batch, g group, t queries, s keys, p prefix, n query heads, k key-value heads, h head
+size.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Finite, so that a row without any key is a harmless average and not NaN; far below any score.
+MASKED = -1e30
+
+
+class KV(NamedTuple):
+    """Keys (rotary embedding applied) and values of one layer."""
+
+    k: Float[Array, "*b s k h"]
+    v: Float[Array, "*b s k h"]
+
+
+def attend(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s k h"],
+    v: Float[Array, "b s k h"],
+    mask: Bool[Array, "#b #t s"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
+    """Softmax attention over the keys where `mask`; n / k query heads share a key-value head.
+
+    Returns:
+      The attended values and the log-sum-exp of the scores, both float32: enough to merge with
+      attention over other keys.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("btkrh,bskh->bktrs", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    scores = jnp.where(mask[:, None, :, None, :], scores, MASKED)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum(
+        "bktrs,bskh->btkrh",
+        (weights / total).astype(v.dtype),
+        v,
+        preferred_element_type=jnp.float32,
+    )
+    log_sum = (top + jnp.log(total))[..., 0]
+    return out.reshape(B, T, N, H), log_sum.transpose(0, 2, 1, 3).reshape(B, T, N)
+
+
+def attend_segments(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t n h"],
+    v: Float[Array, "b t n h"],
+    segments: Int[Array, "b t"],
+) -> Float[Array, "b t n h"]:
+    """Attention among equal segment ids; padding (-1) sees padding only, and nothing sees it."""
+    mask = segments[:, :, None] == segments[:, None, :]
+    return attend(q, k, v, mask)[0].astype(q.dtype)
+
+
+def attend_causal(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t k h"],
+    v: Float[Array, "b t k h"],
+    mask: Bool[Array, "b t"],
+) -> Float[Array, "b t n h"]:
+    """Causal attention; `mask` marks the real keys."""
+    T = q.shape[1]
+    causal = jnp.tril(jnp.ones((T, T), bool))
+    return attend(q, k, v, causal[None] & mask[:, None, :])[0].astype(q.dtype)
+
+
+def attend_prompt_and_past(
+    q: Float[Array, "b g t n h"],
+    prompt: KV,
+    prompt_mask: Bool[Array, "b p"],
+    past: KV,
+    past_mask: Bool[Array, "t s"],
+) -> Float[Array, "b g t n h"]:
+    """Attention of G completions to the prompt they share and each to its own past.
+
+    The prompt's keys [b p k h] are never copied G times: its queries are read as one sequence of
+    g * t. The two parts are merged by their log-sum-exp, so the result is the softmax over both.
+    """
+    B, G, T, N, H = q.shape
+    from_prompt, prompt_lse = attend(
+        q.reshape(B, G * T, N, H), prompt.k, prompt.v, prompt_mask[:, None, :]
+    )
+    k, v = (x.reshape(B * G, *x.shape[2:]) for x in past)
+    from_past, past_lse = attend(q.reshape(B * G, T, N, H), k, v, past_mask[None])
+    odds = prompt_lse.reshape(B, G, T, N, 1) - past_lse.reshape(B, G, T, N, 1)
+    merged = jax.nn.sigmoid(odds) * from_prompt.reshape(q.shape)
+    merged += jax.nn.sigmoid(-odds) * from_past.reshape(q.shape)
+    return merged.astype(q.dtype)

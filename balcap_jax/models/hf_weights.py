@@ -1,0 +1,320 @@
+"""Hugging Face folders in and out. The only place that knows Hugging Face's keys and transposes.
+
+`params` has one array per kind of weight, layers stacked; a safetensors file has one per layer.
+Both directions are strict: every weight is set exactly once and every key is used.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from balcap_jax.errors import UserError
+from balcap_jax.models.config import load_config, read_json
+from balcap_jax.models.layers import Params
+from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# What a policy folder holds besides config.json and weights; copied as it is.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+
+class Stored(NamedTuple):
+    """A tensor in an open safetensors file, under the key it has there."""
+
+    file: Any
+    key: str
+
+
+class Weight(NamedTuple):
+    """One leaf of `params` and where Hugging Face keeps it.
+
+    Attributes:
+      path: keys into `params`.
+      shape: of one layer, in our layout.
+      keys: published keys; one per layer if stacked, else one.
+      stacked: the leaf has a leading layer axis.
+      stored_shape: of each tensor in the file.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    stacked: bool
+    stored_shape: tuple[int, ...]
+
+
+def load_pretrained(folder: str | Path, *, dtype: str = "float32") -> tuple[Qwen2_5_VL, Params]:
+    """The policy and its weights from a local folder with config.json and safetensors.
+
+    Reads a single file or an index with shards, keys as published ("visual.", "model.layers.") or
+    as transformers v5 names its modules ("model.visual.", "model.language_model.layers.").
+
+    Args:
+      dtype: of the weights and of the computation, "float32" or "bfloat16".
+
+    Raises:
+      UserError: folder, config.json or weights are missing, damaged or of another model.
+    """
+    folder = Path(folder)
+    policy = Qwen2_5_VL(load_config(folder), dtype=jnp.dtype(dtype))
+    with ExitStack() as stack:
+        tensors = _open(folder, stack)
+        weights = _weights(policy)
+        _check(folder, policy, weights, tensors)
+        params: Params = {}
+        for weight in weights:
+            loaded = [_read(tensors[key], weight, jnp.dtype(dtype)) for key in weight.keys]
+            leaf = jnp.asarray(np.stack(loaded) if weight.stacked else loaded[0])
+            _set(params, weight.path, leaf)
+    return policy, params
+
+
+def save_pretrained(
+    folder: str | Path,
+    policy: Qwen2_5_VL,
+    params: Params,
+    *,
+    dtype: str | None = None,
+    source: str | Path | None = None,
+) -> None:
+    """Writes a folder that transformers and vLLM load, keys as published.
+
+    Everything is written beside `folder` first, so a crash leaves no half-written file in it. Files
+    of an earlier policy in `folder` are replaced.
+
+    Args:
+      dtype: of the stored weights; that of `params` by default.
+      source: folder whose tokenizer, processor, chat template and generation settings go along.
+
+    Raises:
+      UserError: `folder` cannot be written, or holds a sharded model whose index would stay behind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    if (folder / INDEX).exists():
+        raise UserError(
+            f"{folder} holds a sharded model ({INDEX}), which a single file cannot replace; choose "
+            "another folder."
+        )
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    tensors = _export(policy, params, dtype)
+    stored = {str(tensor.dtype) for tensor in tensors.values()}
+    config = policy.config.to_hf() | ({"dtype": stored.pop()} if len(stored) == 1 else {})
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        _write_json(beside / "config.json", config)
+        _write_json(beside / "generation_config.json", policy.config.to_hf_generation())
+        for name in COMPANIONS:
+            if source is not None and (Path(source) / name).is_file():
+                shutil.copyfile(Path(source) / name, beside / name)
+        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+        # safetensors writes for the owner alone; a policy may be read by whom its config may.
+        shutil.copymode(beside / "config.json", beside / WEIGHTS)
+        folder.mkdir(exist_ok=True)
+        # The weights last: a folder with new weights has everything else of the new policy too.
+        for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
+            os.replace(path, folder / path.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"Cannot write the policy to {folder} ({error}); free space there or choose another "
+            "folder."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+# ---- names and layouts
+
+
+def _weights(policy: Qwen2_5_VL) -> list[Weight]:
+    """All weights of `policy`, from the shapes its `init` would give."""
+    vision = policy.config.vision
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    layers = {
+        ("visual", "blocks"): vision.depth,
+        ("language_model", "layers"): policy.config.text.num_hidden_layers,
+    }
+    patch = (
+        vision.in_channels,
+        vision.temporal_patch_size,
+        vision.patch_size,
+        vision.patch_size,
+    )
+    weights = []
+    for keypath, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        path = tuple(entry.key for entry in keypath)
+        count = layers.get(path[:2])
+        shape = leaf.shape if count is None else leaf.shape[1:]
+        *module, name = path
+        stored = shape
+        if name == "kernel":
+            stored = shape[::-1]  # torch.nn.Linear keeps [out, in]
+        if path == ("visual", "patch_embed", "proj", "kernel"):
+            stored = (shape[1], *patch)  # torch.nn.Conv3d keeps [out, channels, time, row, column]
+        if module[0] == "language_model":
+            module[0] = "model"
+        suffix = "bias" if name == "bias" else "weight"
+        if count is None:
+            keys = (".".join([*module, suffix]),)
+        else:
+            keys = tuple(".".join([*module[:2], str(i), *module[2:], suffix]) for i in range(count))
+        weights.append(Weight(path, shape, keys, count is not None, stored))
+    return weights
+
+
+def _published(key: str) -> str:
+    """The published name of a key in either layout."""
+    if key.startswith("model.visual."):
+        return key.removeprefix("model.")
+    if key.startswith("model.language_model."):
+        return key.replace("model.language_model.", "model.", 1)
+    return key
+
+
+def _export(policy: Qwen2_5_VL, params: Params, dtype: str | None) -> dict[str, np.ndarray]:
+    """Published key -> tensor, for every weight."""
+    tensors = {}
+    weights = _weights(policy)
+    assert len(jax.tree.leaves(params)) == len(weights), "params do not fit the policy"
+    for weight in weights:
+        leaf = np.asarray(_get(params, weight.path))
+        if dtype is not None:
+            leaf = leaf.astype(jnp.dtype(dtype))
+        layers = leaf if weight.stacked else leaf[None]
+        assert layers.shape == (len(weight.keys), *weight.shape), weight.path
+        for key, layer in zip(weight.keys, layers, strict=True):
+            transposed = layer.T if weight.path[-1] == "kernel" else layer
+            tensors[key] = np.ascontiguousarray(transposed.reshape(weight.stored_shape))
+    return tensors
+
+
+def _read(stored: Stored, weight: Weight, dtype: np.dtype) -> np.ndarray:
+    """One tensor of a file in our layout."""
+    tensor = stored.file.get_tensor(stored.key)
+    if weight.path[-1] == "kernel":
+        tensor = tensor.reshape(tensor.shape[0], -1).T
+    return np.ascontiguousarray(tensor).astype(dtype)
+
+
+# ---- files
+
+
+def _open(folder: Path, stack: ExitStack) -> dict[str, Stored]:
+    """Published key -> where it is stored, over all shards; the files stay open with `stack`."""
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    for path in _weight_files(folder):
+        try:
+            file = stack.enter_context(safe_open(path, framework="numpy"))
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path} is not a whole safetensors file ({error}); fetch it again."
+            ) from error
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            if _published(key) in tensors:
+                raise UserError(f"{folder} holds {key} twice; keep one of the files that have it.")
+            tensors[_published(key)] = Stored(file, key)
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        absent = [name for name in shards if not (folder / name).is_file()]
+        if absent or not shards:
+            raise UserError(
+                f"{folder / INDEX} names {len(shards)} files of which {absent[:3]} are missing; "
+                "fetch them again."
+            )
+        return [folder / name for name in shards]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if any(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{folder} has its weights as pytorch_model.bin, a pickle, which can run any code when "
+            "read; give a folder with safetensors."
+        )
+    raise UserError(f"{folder} has no {WEIGHTS}; give a folder with the weights as safetensors.")
+
+
+def _check(
+    folder: Path, policy: Qwen2_5_VL, weights: list[Weight], tensors: dict[str, Stored]
+) -> None:
+    """Every weight is there once with its shape, and nothing else is."""
+    if policy.config.tie_word_embeddings and "lm_head.weight" in tensors:
+        # Some writers store the tied weight twice. Equal, it says nothing new.
+        head, embedding = (
+            tensors[key].file.get_tensor(tensors[key].key)
+            for key in ("lm_head.weight", "model.embed_tokens.weight")
+        )
+        if np.array_equal(head, embedding):
+            del tensors["lm_head.weight"]
+    needed = {key: weight.stored_shape for weight in weights for key in weight.keys}
+    shapes = {
+        key: tuple(stored.file.get_slice(stored.key).get_shape()) for key, stored in tensors.items()
+    }
+    problems = {
+        "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],
+        "unexpected": [f"{key} {shapes[key]}" for key in shapes if key not in needed],
+        "of another shape": [
+            f"{key} {shapes[key]}, not {needed[key]}"
+            for key in needed
+            if key in shapes and shapes[key] != needed[key]
+        ],
+    }
+    found = [
+        f"{len(names)} {problem}: {'; '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for problem, names in problems.items()
+        if names
+    ]
+    if found:
+        raise UserError(
+            f"The weights in {folder} do not fit its config.json ({', '.join(found)}); use the "
+            "config.json and weights of one model."
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# ---- nested dicts
+
+
+def _get(params: Params, path: tuple[str, ...]) -> Any:
+    for key in path:
+        params = params[key]
+    return params
+
+
+def _set(params: Params, path: tuple[str, ...], leaf: Any) -> None:
+    for key in path[:-1]:
+        params = params.setdefault(key, {})
+    params[path[-1]] = leaf

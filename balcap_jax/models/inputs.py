@@ -1,0 +1,47 @@
+"""The arrays a policy reads. Batch-major, statically shaped, so that they shard over the batch."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+from numpy import ndarray
+
+# Made on the host by numpy, traced on the device by JAX.
+AnyArray = Array | ndarray
+
+
+class ImagePatches(NamedTuple):
+    """The images of each prompt, cut to patches, one image after another, padded to a bucket.
+
+    Attributes:
+      pixels: flattened patches in the order of Hugging Face's Qwen2-VL image processor: the
+        merge x merge patches of one merged token are neighbours.
+      positions: row and column of each patch in its image, for the 2-D rotary embedding.
+      image_ids: index of the image within its prompt; -1 is padding. Full attention joins equal
+      ids. window_ids: index of the attention window within the prompt; -1 is padding.
+    """
+
+    pixels: Float[AnyArray, "b s c"]
+    positions: Int[AnyArray, "b s 2"]
+    image_ids: Int[AnyArray, "b s"]
+    window_ids: Int[AnyArray, "b s"]
+
+
+class Prompts(NamedTuple):
+    """Prompts without their last token, right-padded; the last token starts every completion.
+
+    Attributes:
+      tokens: prefix token ids, image placeholders already expanded to one per merged token.
+      mask: True where a token is real.
+      positions: temporal, height and width position of each token (multimodal rotary embedding).
+      last_token: the first input of every completion of this prompt.
+      last_position: position of `last_token`, equal on all three axes; the completion's input t
+        stands at `last_position + t`.
+      images: the prompts' images.
+    """
+
+    tokens: Int[AnyArray, "b p"]
+    mask: Bool[AnyArray, "b p"]
+    positions: Int[AnyArray, "b 3 p"]
+    last_token: Int[AnyArray, " b"]
+    last_position: Int[AnyArray, " b"]
+    images: ImagePatches

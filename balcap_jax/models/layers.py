@@ -1,0 +1,132 @@
+"""Building blocks of the vision tower and the decoder, and how module definitions meet `params`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+Params = dict[str, Any]
+
+
+class Definition:
+    """A module's structure without its weights: `definition(params)` is the module to call.
+
+    Flax NNX modules only describe the computation; the weights live in a nested dict. `build` takes
+    `nnx.Rngs` and makes the module.
+    """
+
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]) -> None:
+        self._build = build
+        self._graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+        self._structure = jax.tree.structure(nnx.to_pure_dict(state))
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh weights."""
+        return nnx.to_pure_dict(nnx.split(self._build(nnx.Rngs(key)))[1])
+
+    def init_stacked(self, key: jax.Array, count: int) -> Params:
+        """Fresh weights of `count` such modules, stacked on a leading axis."""
+        return jax.vmap(self.init)(jax.random.split(key, count))
+
+    def __call__(self, params: Params) -> Any:
+        # nnx.merge pairs leaves by position: other names in the same number would go unnoticed.
+        assert jax.tree.structure(params) == self._structure, "params do not fit the module"
+        return nnx.merge(self._graph, params)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale; the statistics in float32 whatever the dtype of `x`."""
+
+    def __init__(self, size: int, *, eps: float) -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return wide.astype(x.dtype) * scale
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(
+        self,
+        size: int,
+        hidden: int,
+        *,
+        use_bias: bool,
+        dtype: DTypeLike,
+        std: float,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.gate_proj = linear(size, hidden, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
+        self.up_proj = linear(size, hidden, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
+        self.down_proj = linear(hidden, size, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def linear(
+    size: int, out: int, *, use_bias: bool, dtype: DTypeLike, std: float, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """x @ kernel [size, out] + bias, computed in `dtype`; starts normal(std) with zero bias."""
+    return nnx.Linear(
+        size,
+        out,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=nnx.initializers.normal(std),
+        dot_general=_rows_times_kernel,
+        rngs=rngs,
+    )
+
+
+def _rows_times_kernel(x: Array, kernel: Array, dimensions: Any, **_: Any) -> Array:
+    """`nnx.Linear`'s dot_general with the leading axes of `x` flattened to rows."""
+    assert dimensions == (((x.ndim - 1,), (0,)), ((), ())), dimensions
+    return _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _matmul(x: Array, kernel: Array) -> Array:
+    """x [n, d] @ kernel [d, f], whose backward pass transposes `x` for the kernel's gradient.
+
+    JAX's own rule leaves XLA the choice, and XLA on CPUs transposes the output's gradient within
+    the loop that makes it, strided over every input of that loop: half of an update's time.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return gradient @ kernel.T, x.T @ gradient
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def rotary_frequencies(size: int, theta: float) -> np.ndarray:
+    """theta ** (-2 i / size) for i in [0, size / 2), float32 as Hugging Face computes it."""
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    return (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "*b t n h"], angles: Float[Array, "*#b t half"]
+) -> Float[Array, "*b t n h"]:
+    """Rotary embedding in float32: the pair (x_i, x_{i + h/2}) turned by the i-th of `angles`."""
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

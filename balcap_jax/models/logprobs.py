@@ -1,0 +1,110 @@
+"""Token logprobs without the [all tokens, vocabulary] array.
+
+With 152K words and thousands of tokens that array is tens of gigabytes in float32. It is made chunk
+by chunk, and again chunk by chunk in the backward pass.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from balcap_jax.models.inputs import AnyArray, Prompts
+from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+
+def policy_logprobs(
+    logits: Float[Array, "*batch v"], *, temperature: float, banned_tokens: tuple[int, ...]
+) -> Float[Array, "*batch v"]:
+    """The distribution that is sampled and trained: log softmax(logits / temperature), float32.
+
+    The one definition for sampler and trainer. Banned tokens are at -inf before the softmax, so
+    the others share their probability. Top-p is no part of it: a truncated distribution gives
+    ratios that no update can recompute.
+
+    Args:
+      temperature: above 0; 0 stands for greedy decoding, whose logprobs are those of temperature 1.
+      banned_tokens: ids that have probability 0.
+    """
+    logits = logits.astype(jnp.float32) / (temperature or 1.0)
+    if banned_tokens:
+        banned = np.zeros(logits.shape[-1], bool)
+        banned[list(banned_tokens)] = True
+        logits = jnp.where(banned.reshape((1,) * (logits.ndim - 1) + (-1,)), -jnp.inf, logits)
+    return jax.nn.log_softmax(logits)
+
+
+def token_logprobs(
+    policy: Qwen2_5_VL,
+    params: dict,
+    hidden: Float[Array, "b g c d"],
+    targets: Int[AnyArray, "b g c"],
+    *,
+    temperature: float = 1.0,
+    banned_tokens: tuple[int, ...] = (),
+    chunk: int = 32,
+) -> tuple[Float[Array, "b g c"], Float[Array, "b g c"]]:
+    """Logprob of each target, and the entropy of the distribution it was drawn from, float32.
+
+    Args:
+      hidden: final-norm hidden states; `hidden[..., t, :]` predicts `targets[..., t]`.
+      chunk: positions of the completion whose logits live at one time: b * g * chunk * v floats.
+        The time axis is the one to cut, since the batch is spread over devices.
+
+    Returns:
+      logprobs and entropy; the entropy is for metrics and carries no gradient. The logprob of a
+      banned target is -inf.
+    """
+
+    @jax.checkpoint  # the backward pass makes the logits of a chunk again rather than keep them
+    def one_chunk(hidden, targets):
+        logits = policy.project(params, hidden)
+        logprobs = policy_logprobs(logits, temperature=temperature, banned_tokens=banned_tokens)
+        chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+        plogp = jnp.where(logprobs == -jnp.inf, 0.0, jnp.exp(logprobs) * logprobs)
+        return chosen, jax.lax.stop_gradient(-jnp.sum(plogp, axis=-1))
+
+    length = targets.shape[2]
+    chunk = min(chunk, length)
+    chunks = -(-length // chunk)
+    padding = chunks * chunk - length
+
+    def cut(x):  # [b g c ...] -> [chunks, b g chunk ...]
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 3))
+        return jnp.moveaxis(x.reshape(*x.shape[:2], chunks, chunk, *x.shape[3:]), 2, 0)
+
+    def join(x):
+        x = jnp.moveaxis(x, 0, 2)
+        return x.reshape(*x.shape[:2], chunks * chunk)[..., :length]
+
+    if chunks == 1:
+        return one_chunk(hidden, jnp.asarray(targets))
+    pieces = jax.lax.map(lambda piece: one_chunk(*piece), (cut(hidden), cut(jnp.asarray(targets))))
+    return jax.tree.map(join, pieces)
+
+
+def completion_logprobs(
+    policy: Qwen2_5_VL,
+    params: dict,
+    prompts: Prompts,
+    features: Float[Array, "b m d"],
+    completions: Int[AnyArray, "b g c"],
+    *,
+    temperature: float = 1.0,
+    banned_tokens: tuple[int, ...] = (),
+    chunk: int = 32,
+) -> tuple[Float[Array, "b g c"], Float[Array, "b g c"]]:
+    """Logprob and entropy of every token of the completions, the prompt shared by its group.
+
+    Positions after the end of a completion hold numbers without meaning; mask them.
+    """
+    hidden = policy.completion_hidden(params, prompts, features, completions)
+    return token_logprobs(
+        policy,
+        params,
+        hidden,
+        completions,
+        temperature=temperature,
+        banned_tokens=banned_tokens,
+        chunk=chunk,
+    )

@@ -1,0 +1,50 @@
+"""From verdicts to rewards: arrays in which NaN means that the judge gave no signal."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from balcap_jax.rewards.verdicts import Verdict
+
+
+def precision(verdict: Verdict) -> float:
+    """Utility-aware correctness: share of assertions that are verified and pointable.
+
+    A caption with no assertion has precision 0 (arXiv 2605.07394).
+    """
+    if not verdict.assertions:
+        return 0.0
+    return sum(assertion.counted for assertion in verdict.assertions) / len(verdict.assertions)
+
+
+def recall(verdict: Verdict) -> float:
+    """Reference coverage: share of reference units that the caption covers.
+
+    NaN for a reference without units: there is nothing to cover, so there is no signal.
+    """
+    return sum(verdict.covered) / len(verdict.covered) if verdict.covered else float("nan")
+
+
+def linguistic(verdict: Verdict) -> float:
+    """Linguistic quality: mean of clarity, fluency and coherency."""
+    return (verdict.clarity + verdict.fluency + verdict.coherency) / 3
+
+
+_REWARDS = {"precision": precision, "recall": recall, "linguistic": linguistic}
+
+
+def rewards_of(
+    verdicts: Sequence[Verdict | None], names: Sequence[str]
+) -> Float[np.ndarray, "n k"]:
+    """Rewards in [0, 1] of each verdict, float32, in the order of `names`.
+
+    A verdict of None (the judge failed) is NaN in every reward: no signal, never a zero.
+    """
+    return np.array(
+        [
+            [np.nan if verdict is None else _REWARDS[name](verdict) for name in names]
+            for verdict in verdicts
+        ],
+        np.float32,
+    ).reshape(len(verdicts), len(names))

@@ -1,0 +1,59 @@
+"""What every judge returns, and the protocol it follows.
+
+A judge that could not judge a caption returns None for it: no signal, never a zero.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from balcap_jax.data.examples import Example
+
+
+class Assertion(NamedTuple):
+    """One atomic statement of a caption.
+
+    Attributes:
+      text: the words of the caption it was read from.
+      verified: true of the image.
+      pointable: refers to something that can be pointed at in the image.
+    """
+
+    text: str
+    verified: bool
+    pointable: bool
+
+    @property
+    def counted(self) -> bool:
+        """Counts for utility-aware precision: verified and pointable."""
+        return self.verified and self.pointable
+
+
+class Verdict(NamedTuple):
+    """A judge's findings on one caption of one image.
+
+    Attributes:
+      assertions: every atomic statement of the caption, in order.
+      covered: one entry per reference unit of the example: does the caption cover it.
+      clarity, fluency, coherency: in [0, 1].
+    """
+
+    assertions: tuple[Assertion, ...]
+    covered: tuple[bool, ...]
+    clarity: float
+    fluency: float
+    coherency: float
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Judges many captions at once, so that a remote judge can work concurrently."""
+
+    def __call__(
+        self, examples: Sequence[Example], captions: Sequence[str]
+    ) -> list[Verdict | None]:
+        """One verdict per (example, caption) pair; None where the judge failed (no signal)."""
+        ...
+
+    def reference_units(self, example: Example) -> tuple[str, ...]:
+        """The reference units of `example` in words, in the order of `Verdict.covered`."""
+        ...

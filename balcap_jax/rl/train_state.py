@@ -1,0 +1,174 @@
+"""What training carries from step to step, the optimizer, and the step that skips bad gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from balcap_jax.errors import UserError
+from balcap_jax.sharding import param_shardings, path_name
+
+VISION = "visual"
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes; all arrays, so that it can be donated, sharded and saved.
+
+    Attributes:
+      step: updates tried, skipped ones included.
+      params: all parameters of the policy, frozen ones included.
+      opt_state: state of the optimizer, for the trainable parameters only.
+      skipped: updates skipped because a gradient was not finite.
+    """
+
+    step: Int[Array, ""]
+    params: dict
+    opt_state: Any
+    skipped: Int[Array, ""]
+
+
+def make_schedule(
+    *, learning_rate: float, warmup_steps: int = 0, total_steps: int = 0, schedule: str = "constant"
+) -> optax.Schedule:
+    """The learning rate as a function of the number of updates applied.
+
+    Linear warmup to `learning_rate` in `warmup_steps`, then constant, or down to 0 at
+    `total_steps` in a line or half a cosine. The first update of a warmup is not lost: its rate is
+    learning_rate / warmup_steps, not 0.
+    """
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule={schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}.")
+    if schedule != "constant" and total_steps <= warmup_steps:
+        raise UserError(
+            f"total_steps={total_steps} leaves nothing after warmup_steps={warmup_steps} for the "
+            f"{schedule} schedule; make it larger, or use the constant schedule."
+        )
+    decay_steps = total_steps - warmup_steps
+    if schedule == "constant":
+        after = optax.constant_schedule(learning_rate)
+    elif schedule == "linear":
+        after = optax.linear_schedule(learning_rate, 0.0, decay_steps)
+    else:
+        after = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    if warmup_steps <= 1:
+        return after
+    warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, warmup_steps - 1)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def decays(params: dict) -> dict:
+    """True where weight decay applies: everywhere but norms and biases.
+
+    By name, since stacked layers make a bias look like a matrix.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).rsplit("/", 1)[-1] not in ("scale", "bias"), params
+    )
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    warmup_steps: int = 0,
+    total_steps: int = 0,
+    schedule: str = "constant",
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    max_grad_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW (arXiv:1711.05101) after clipping by global norm, on a schedule."""
+    rate = make_schedule(
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        schedule=schedule,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm),
+        optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays),
+    )
+
+
+def split_trainable(params: dict, *, train_vision: bool) -> tuple[dict, dict]:
+    """(trainable, frozen) parameters; the vision tower is frozen unless `train_vision`."""
+    frozen = {} if train_vision else {VISION: params[VISION]}
+    return {name: tree for name, tree in params.items() if name not in frozen}, frozen
+
+
+def _new_state(
+    params: dict, optimizer: optax.GradientTransformation, *, train_vision: bool
+) -> TrainState:
+    trainable, _ = split_trainable(params, train_vision=train_vision)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(step=zero, params=params, opt_state=optimizer.init(trainable), skipped=zero)
+
+
+def state_shardings(
+    mesh: Mesh,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    train_vision: bool = False,
+) -> TrainState:
+    """The sharding of each array of the state; `params` may be `jax.eval_shape` results."""
+    state = jax.eval_shape(
+        lambda params: _new_state(params, optimizer, train_vision=train_vision), params
+    )
+    return param_shardings(mesh, state)
+
+
+def init_state(
+    mesh: Mesh,
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    *,
+    train_vision: bool = False,
+) -> TrainState:
+    """A state at step 0 on the mesh. `params` may be host arrays; they stay the caller's."""
+    shardings = state_shardings(mesh, params, optimizer, train_vision=train_vision)
+
+    def own(x, sharding):
+        # The update donates its state, and the caller may keep `params` as the frozen reference.
+        # may_alias=False is not enough: of a replicated array the shard on the old device aliases.
+        x = jnp.copy(x) if isinstance(x, jax.Array) else x
+        return jax.device_put(x, sharding, may_alias=False)
+
+    params = jax.tree.map(own, params, shardings.params)
+    trainable, _ = split_trainable(params, train_vision=train_vision)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
+    step, skipped = jax.device_put((jnp.int32(0), jnp.int32(0)), shardings.step)
+    return TrainState(step=step, params=params, opt_state=opt_state, skipped=skipped)
+
+
+def apply_gradients(
+    state: TrainState, optimizer: optax.GradientTransformation, gradients: dict
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One optimizer step, and the norm of the gradients before clipping.
+
+    Gradients that are not finite change nothing but the counts: one inf would stay in the moments
+    of Adam for good.
+
+    Args:
+      gradients: of the trainable parameters; the names in it say which those are.
+    """
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm)
+    trainable = {name: state.params[name] for name in gradients}
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
+    stepped = optax.apply_updates(trainable, updates)
+
+    def keep(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    return TrainState(
+        step=state.step + 1,
+        params={**state.params, **keep(stepped, trainable)},
+        opt_state=keep(opt_state, state.opt_state),
+        skipped=state.skipped + jnp.where(finite, 0, 1),
+    ), norm

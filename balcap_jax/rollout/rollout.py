@@ -1,0 +1,118 @@
+"""Examples in, sampled captions out: the host's side of the rollout."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
+
+from balcap_jax.data.examples import Example
+from balcap_jax.data.processing import Processor
+from balcap_jax.models.inputs import Prompts
+from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
+from balcap_jax.sharding import batch_shards, replicated, shard_batch
+
+
+class Generation(NamedTuple):
+    """A rollout on the device with what the update needs of its inputs.
+
+    Attributes:
+      prompts: the batch, spread over the mesh.
+      features: the images, encoded once for rollout and update.
+      rollout: the sampled captions.
+    """
+
+    prompts: Prompts
+    features: Float[Array, "b m d"]
+    rollout: Rollout
+
+
+class Captioner:
+    """Samples captions with fixed settings, so that each bucket of shapes is compiled once."""
+
+    def __init__(
+        self,
+        policy: Qwen2_5_VL,
+        processor: Processor,
+        mesh: Mesh,
+        *,
+        group_size: int,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ):
+        self.processor = processor
+        self.mesh = mesh
+        self._encode = jax.jit(policy.encode_images)
+        self._keys = jax.jit(partial(caption_keys, group_size=group_size))
+        self._sample = partial(
+            sample,
+            policy,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            banned_tokens=policy.config.banned_tokens,
+            stop_tokens=processor.stop_tokens,
+            pad_token_id=processor.pad_token_id,
+        )
+
+    def generate(
+        self,
+        params: dict,
+        examples: Sequence[Example],
+        key: Key[Array, ""],
+        *,
+        images: Sequence[int] | None = None,
+    ) -> Generation:
+        """Starts a rollout and returns without waiting for it.
+
+        Args:
+          key: key of the rollout, e.g. fold_in(run_key, step).
+          images: a number per example for its key (see `caption_keys`); default: its place.
+
+        Raises:
+          UserError: the number of examples does not divide by the data shards of the mesh.
+        """
+        numbers = np.arange(len(examples)) if images is None else np.asarray(images)
+        prompts = shard_batch(self.mesh, self.processor.prompts(examples))
+        with jax.set_mesh(self.mesh):
+            keys = self._keys(
+                jax.device_put(key, replicated(self.mesh)),
+                shard_batch(self.mesh, numbers.astype(np.int32)),
+            )
+            features = self._encode(params, prompts.images)
+            rollout = self._sample(params, prompts, features, keys)
+        return Generation(prompts, features, rollout)
+
+    def texts(self, rollout: Rollout) -> list[list[str]]:
+        """The captions of each image in words; waits for the rollout."""
+        tokens = jax.device_get(rollout.tokens)
+        B, G, C = tokens.shape
+        texts = self.processor.decode(tokens.reshape(B * G, C))
+        return [texts[b * G : (b + 1) * G] for b in range(B)]
+
+    def captions(
+        self,
+        params: dict,
+        examples: Sequence[Example],
+        key: Key[Array, ""],
+        *,
+        batch_size: int,
+    ) -> Iterator[list[str]]:
+        """The captions of each example, in order, however many examples there are.
+
+        The last batch is filled up with copies of its last example: one shape, one compilation. An
+        example's captions do not depend on `batch_size`, which is rounded up to fill the mesh.
+        """
+        shards = batch_shards(self.mesh)
+        batch_size = -(-batch_size // shards) * shards
+        for start in range(0, len(examples), batch_size):
+            batch = [examples[i] for i in range(start, min(start + batch_size, len(examples)))]
+            filled = batch + [batch[-1]] * (batch_size - len(batch))
+            numbers = range(start, start + batch_size)
+            generation = self.generate(params, filled, key, images=numbers)
+            yield from self.texts(generation.rollout)[: len(batch)]

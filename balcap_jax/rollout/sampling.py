@@ -1,0 +1,180 @@
+"""Sampling: prefill and decode loop in one jitted program, G captions from one prefill."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from balcap_jax.models.inputs import AnyArray, Prompts
+from balcap_jax.models.logprobs import policy_logprobs
+from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.sharding import constrain_batch
+
+
+class Rollout(NamedTuple):
+    """Sampled captions of one batch.
+
+    Attributes:
+      tokens: sampled tokens, the stop token included, the pad token after the end.
+      mask: True where a token was sampled. Not `tokens != pad`: pad may be a stop token.
+      logprobs: logprob of each sampled token under `policy_logprobs`, 0 outside the mask.
+      ended: the caption reached a stop token; False means truncated at the last slot.
+    """
+
+    tokens: Int[Array, "b g c"]
+    mask: Bool[Array, "b g c"]
+    logprobs: Float[Array, "b g c"]
+    ended: Bool[Array, "b g"]
+
+
+class _Loop(NamedTuple):
+    """The carry of the decode loop."""
+
+    step: Int[Array, ""]
+    token: Int[Array, "b g"]  # the input of this step
+    cache: tuple
+    rollout: Rollout
+
+
+def caption_keys(
+    key: Key[Array, ""], images: Int[AnyArray, " b"], *, group_size: int
+) -> Key[Array, "b g"]:
+    """One key per caption: fold_in(fold_in(key, image), place in the group).
+
+    Args:
+      key: key of the rollout, e.g. fold_in(run_key, step).
+      images: a number for each image. Numbers that name the image (its place in the data set, not
+        in the batch) make its captions independent of how the data set is cut to batches.
+    """
+
+    def keys_of(image):
+        image_key = jax.random.fold_in(key, image)
+        return jax.vmap(partial(jax.random.fold_in, image_key))(jnp.arange(group_size))
+
+    return jax.vmap(keys_of)(jnp.asarray(images))
+
+
+def nucleus(logprobs: Float[Array, "*batch v"], *, top_p: float) -> Float[Array, "*batch v"]:
+    """The smallest set of likeliest tokens whose probabilities reach `top_p`; -inf elsewhere.
+
+    The token that crosses `top_p` is kept, so the set is never empty; tokens as likely as the last
+    one kept are kept too. Not renormalised: Gumbel-max does not care. Holtzman et al.,
+    arXiv:1904.09751.
+    """
+    ordered = jnp.sort(logprobs, axis=-1, descending=True)
+    probabilities = jnp.exp(ordered)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    # before[0] is 0 exactly; the later ones may round to below top_p = 1 only, which keeps all.
+    last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logprobs >= last, logprobs, -jnp.inf)
+
+
+def draw(
+    logprobs: Float[Array, "b g v"],
+    keys: Key[Array, "b g"],
+    *,
+    temperature: float,
+    top_p: float,
+) -> Int[Array, "b g"]:
+    """One token per caption by Gumbel-max, each from its own key; at temperature 0 the
+    likeliest.
+    """
+    if temperature == 0:
+        return jnp.argmax(logprobs, axis=-1)
+    if top_p < 1:
+        logprobs = nucleus(logprobs, top_p=top_p)
+    gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logprobs.shape[-1:])))
+    return jnp.argmax(logprobs + gumbel(keys), axis=-1)
+
+
+@partial(
+    jax.jit,
+    static_argnames=(
+        "policy",
+        "max_new_tokens",
+        "temperature",
+        "top_p",
+        "banned_tokens",
+        "stop_tokens",
+        "pad_token_id",
+    ),
+)
+def sample(
+    policy: Qwen2_5_VL,
+    params: dict,
+    prompts: Prompts,
+    features: Float[AnyArray, "b m d"],
+    keys: Key[Array, "b g"],
+    *,
+    max_new_tokens: int,
+    stop_tokens: tuple[int, ...],
+    pad_token_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    banned_tokens: tuple[int, ...] = (),
+) -> Rollout:
+    """G captions for each of B images; G is the width of `keys`.
+
+    A caption depends on its key, its prompt and the parameters, on nothing else in the batch: step
+    t draws with fold_in(key, t). The loop leaves as soon as every caption has ended.
+
+    The logprobs are log softmax(logits / temperature) with banned tokens at -inf, *before* top-p
+    cuts the tail: exactly what the update computes again. At temperature 0 they are those of
+    temperature 1.
+    """
+    B, G = keys.shape
+    # Once, before the loop: a slice of the stacked weights inside it would be a copy every step.
+    layers = policy.unstack(params)
+    prompt_cache = policy.prefill(params, prompts, features)
+
+    def unfinished(loop: _Loop):
+        return (loop.step < max_new_tokens) & ~jnp.all(loop.rollout.ended)
+
+    def decode(loop: _Loop) -> _Loop:
+        step, token, cache, rollout = loop
+        hidden, cache = policy.decode_step(
+            layers,
+            prompt_cache,
+            prompts.mask,
+            cache,
+            token,
+            jnp.broadcast_to(prompts.last_position[:, None] + step, (B, G)),
+            step,
+        )
+        logprobs = policy_logprobs(
+            policy.project(params, hidden), temperature=temperature, banned_tokens=banned_tokens
+        )
+        step_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
+        token = draw(logprobs, step_keys, temperature=temperature, top_p=top_p)
+        logprob = jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+
+        running = ~rollout.ended
+        token = jnp.where(running, token, pad_token_id).astype(jnp.int32)
+
+        def write(buffer, value):
+            return jax.lax.dynamic_update_index_in_dim(buffer, value, step, axis=2)
+
+        stopped = jnp.any(token[..., None] == jnp.asarray(stop_tokens)[None, None], axis=-1)
+        rollout = Rollout(
+            tokens=write(rollout.tokens, token),
+            mask=write(rollout.mask, running),
+            logprobs=write(rollout.logprobs, jnp.where(running, logprob, 0.0)),
+            ended=rollout.ended | stopped,
+        )
+        return _Loop(step + 1, token, cache, rollout)
+
+    shape = (B, G, max_new_tokens)
+    nothing = Rollout(
+        tokens=jnp.full(shape, pad_token_id, jnp.int32),
+        mask=jnp.zeros(shape, bool),
+        logprobs=jnp.zeros(shape, jnp.float32),
+        ended=jnp.zeros((B, G), bool),
+    )
+    start = jnp.broadcast_to(prompts.last_token[:, None], (B, G)).astype(jnp.int32)
+    cache = policy.init_cache(B, G, max_new_tokens)
+    # Arrays made of constants have no sharding of their own to start the loop with.
+    cache, nothing = constrain_batch((cache, nothing))
+    loop = _Loop(jnp.zeros((), jnp.int32), start, cache, nothing)
+    return jax.lax.while_loop(unfinished, decode, loop).rollout

@@ -1,0 +1,155 @@
+"""Where arrays live: the mesh, and one table from parameter path to PartitionSpec.
+
+One device is a 1 x 1 x 1 mesh and runs the same code as a pod. Axes: `data` holds copies of the
+parameters, `fsdp` splits the batch and the parameters, `tensor` splits heads, MLP and vocabulary.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from balcap_jax.errors import UserError
+
+BATCH_AXES = ("data", "fsdp")
+
+# Path of a parameter -> its PartitionSpec. A path must match exactly one pattern, to its end; paths
+# of optimizer moments end in the path of their parameter. The first axis of "layers" and "blocks"
+# is the stack of layers, which the scan cuts: never sharded.
+RULES: tuple[tuple[str, P], ...] = (
+    # Into heads and MLP by column, out of them by row: one sum over `tensor` per pair.
+    (r"layers/(self_attn|mlp)/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/(self_attn|mlp)/(q|k|v|gate|up)_proj/bias", P(None, "tensor")),
+    (r"layers/(self_attn|mlp)/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/(input|post_attention)_layernorm/scale", P()),
+    (r"language_model/norm/scale", P()),
+    (r"embed_tokens/embedding", P("tensor", "fsdp")),
+    (r"lm_head/kernel", P("fsdp", "tensor")),
+    # q, k and v of the vision tower are one matrix; a cut by columns would not respect its parts.
+    (r"blocks/attn/qkv/kernel", P(None, "fsdp", None)),
+    (r"blocks/attn/proj/kernel", P(None, None, "fsdp")),
+    (r"blocks/mlp/(gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"blocks/mlp/(gate|up)_proj/bias", P(None, "tensor")),
+    (r"blocks/mlp/down_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"blocks/(attn/qkv|attn/proj|mlp/down_proj)/bias", P()),
+    (r"blocks/norm[12]/scale", P()),
+    (r"visual/patch_embed/proj/kernel", P(None, "fsdp")),
+    (r"merger/mlp/0/kernel", P("fsdp", "tensor")),
+    (r"merger/mlp/0/bias", P("tensor")),
+    (r"merger/mlp/2/kernel", P("tensor", "fsdp")),
+    (r"merger/(mlp/2/bias|ln_q/scale)", P()),
+)
+
+
+def make_mesh(
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh with axes data, fsdp, tensor over `devices` (default: all).
+
+    Args:
+      data, fsdp, tensor: sizes; one of them may be -1 and takes the rest of the devices.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    asked = (data, fsdp, tensor)
+    known = math.prod(size for size in asked if size != -1)
+    rest = count // known if known > 0 else 0
+    sizes = tuple(rest if size == -1 else size for size in asked)
+    if min(sizes) < 1 or math.prod(sizes) != count:
+        raise UserError(
+            f"The mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit the number of "
+            f"devices, {count}; choose sizes whose product is {count}, one of them may be -1 for "
+            "the rest."
+        )
+    # Auto: XLA propagates shardings from the arguments. The default of jax.make_mesh is Explicit.
+    return jax.make_mesh(
+        sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """In how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def path_name(path: tuple) -> str:
+    """`language_model/layers/mlp/up_proj/kernel` from the key path of a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matching_rules(name: str) -> list[P]:
+    """The specs of all rules that match the path `name`; one, if the table is right."""
+    return [spec for pattern, spec in RULES if re.search(rf"(^|/){pattern}$", name)]
+
+
+def param_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The NamedSharding of each leaf of parameters or of a state that holds parameters.
+
+    Args:
+      tree: arrays or `jax.eval_shape` results. Scalars (steps, counts) are replicated.
+
+    Returns:
+      The tree with a NamedSharding in place of each leaf. A dimension that its mesh axis does not
+      divide is replicated.
+    """
+
+    def sharding(path, leaf) -> NamedSharding:
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, P())
+        name = path_name(path)
+        rules = matching_rules(name)
+        assert len(rules) == 1, f"{name} matches {len(rules)} rules of sharding.RULES"
+        assert len(rules[0]) <= leaf.ndim, f"{name} {leaf.shape} has no room for {rules[0]}"
+        fitting = [
+            axis if axis is None or size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(rules[0], leaf.shape, strict=False)
+        ]
+        return NamedSharding(mesh, P(*fitting))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds."""
+    return NamedSharding(mesh, P())
+
+
+def shard_batch(mesh: Mesh, tree: Any) -> Any:
+    """Puts arrays on the mesh, their first axis split over the batch axes.
+
+    Raises:
+      UserError: the batch does not divide by the number of shards.
+    """
+    shards = batch_shards(mesh)
+
+    def put(x):
+        if x.shape[0] % shards:
+            raise UserError(
+                f"A batch of {x.shape[0]} prompts cannot be split over {shards} data shards; "
+                f"make it a multiple of {shards}, or use fewer devices."
+            )
+        return jax.device_put(x, NamedSharding(mesh, P(BATCH_AXES)))
+
+    return jax.tree.map(put, tree)
+
+
+def constrain_batch(tree: Any, *, axis: int = 0) -> Any:
+    """Inside jit: the arrays with `axis` split over the batch axes of the mesh in context.
+
+    The mesh is the one of `jax.set_mesh`; without one nothing is asked for.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    spec = P(*[None] * axis, BATCH_AXES)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)

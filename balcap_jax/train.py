@@ -1,0 +1,346 @@
+"""Reinforcement learning of a captioner: rollout, judge, advantages, update, again.
+
+A run's folder holds everything it made; `--resume` goes on from its last checkpoint as if it had
+never stopped.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from balcap_jax import experience
+from balcap_jax.checkpoint import Checkpoints
+from balcap_jax.config import TrainConfig
+from balcap_jax.data.processing import Processor
+from balcap_jax.data.sources import open_sources
+from balcap_jax.errors import UserError
+from balcap_jax.evaluate import evaluate, write_evaluation
+from balcap_jax.metrics import MetricsLog, SampleLog, Stopwatch, peak_memory_mb
+from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
+from balcap_jax.policies import POLICY, policy_folder
+from balcap_jax.progress import training_progress
+from balcap_jax.report import report, summary_table
+from balcap_jax.rewards.scene_judge import SceneJudge
+from balcap_jax.rl.train_state import init_state, make_optimizer
+from balcap_jax.rl.update import Batch, make_reference_logprobs, make_update
+from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.runs import RunLock, run_folder, write_json_atomic
+from balcap_jax.settings import to_dict
+from balcap_jax.sharding import make_mesh, shard_batch
+
+SUMMARY = "summary.json"
+SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
+
+
+def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
+    """Trains by `config` in OUT/NAME, or goes on with the run in `resume`.
+
+    Ends early, with everything saved, on SIGTERM.
+
+    Returns:
+      The run's folder.
+
+    Raises:
+      UserError: a mistake in settings or data, a full disk, or a judge that gives too little
+      signal.
+    """
+    run = run_folder(config.out, config.name) if resume is None else resume
+    with RunLock(run), _stop_on_sigterm() as stop:
+        write_json_atomic(run / "config.json", to_dict(config))
+        trainer = Trainer(config, run)
+        trainer.restore()
+        trainer.evaluate_once("before")
+        trainer.loop(stop)
+        if trainer.step < config.steps:
+            print(f"stopped at step {trainer.step} of {config.steps}, all saved; go on with:")
+            print(f"  balcap train --resume {run}")
+            return run
+        trainer.evaluate_once("after")
+        trainer.finish()
+    return run
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[list[int]]:
+    """Yields a list that is no longer empty once SIGTERM has come."""
+    caught: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    except ValueError:  # not the main thread: the caller's signals are the caller's
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Trainer:
+    """Everything a run holds on to, and its parts as named calls."""
+
+    def __init__(self, config: TrainConfig, run: Path):
+        self.config, self.run = config, run
+        self.started = time.perf_counter()
+        self.mesh = make_mesh(
+            data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+        )
+        self.source, heldout = open_sources(config.data, seed=config.seed)
+        self.heldout = [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
+        self.judge = SceneJudge()
+        self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
+        self.folder = policy_folder(config.model.path)
+        self.processor = Processor.load(self.folder)
+        self.policy, params = load_pretrained(self.folder, dtype=config.model.dtype)
+        if config.model.remat:
+            self.policy = dataclasses.replace(self.policy, remat=True)
+        self._make_functions()
+        self.state = init_state(
+            self.mesh, params, self.optimizer, train_vision=config.model.train_vision
+        )
+        self.reference_params = params if config.rl.kl_coef else None
+        self.step = 0
+        self.seconds = 0.0  # of earlier starts of this run
+        self.summary: dict[str, Any] = {}
+        self.checkpoints = Checkpoints(
+            run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
+        )
+        self.metrics, self.samples, self.watch = MetricsLog(run), SampleLog(run), Stopwatch()
+
+    def _make_functions(self) -> None:
+        """The compiled programs and the optimizer."""
+        config = self.config
+        sampling = {
+            "max_new_tokens": config.rollout.max_new_tokens,
+            "temperature": config.rollout.temperature,
+        }
+        self.captioner = Captioner(
+            self.policy,
+            self.processor,
+            self.mesh,
+            group_size=config.rollout.group_size,
+            top_p=config.rollout.top_p,
+            **sampling,
+        )
+        self.tester = Captioner(
+            self.policy,
+            self.processor,
+            self.mesh,
+            group_size=1,
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=config.evaluation.temperature,
+        )
+        self.optimizer = make_optimizer(
+            learning_rate=config.optim.learning_rate,
+            warmup_steps=config.optim.warmup_steps,
+            total_steps=config.steps * config.rl.updates_per_rollout,
+            schedule=config.optim.schedule,
+            weight_decay=config.optim.weight_decay,
+            b1=config.optim.b1,
+            b2=config.optim.b2,
+            max_grad_norm=config.optim.max_grad_norm,
+        )
+        shared = {
+            "temperature": config.rollout.temperature,
+            "banned_tokens": self.policy.config.banned_tokens,
+            "micro_batches": config.rl.micro_batches,
+        }
+        self.update = make_update(
+            self.policy,
+            self.optimizer,
+            self.mesh,
+            clip_low=config.rl.clip_low,
+            clip_high=config.rl.clip_high,
+            loss_normaliser=config.rl.loss_normaliser,
+            kl_coef=config.rl.kl_coef,
+            train_vision=config.model.train_vision,
+            **shared,
+        )
+        self.reference_logprobs = make_reference_logprobs(self.policy, self.mesh, **shared)
+
+    # ---- the parts of a run
+
+    def restore(self) -> None:
+        """Goes back to the last checkpoint; a run that was killed before its first starts anew."""
+        if self.checkpoints.latest_step() is not None:
+            self.state, extra = self.checkpoints.restore(self.state)
+            self.step, self.summary = extra["step"], extra["summary"]
+            self.seconds = extra["seconds"]
+        self.metrics.truncate_to(self.step)
+        self.samples.truncate_to(self.step)
+
+    def loop(self, stop: list[int]) -> None:
+        """Steps until the last one or until `stop` is filled; saved at the end in any case."""
+        config = self.config
+        with training_progress("train", config.steps, done=self.step) as advance:
+            while self.step < config.steps and not stop:
+                row, judged = self.train_step()
+                self.step += 1
+                if config.evaluation.every and self.step % config.evaluation.every == 0:
+                    row |= self.evaluate_in_between()
+                if self.step % config.log_every == 0:
+                    self.metrics.log(self.step, row)
+                if self.step % config.sample_every == 0:
+                    rows = experience.sample_rows(
+                        judged, self.judge, config.reward, images=SAMPLED_IMAGES
+                    )
+                    self.samples.log(self.step, rows)
+                self._check_signal(row)
+                if self.step % config.checkpoint.every == 0:
+                    self.save(row)
+                advance(self.step, _note(row))
+        if self.step:
+            self.save(row=None)
+            self.checkpoints.wait()
+
+    def train_step(self) -> tuple[dict[str, Any], experience.Judged]:
+        """One rollout and its updates."""
+        config, watch = self.config, self.watch
+        key = jax.random.fold_in(jax.random.key(config.seed), self.step)
+        with watch.stage("data"):
+            examples = experience.pick(
+                self.source, step=self.step, count=config.prompts_per_step, seed=config.seed
+            )
+        with watch.stage("rollout"):
+            generation = self.captioner.generate(self.state.params, examples, key)
+            rollout = generation.rollout
+            captions = self.captioner.texts(rollout)
+            mask, ended = jax.device_get((rollout.mask, rollout.ended))
+        with watch.stage("judge"):
+            judged = experience.judge_captions(
+                self.judge,
+                examples,
+                captions,
+                token_counts=mask.sum(axis=-1),
+                reference_tokens=self._reference_tokens(examples),
+                reward=config.reward,
+            )
+        with watch.stage("update"):
+            advantages = experience.advantages_of(judged, rollout, config.reward, config.rl)
+            batch = Batch(
+                prompts=generation.prompts,
+                tokens=rollout.tokens,
+                mask=rollout.mask,
+                old_logprobs=rollout.logprobs,
+                advantages=shard_batch(self.mesh, advantages),
+                valid=shard_batch(self.mesh, judged.valid),
+                features=None if config.model.train_vision else generation.features,
+            )
+            if self.reference_params is not None:
+                logprobs = self.reference_logprobs(self.reference_params, batch)
+                batch = batch._replace(reference_logprobs=logprobs)
+            update_metrics = self._updates(batch)
+        row = experience.rollout_metrics(
+            judged, ended, np.asarray(jax.device_get(advantages)), config.reward
+        )
+        row |= {name: value.item() for name, value in update_metrics.items()}
+        row |= watch.lap(tokens=int(mask.sum())) | {"peak_memory_mb": peak_memory_mb()}
+        return row, judged
+
+    def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
+        """The optimizer steps on one rollout; metrics are of the last one."""
+        metrics: dict[str, Any] = {}
+        with jax.transfer_guard("disallow"):  # nothing may go through the host inside a step
+            for _ in range(self.config.rl.updates_per_rollout):
+                self.state, metrics = self.update(self.state, batch)
+        return jax.device_get(metrics)
+
+    def _reference_tokens(self, examples: list) -> np.ndarray:
+        if self.config.reward.length_unit == "words":
+            return np.zeros(len(examples))
+        tokenizer = self.processor.tokenizer
+        return np.array([len(tokenizer(e.reference)["input_ids"]) for e in examples])
+
+    def _check_signal(self, row: dict[str, Any]) -> None:
+        """Stops a run that the judge has left, its state saved."""
+        limit = self.config.reward.max_no_signal_share
+        if row["no_signal"] > limit:
+            self.save(row)
+            self.checkpoints.wait()
+            raise UserError(
+                f"the judge gave no signal for {row['no_signal']:.0%} of the captions of step "
+                f"{self.step}, above reward.max_no_signal_share={limit}; the run is saved: "
+                f"mend the judge, then `balcap train --resume {self.run}`."
+            )
+
+    def save(self, row: dict[str, Any] | None) -> None:
+        """A checkpoint of this step, with what a resumed run needs beside the state."""
+        metric = None if row is None else b_capscore_of(row)
+        extra = {
+            "step": self.step,
+            "summary": self.summary,
+            "seconds": self.seconds + time.perf_counter() - self.started,
+        }
+        self.checkpoints.save(self.step, self.state, extra, metric=metric)
+
+    # ---- held-out images
+
+    def _evaluate(self) -> tuple[dict[str, Any], list[dict]]:
+        return evaluate(
+            self.tester,
+            self.state.params,
+            self.judge,
+            self.heldout,
+            batch_size=self.config.evaluation.batch_size,
+            seed=self.config.seed,
+        )
+
+    def evaluate_once(self, when: str) -> None:
+        """Fills `summary[when]` unless an earlier start of this run has done so."""
+        if when in self.summary:
+            return
+        self.summary[when], rows = self._evaluate()
+        write_evaluation(self.run, when, rows, self.heldout)
+        self.watch.lap(tokens=0)
+
+    def evaluate_in_between(self) -> dict[str, float]:
+        """The held-out scores after this step, for its row of metrics."""
+        scores, rows = self._evaluate()
+        write_evaluation(self.run, f"step_{self.step:06d}", rows, self.heldout)
+        return {f"heldout/{name}": value for name, value in scores.items()}
+
+    def finish(self) -> None:
+        """The trained policy, summary.json, the pictures, and the table on the screen."""
+        save_pretrained(
+            self.run / POLICY, self.policy, jax.device_get(self.state.params), source=self.folder
+        )
+        self.summary |= {
+            "seconds": round(self.seconds + time.perf_counter() - self.started, 1),
+            "steps": self.step,
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "skipped_updates": int(jax.device_get(self.state.skipped)),
+        }
+        write_json_atomic(self.run / SUMMARY, self.summary)
+        self.metrics.close()
+        self.samples.close()
+        self.checkpoints.close()
+        made = report(self.run, band=(self.config.reward.tau_l, self.config.reward.tau_u))
+        screen = Console()
+        screen.print(summary_table(self.summary))
+        for path in (*made, self.run / SUMMARY, self.run / POLICY):
+            screen.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def b_capscore_of(row: dict[str, Any]) -> float:
+    """Harmonic mean, times 100, of the mean rewards of a step: what the best checkpoint is best
+    in.
+    """
+    means = np.array(
+        [row[name] for name in row if name.startswith("reward/") and name.endswith("/mean")]
+    )
+    if not means.size or not (means > 0).all():  # NaN, too, is not above 0
+        return 0.0
+    return float(100.0 * len(means) / (1.0 / means).sum())
+
+
+def _note(row: dict[str, Any]) -> str:
+    return (
+        f"b-CapScore {b_capscore_of(row):.1f}, {row['words']:.0f} words, rho {row['rho/mean']:.2f}"
+    )

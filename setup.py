@@ -1,0 +1,56 @@
+"""Installs balcap_jax; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = [
+    "pytest>=8.0",
+    "beartype>=0.20",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
+    "ruff>=0.9",
+]
+
+setup(
+    name="balcap_jax",
+    version="0.1.0",
+    description="Balanced RL for image-captioning multimodal LLMs in JAX (BalCapRL)",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["balcap_jax", "balcap_jax.*"]),
+    package_data={"balcap_jax": ["assets/**/*"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "transformers>=5.0",
+        "jinja2>=3.1",  # chat templates; transformers does not ask for it itself
+        "tensorflow-datasets>=4.9",
+        "numpy>=2.0",
+        "einops>=0.8",
+        "tyro>=1.0",
+        # Shapes in annotations; they are checked in tests only.
+        "jaxtyping>=0.3",
+        "pillow>=11.0",
+        "rich>=13.0",
+        "matplotlib>=3.9",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "test": [
+            *TEST,
+            # Pinned: the Hugging Face parity tests compare against this build, and an open
+            # range makes pip take the newest one with several GB of CUDA libraries.
+            "torch==2.13.0",
+            "trl>=1.0",
+        ],
+        # Where torch is not wanted: the parity tests then skip with a reason.
+        "test-without-torch": TEST,
+    },
+    entry_points={"console_scripts": ["balcap = balcap_jax.cli:main"]},
+)

@@ -1,0 +1,158 @@
+"""From captions to advantages on the host's side."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from balcap_jax import experience
+from balcap_jax.config import RewardConfig, RLConfig
+from balcap_jax.data.examples import Example
+from balcap_jax.data.scenes import SceneSource
+from balcap_jax.experience import advantages_of, judge_captions, pick, sample_rows
+from balcap_jax.rewards.scene_judge import SceneJudge
+from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
+from balcap_jax.rollout.sampling import Rollout
+
+JUDGE = SceneJudge()
+SOURCE = SceneSource("train", 4)
+
+
+def judged(config=None, captions=None, judge=JUDGE):
+    examples = [SOURCE[0], SOURCE[1]]
+    if captions is None:
+        # The reference, its first sentence, and the reference three times over.
+        captions = [
+            [e.reference, e.reference.split(".")[0] + ".", " ".join([e.reference] * 3)]
+            for e in examples
+        ]
+    counts = np.array([[len(c.split()) * 2 for c in texts] for texts in captions])
+    reference_tokens = np.array([len(e.reference.split()) * 2 for e in examples])
+    return judge_captions(
+        judge, examples, captions, counts, reference_tokens, config or RewardConfig()
+    )
+
+
+def test_mask_acts_on_the_linguistic_reward_alone_and_before_normalisation():
+    found = judged()
+    np.testing.assert_array_equal(found.rewards[..., 0], found.kept[..., 0])
+    np.testing.assert_array_equal(found.rewards[..., 1], found.kept[..., 1])
+    # References are perfect; a single sentence is shorter than half, three times over is longer
+    # than 2.
+    np.testing.assert_array_equal(found.rewards[:, 0], 1.0)
+    np.testing.assert_array_equal(found.kept[:, 0], 1.0)
+    assert (found.rewards[:, 1, 2] > 0.9).all()
+    np.testing.assert_array_equal(found.kept[:, 1:, 2], 0.0)
+
+
+def test_mask_can_drop_instead():
+    found = judged(RewardConfig(mask_mode="drop"))
+    assert np.isnan(found.kept[:, 1:, 2]).all()
+    assert found.valid.all()  # precision and recall still speak
+
+
+def test_lengths_in_tokens_give_the_same_rho_here():
+    # Twice as many tokens as words on both sides.
+    words, tokens = judged(), judged(RewardConfig(length_unit="tokens"))
+    np.testing.assert_array_equal(tokens.lengths, 2 * words.lengths)
+    np.testing.assert_array_equal(tokens.kept, words.kept)
+    np.testing.assert_array_equal(tokens.words, words.words)
+
+
+def test_length_control_none_changes_nothing():
+    found = judged(RewardConfig(length_control="none"))
+    np.testing.assert_array_equal(found.rewards, found.kept)
+
+
+class Silent(SceneJudge):
+    """Fails on every second caption."""
+
+    def __call__(self, examples, captions):
+        verdicts = super().__call__(examples, captions)
+        return [None if i % 2 else verdict for i, verdict in enumerate(verdicts)]
+
+
+def test_a_failed_judge_is_nan_even_where_the_mask_would_write_a_zero():
+    found = judged(judge=Silent())
+    lost = np.array([[False, True, False], [True, False, True]])
+    np.testing.assert_array_equal(np.isnan(found.kept).all(axis=-1), lost)
+    np.testing.assert_array_equal(found.valid, ~lost)
+    advantages = advantages_of(found, rollout(), RewardConfig(), RLConfig())
+    assert (np.asarray(advantages)[lost] == 0).all()
+    rows = sample_rows(found, JUDGE, RewardConfig(), images=2)
+    assert [row["verdict"] is None for row in rows] == lost.reshape(-1).tolist()
+
+
+def rollout():
+    ones = np.ones((2, 3, 5))
+    return Rollout(ones.astype(np.int32), ones.astype(bool), ones * -1.0, np.ones((2, 3), bool))
+
+
+def test_settings_choose_the_advantage():
+    found = judged()
+    reward = RewardConfig(weights=(1.0, 2.0, 0.5))
+    np.testing.assert_allclose(
+        advantages_of(found, rollout(), reward, RLConfig(whiten=False, ddof=0)),
+        gdpo_advantages(found.kept, weights=np.array([1, 2, 0.5]), whiten=False, ddof=0),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        advantages_of(found, rollout(), reward, RLConfig(advantage="grpo", grpo_scale="batch")),
+        grpo_advantages(found.kept, weights=np.array([1, 2, 0.5]), scale="batch"),
+        rtol=1e-6,
+    )
+    gdpo = np.asarray(advantages_of(found, rollout(), reward, RLConfig()))
+    for preset in ("trl", "nvlabs", "verl", "nemo", "swift"):
+        other = np.asarray(advantages_of(found, rollout(), reward, RLConfig(advantage=preset)))
+        # One rollout, five conventions: the order of the captions is the same in all of them.
+        np.testing.assert_array_equal(other.argmax(axis=1), gdpo.argmax(axis=1))
+
+
+PIXEL = Image.new("RGB", (8, 8))
+
+
+class Numbers:
+    """A source of examples with the ids 0 .. size - 1."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return Example(str(index), PIXEL, "", "")
+
+
+def picked(size, **arguments):
+    return [int(example.id) for example in pick(Numbers(size), **arguments)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_each_example_once_per_epoch_in_an_order_of_its_own(count):
+    drawn = [i for step in range(30) for i in picked(10, step=step, count=count, seed=0)]
+    epochs = [drawn[i : i + 10] for i in range(0, len(drawn) - 9, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    # A function of step alone: a resumed run sees the same images.
+    assert picked(10, step=7, count=count, seed=0) == drawn[7 * count : 8 * count]
+    assert [picked(10, step=s, count=count, seed=1) for s in range(4)] != [
+        picked(10, step=s, count=count, seed=0) for s in range(4)
+    ]
+
+
+def test_an_endless_source_never_repeats():
+    drawn = [i for step in range(20) for i in picked(10**9, step=step, count=7, seed=3)]
+    assert drawn == list(range(140))
+
+
+def test_rollout_metrics_count_what_they_say():
+    found = judged(judge=Silent())
+    row = experience.rollout_metrics(
+        found, np.array([[True, True, False], [True, True, True]]), np.ones((2, 3)), RewardConfig()
+    )
+    assert row["no_signal"] == pytest.approx(0.5)
+    assert row["truncated"] == pytest.approx(1 / 6)
+    assert row["reward/linguistic/no_signal"] == pytest.approx(0.5)
+    # Judged: reference and thrice of image 0, sentence of image 1; the last two are out of range.
+    assert row["reward/linguistic/masked"] == pytest.approx(2 / 3)
+    assert row["advantage/rms"] == pytest.approx(1.0)
