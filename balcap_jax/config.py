@@ -287,6 +287,7 @@ class SFTConfig(Settings):
     # A policy from scratch: steps in which its vision tower learns to name what each image token
     # shows, before the others.
     vision_steps: int = 0
+    vision_batch_size: int = 4  # Images per step of these.
     # The first steps are on scenes of one cluster with faultless captions: what objects look like
     # is learned much faster where there is one of them.
     easy_steps: int = 0
@@ -320,8 +321,8 @@ class SFTConfig(Settings):
             f"has no effect on the file {self.data.path}",
             "leave it at 0.",
         )
-        self._at_least(1, "batch_size", "captions_per_image", "max_new_tokens")
-        self._at_least(1, "log_every", "save_every")
+        self._at_least(1, "vision_batch_size", "batch_size", "captions_per_image")
+        self._at_least(1, "max_new_tokens", "log_every", "save_every")
 
 
 @dataclass(frozen=True)

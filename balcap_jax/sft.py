@@ -43,6 +43,7 @@ from balcap_jax.sharding import make_mesh, shard_batch
 from balcap_jax.vision_pretraining import pretrain_tower, token_labels
 
 T = TypeVar("T")
+CROWD = 8  # clusters of the scenes that a new tower learns most from
 
 
 def sft(config: SFTConfig) -> Path:
@@ -61,8 +62,13 @@ def sft(config: SFTConfig) -> Path:
         source, _ = open_sources(config.data, seed=config.seed)
         folder, policy, params = _start(config, Path(new))
         processor = Processor.load(folder)
+
+        def save(params: dict) -> None:
+            save_pretrained(run / POLICY, policy, params, dtype=config.save_dtype, source=folder)
+
         if config.vision_steps:
             params = _see_first(config, policy, params, source, processor)
+            save(params)
         optimizer = make_optimizer(
             learning_rate=config.optim.learning_rate,
             warmup_steps=config.optim.warmup_steps,
@@ -76,9 +82,6 @@ def sft(config: SFTConfig) -> Path:
         train_vision = config.model.train_vision
         state = init_state(mesh, params, optimizer, train_vision=train_vision)
         step_function = make_sft_step(policy, optimizer, mesh, train_vision=train_vision)
-
-        def save(params: dict) -> None:
-            save_pretrained(run / POLICY, policy, params, dtype=config.save_dtype, source=folder)
 
         _loop(config, run, source, processor, state, step_function, save)
     return run
@@ -146,11 +149,14 @@ def _see_first(
     config: SFTConfig, policy: Qwen2_5_VL, params: dict, source: Source, processor: Processor
 ) -> dict:
     """`params` with a tower that has learned to see."""
+    crowded = SceneSource("train", len(source), seed=config.seed, clusters=CROWD)
 
     def make(step: int) -> tuple[ImagePatches, np.ndarray]:
+        # Crowded scenes show more things for the same work; the last third is as captions have it.
+        part = crowded if step < config.vision_steps * 2 // 3 else source
         # From the far end of the split, so that no image is met again.
-        first = len(source) - (step + 1) * config.batch_size
-        examples = [source[first + i] for i in range(config.batch_size)]
+        first = len(source) - (step + 1) * config.vision_batch_size
+        examples = [part[first + i] for i in range(config.vision_batch_size)]
         labels = np.stack([token_labels(example.scene) for example in examples])
         return processor.prompts(examples).images, labels
 

@@ -1,7 +1,9 @@
 """A new vision tower learns to see before it learns to talk, as the towers of real policies have.
 
-Every image token is asked what it shows: colour, shape, texture and size of the thing under it, the
-background, and its own row and column. The heads that answer are thrown away.
+Every image token is asked what it shows: colour, shape, texture, size and number of the things
+under it, the word of the sign, the background, and its own row and column. The heads that answer
+are thrown away. Steps count for more than images per step here, so batches are small and most
+scenes crowded.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,49 +23,64 @@ from balcap_jax.data.scenes import (
     SIZE,
     SIZES,
     TEXTURES,
+    WORDS,
     Scene,
     drawn_items,
+    sign_box,
 )
 from balcap_jax.models.inputs import ImagePatches
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 TOKENS = 7  # image tokens along a side
-# Number of answers per question; 0 is "no thing here" for the first four.
-ANSWERS = (
-    len(COLOURS) + 1,
-    len(SHAPES) + 1,
-    len(TEXTURES) + 1,
-    len(SIZES) + 1,
-    len(BACKGROUNDS),
-    TOKENS,
-    TOKENS,
-)
-EMPTY_WEIGHT = 0.1  # of tokens without a thing, which are most of them
+# Name of each question: how many answers it has and how much it counts in the loss. Answer 0 is
+# "nothing here" but for the last three. Shapes are the hardest to tell apart by far.
+QUESTIONS = {
+    "colour": (len(COLOURS) + 1, 1.0),
+    "shape": (len(SHAPES) + 1, 3.0),
+    "texture": (len(TEXTURES) + 1, 1.0),
+    "size": (len(SIZES) + 1, 1.0),
+    "count": (4 + 1, 1.0),
+    "word": (len(WORDS) + 1, 1.0),
+    "background": (len(BACKGROUNDS), 0.5),
+    "row": (TOKENS, 0.5),
+    "column": (TOKENS, 0.5),
+}
+ANSWERS = tuple(answers for answers, _ in QUESTIONS.values())
+WEIGHTS = tuple(weight for _, weight in QUESTIONS.values())
+_COLOUR, _WORD = (tuple(QUESTIONS).index(name) for name in ("colour", "word"))
+EMPTY_WEIGHT = 0.1  # of tokens with nothing on them, which are most of an image
 
 
 def token_labels(scene: Scene) -> Int[np.ndarray, "m q"]:
     """The right answers of each of the 49 tokens of a scene's image, row by row."""
-    labels = np.zeros((TOKENS, TOKENS, len(ANSWERS)), np.int32)
-    labels[..., 4] = BACKGROUNDS.index(scene.background)
-    labels[..., 5], labels[..., 6] = np.mgrid[:TOKENS, :TOKENS]
+    labels = {name: np.zeros((TOKENS, TOKENS), np.int32) for name in QUESTIONS}
+    labels["background"][:] = BACKGROUNDS.index(scene.background)
+    labels["row"][:], labels["column"][:] = np.mgrid[:TOKENS, :TOKENS]
     centres = (np.arange(TOKENS) + 0.5) * SIZE / TOKENS
+    ys, xs = centres[:, None], centres[None]
     for thing, x, y, radius in drawn_items(scene):
-        under = (np.abs(centres[:, None] - y) < radius) & (np.abs(centres[None] - x) < radius)
-        labels[under, :4] = (
-            tuple(COLOURS).index(thing.colour) + 1,
-            SHAPES.index(thing.shape) + 1,
-            TEXTURES.index(thing.texture) + 1,
-            SIZES.index(thing.size) + 1,
-        )
-    return labels.reshape(-1, len(ANSWERS))
+        under = (np.abs(ys - y) < radius) & (np.abs(xs - x) < radius)
+        labels["colour"][under] = tuple(COLOURS).index(thing.colour) + 1
+        labels["shape"][under] = SHAPES.index(thing.shape) + 1
+        labels["texture"][under] = TEXTURES.index(thing.texture) + 1
+        labels["size"][under] = SIZES.index(thing.size) + 1
+        labels["count"][under] = thing.count
+    if scene.sign is not None:
+        left, top, right, bottom = sign_box(scene.sign)
+        under = (top < ys) & (ys < bottom) & (left < xs) & (xs < right)
+        labels["word"][under] = WORDS.index(scene.sign.text) + 1
+    return np.stack(list(labels.values()), axis=-1).reshape(-1, len(QUESTIONS))
 
 
 def question_loss(
     features: Float[Array, "b m d"], heads: Float[Array, "d a"], labels: Int[Array, "b m q"]
 ) -> Float[Array, " q"]:
-    """Mean cross-entropy of each question over the tokens, those under a thing counting most."""
+    """Mean cross-entropy of each question over the tokens, those that show a thing or a sign
+    counting most.
+    """
     logits = jnp.split(features @ heads, np.cumsum(ANSWERS)[:-1], axis=-1)
-    weight = jnp.where(labels[..., 0] > 0, 1.0, EMPTY_WEIGHT)
+    shown = (labels[..., _COLOUR] > 0) | (labels[..., _WORD] > 0)
+    weight = jnp.where(shown, 1.0, EMPTY_WEIGHT)
     losses = [
         optax.softmax_cross_entropy_with_integer_labels(part, labels[..., i])
         for i, part in enumerate(logits)
@@ -96,7 +113,7 @@ def pretrain_tower(
         visual, heads = trained
         features = policy.encode_images({**params, "visual": visual}, images)
         losses = question_loss(features[:, : labels.shape[1]], heads, labels)
-        return jnp.sum(losses), losses
+        return jnp.dot(losses, jnp.array(WEIGHTS)), losses
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(trained: Any, opt_state: Any, images: ImagePatches, labels: Array):

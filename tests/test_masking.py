@@ -26,7 +26,9 @@ REWARDS = np.array(
 
 
 def test_bounds_are_inside():
-    np.testing.assert_allclose(length_ratio(LENGTHS, REFERENCE), [[0.475, 0.5, 1, 2, 2.025]])
+    np.testing.assert_allclose(
+        length_ratio(LENGTHS, REFERENCE), [[0.475, 0.5, 1, 2, 2.025]], rtol=1e-6
+    )
     np.testing.assert_array_equal(
         out_of_range(LENGTHS, REFERENCE), [[True, False, False, False, True]]
     )

@@ -6,32 +6,66 @@ import numpy as np
 import pytest
 
 from balcap_jax.data.processing import Processor
-from balcap_jax.data.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, SceneSource, Thing
+from balcap_jax.data.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    WORDS,
+    Scene,
+    SceneSource,
+    Sign,
+    Thing,
+)
 from balcap_jax.models.hf_weights import load_pretrained
 from balcap_jax.policies import policy_folder
 from balcap_jax.vision_pretraining import (
     ANSWERS,
     EMPTY_WEIGHT,
+    QUESTIONS,
     pretrain_tower,
     question_loss,
     token_labels,
 )
 
 
+def grids(scene):
+    """The labels of a scene as one 7 x 7 picture per question."""
+    return dict(
+        zip(QUESTIONS, np.moveaxis(token_labels(scene).reshape(7, 7, -1), -1, 0), strict=True)
+    )
+
+
 def test_labels_stand_where_the_thing_is():
     things = (Thing("circle", "red", row=0, col=0), Thing("star", "blue", "small"))
-    scene = Scene("brick", things)
-    labels = token_labels(scene).reshape(7, 7, -1)
-    assert (labels[..., 4] == BACKGROUNDS.index("brick")).all()
-    np.testing.assert_array_equal(labels[..., 5], np.arange(7)[:, None].repeat(7, 1))
-    np.testing.assert_array_equal(labels[..., 6], np.arange(7)[None].repeat(7, 0))
+    labels = grids(Scene("brick", things))
+    assert (labels["background"] == BACKGROUNDS.index("brick")).all()
+    np.testing.assert_array_equal(labels["row"], np.arange(7)[:, None].repeat(7, 1))
+    np.testing.assert_array_equal(labels["column"], np.arange(7)[None].repeat(7, 0))
     # The first cell's centre is at 18.7 px: of the tokens, at 8, 24, 40 ..., the first two are
     # within a medium radius of 12; the middle of the image, 56, is a token's centre itself.
-    red = labels[..., 0] == tuple(COLOURS).index("red") + 1
+    red = labels["colour"] == tuple(COLOURS).index("red") + 1
     assert np.argwhere(red).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    star = labels[..., 1] == SHAPES.index("star") + 1
+    star = labels["shape"] == SHAPES.index("star") + 1
     assert np.argwhere(star).tolist() == [[3, 3]]
-    assert (labels[~(red | star)][:, :4] == 0).all()
+    for name in ("colour", "shape", "texture", "size", "count"):
+        assert ((labels[name] > 0) == (red | star)).all()
+    assert not labels["word"].any()
+
+
+def test_labels_of_a_group_and_a_sign():
+    scene = Scene(
+        "white",
+        (Thing("star", "blue", "small", count=4, row=2, col=2),),
+        Sign("TAXI", row=0, col=1),
+    )
+    labels = grids(scene)
+    assert set(labels["count"][labels["colour"] > 0]) == {4}
+    # 35 x 16 px around (56, 18.7): the tokens at 40, 56 and 72 of the row at 24.
+    assert np.argwhere(labels["word"] == WORDS.index("TAXI") + 1).tolist() == [
+        [1, 2],
+        [1, 3],
+        [1, 4],
+    ]
 
 
 def test_what_is_drawn_over_counts():
@@ -39,9 +73,9 @@ def test_what_is_drawn_over_counts():
         "white",
         (Thing("circle", "red", "large"), Thing("star", "blue", "small", inside=0)),
     )
-    labels = token_labels(scene).reshape(7, 7, -1)
-    assert labels[3, 3, 0] == tuple(COLOURS).index("blue") + 1
-    assert labels[2, 2, 0] == tuple(COLOURS).index("red") + 1
+    labels = grids(scene)
+    assert labels["colour"][3, 3] == tuple(COLOURS).index("blue") + 1
+    assert labels["colour"][2, 2] == tuple(COLOURS).index("red") + 1
 
 
 def test_loss_by_hand():
@@ -77,6 +111,7 @@ def test_the_tower_learns_and_nothing_else_changes():
     )
     assert len(losses) == 12
     # The background of two images, seen twelve times.
-    assert losses[-1][4] < 0.5 * losses[0][4]
+    background = tuple(QUESTIONS).index("background")
+    assert losses[-1][background] < 0.5 * losses[0][background]
     assert losses[-1].sum() < losses[0].sum() - 2
     jax.tree.map(np.testing.assert_array_equal, trained["language_model"], params["language_model"])

@@ -183,7 +183,9 @@ def _content(scene: Scene) -> dict:
 
 
 def random_scene(rng: random.Random, *, clusters: int | None = None) -> Scene:
-    """A scene of `clusters` (default two to four), no two things with equal shape and colour."""
+    """A scene of `clusters` (one to nine; default two to four), no two things with equal shape and
+    colour.
+    """
     cells = [(row, col) for row in range(GRID) for col in range(GRID)]
     rng.shuffle(cells)
     looks: set[tuple[str, str]] = set()
@@ -229,7 +231,7 @@ def random_scene(rng: random.Random, *, clusters: int | None = None) -> Scene:
             )
             things.append(Thing(**back, **shifted, behind=front))
     sign = None
-    if rng.random() < 0.25:
+    if rng.random() < 0.25 and clusters < len(cells):
         row, col = cells[clusters]
         sign = Sign(rng.choice(WORDS), row, col)
     return Scene(rng.choice(BACKGROUNDS), tuple(things), sign)
@@ -386,12 +388,17 @@ def _draw_texture(fill: Image.Image, thing: Thing) -> None:
                 draw.rectangle((i, j, i + step - 1, j + step - 1), fill=ink)
 
 
+def sign_box(sign: Sign) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of a sign in pixels."""
+    x, y = _centre(sign.row, sign.col)
+    return x - 17.5, y - 8, x + 17.5, y + 8
+
+
 def _draw_sign(image: Image.Image, sign: Sign) -> None:
     x, y = (value * _SCALE for value in _centre(sign.row, sign.col))
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=11 * _SCALE)
-    half_width, half_height = 17.5 * _SCALE, 8 * _SCALE
-    box = (x - half_width, y - half_height, x + half_width, y + half_height)
+    box = tuple(value * _SCALE for value in sign_box(sign))
     draw.rectangle(box, fill=(255, 255, 255), outline=(30, 30, 30), width=_SCALE)
     draw.text((x, y), sign.text, fill=(10, 10, 10), font=font, anchor="mm")
 
