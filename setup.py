@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 TEST = [
     "pytest>=8.0",
+    "pytest-xdist>=3.6",
     "beartype>=0.20",
     "nbclient>=0.10",
     "nbformat>=5.10",

@@ -290,18 +290,21 @@ class Stopwatch:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - began
 
-    def lap(self, *, tokens: int) -> dict[str, float]:
-        """`seconds/<stage>`, `seconds/step`, `tokens_per_second` since the last lap; starts anew.
+    def lap(self, *, tokens: int, steps: int = 1) -> dict[str, float]:
+        """`seconds/<stage>` and `seconds/step` of one step, and `tokens_per_second`, since the last
+        lap; starts anew.
 
         `seconds/step` is the whole time, so what exceeds the sum of the stages was spent outside.
 
         Args:
-          tokens: caption tokens sampled in this lap.
+          tokens: caption tokens sampled, or learned from, in this lap.
+          steps: steps of this lap; the seconds are means over them.
         """
         now = self._clock()
-        step = now - self._began
-        row = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
-        row |= {"seconds/step": step, "tokens_per_second": tokens / step if step > 0 else np.nan}
+        whole = now - self._began
+        row = {f"seconds/{name}": seconds / steps for name, seconds in self._seconds.items()}
+        row["seconds/step"] = whole / steps
+        row["tokens_per_second"] = tokens / whole if whole > 0 else np.nan
         self._seconds, self._began = {}, now
         return row
 

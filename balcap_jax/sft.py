@@ -191,15 +191,18 @@ def _loop(
 ) -> None:
     log, watch = MetricsLog(run), Stopwatch()
     rows: list[dict[str, jax.Array]] = []
+    learned = 0  # tokens since the last row of the log
     with training_progress("sft", config.steps) as advance:
         for step, (prompts, tokens, mask) in enumerate(batches(config, source, processor), start=1):
             state, metrics = step_function(state, prompts, tokens, mask)
             rows.append(metrics)
+            learned += int(mask.sum())
             if step % config.log_every == 0 or step == config.steps:
                 means = {name: float(np.mean([row[name] for row in rows])) for name in metrics}
-                lap = watch.lap(tokens=int(mask.sum()) * len(rows))
+                lap = watch.lap(tokens=learned, steps=len(rows))
                 log.log(step, means | lap | {"peak_memory_mb": peak_memory_mb()})
                 rows.clear()
+                learned = 0
                 advance(step, f"loss {means['loss']:.3f}")
             if step % config.save_every == 0 or step == config.steps:
                 save(state.params)

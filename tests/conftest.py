@@ -14,9 +14,12 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-# Many tests compile the same program; each is compiled once per session.
-_CACHE = tempfile.TemporaryDirectory(prefix="balcap-tests-")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Many tests compile the same program; each is compiled once per session. The processes that share
+# the work find the folder in the environment of the one that started them.
+if "BALCAP_TESTS_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="balcap-tests-")
+    os.environ["BALCAP_TESTS_CACHE"] = _CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ["BALCAP_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # Shapes and dtypes are checked in tests only; the library itself pays nothing for them. The rooms

@@ -232,6 +232,12 @@ def test_stopwatch_adds_up_and_starts_anew():
     }
     now[0] += 1.0
     assert watch.lap(tokens=0) == {"seconds/step": 1.0, "tokens_per_second": 0.0}
+    spend("rollout", 4.0)
+    assert watch.lap(tokens=8, steps=2) == {
+        "seconds/rollout": 2.0,
+        "seconds/step": 2.0,
+        "tokens_per_second": 2.0,
+    }
 
 
 def test_peak_memory_is_in_megabytes():

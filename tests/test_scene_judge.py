@@ -232,6 +232,19 @@ def test_both_ways_to_tell_a_relation_are_one_statement():
     assert verdict.coherency == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(
+    ("caption", "statement"),
+    [
+        ("The red circle contains the blue star.", "the circle contains the star"),
+        ("The red circle is in front of the blue star.", "the circle is in front of the star"),
+        ("The red circle is left of the blue star.", "the circle is left of the star"),
+        ("The red circle is above the blue star.", "the circle is above the star"),
+    ],
+)
+def test_verdicts_word_relations_as_english(caption, statement):
+    assert statement in told(caption)
+
+
 def test_it_means_the_last_thing_named():
     caption = "A red circle is visible. A blue star is visible. It is inside the red circle."
     assert told(caption)["the star is inside the circle"]

@@ -55,6 +55,14 @@ class Reading(NamedTuple):
     remarks: tuple[Remark, ...]
     clear: bool
 
+# How a verdict words the relations whose names are no prepositions.
+_RELATION_TEXTS = {
+    "left": "is left of",
+    "right": "is right of",
+    "contains": "contains",
+    "front": "is in front of",
+}
+
 
 class _Mention(NamedTuple):
     noun: str  # a shape, or "sign"
@@ -284,8 +292,8 @@ class _Reader:
         return None
 
     def _related(self, subject: Entity, relation: str, other: Entity) -> None:
-        text = f"the {self._called(subject)} is {relation} the {self._called(other)}"
-        text = text.replace("left the", "left of the").replace("right the", "right of the")
+        phrase = _RELATION_TEXTS.get(relation, f"is {relation}")
+        text = f"the {self._called(subject)} {phrase} the {self._called(other)}"
         if relation in TURNED:
             subject, relation, other = other, TURNED[relation], subject
         self.claims.append(
