@@ -55,6 +55,7 @@ class Reading(NamedTuple):
     remarks: tuple[Remark, ...]
     clear: bool
 
+
 # How a verdict words the relations whose names are no prepositions.
 _RELATION_TEXTS = {
     "left": "is left of",
