@@ -171,6 +171,12 @@ def _draw_panel(
     ax.plot(steps, curve, color=color, linewidth=1.8, solid_capstyle="round")
     ax.set_title(title)
     ax.margins(x=0.02, y=0.1)
+    # A number that stays what it was is drawn flat: no axis for the rounding of 1.0000001.
+    middle, reach = float(np.mean(values)), float(np.ptp(values)) / 2
+    flat = 0.02 * max(abs(middle), 1e-2)
+    if reach < flat / 20:
+        ax.set_ylim(middle - flat, middle + flat)
+    ax.ticklabel_format(axis="y", useOffset=False)
     ax.locator_params(axis="both", nbins=5)
 
 
