@@ -1,60 +1,21 @@
-"""The training loop as a user runs it, on the packaged policy with very few tokens."""
+"""The training loop as a user runs it."""
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from small_run import BASE, assert_equal_trees, params_of, small
 
-from balcap_jax.config import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    RewardConfig,
-    RLConfig,
-    RolloutConfig,
-    TrainConfig,
-)
+from balcap_jax.config import DataConfig
 from balcap_jax.data.scenes import export
 from balcap_jax.errors import UserError
 from balcap_jax.metrics import without_wall_clock
 from balcap_jax.models.hf_weights import load_pretrained
 from balcap_jax.runs import read_jsonl
 from balcap_jax.train import train
-
-SMALL = TrainConfig(
-    steps=4,
-    prompts_per_step=2,
-    sample_every=2,
-    data=DataConfig(heldout=3),
-    rollout=RolloutConfig(group_size=3, max_new_tokens=12),
-    mesh=MeshConfig(data=1, fsdp=2, tensor=4),
-    optim=OptimConfig(learning_rate=1e-3, warmup_steps=1),
-    checkpoint=CheckpointConfig(every=2),
-    evaluation=EvaluationConfig(batch_size=3),
-)
-
-
-def small(out: Path, **changes) -> TrainConfig:
-    return dataclasses.replace(SMALL, out=out, **changes)
-
-
-def params_of(run: Path) -> dict:
-    return load_pretrained(run / "policy")[1]
-
-
-def assert_equal_trees(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +72,13 @@ def test_samples_carry_verdicts(unbroken):
 
 
 def test_training_changes_the_decoder_and_leaves_the_frozen_tower(unbroken):
-    _, before = load_pretrained(Path(SMALL_BASE))
+    _, before = load_pretrained(BASE)
     after = params_of(unbroken)
     assert_equal_trees(before["visual"], after["visual"])
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), before["language_model"], after["language_model"]
     )
     assert max(jax.tree.leaves(moved)) > 1e-4
-
-
-SMALL_BASE = Path(__file__).parents[1] / "balcap_jax" / "assets" / "base"
 
 
 def test_resumed_run_equals_the_unbroken_one(unbroken, tmp_path):
@@ -143,39 +101,6 @@ def test_same_seed_same_run_other_seed_other_run(unbroken, tmp_path):
     first = without_wall_clock(read_jsonl(unbroken / "metrics.jsonl")[0])
     assert without_wall_clock(read_jsonl(again / "metrics.jsonl")[0]) == first
     assert without_wall_clock(read_jsonl(other / "metrics.jsonl")[0]) != first
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"rl": RLConfig(advantage="grpo")},
-        {
-            "rl": RLConfig(advantage="verl", kl_coef=0.1, updates_per_rollout=2, micro_batches=2),
-            "prompts_per_step": 4,  # two micro-batches, each over two data shards
-        },
-        {"reward": RewardConfig(length_control="linear", length_unit="tokens")},
-        {
-            "reward": RewardConfig(
-                names=("recall", "precision"), weights=(1.0, 2.0), length_control="none"
-            )
-        },
-        {"model": ModelConfig(train_vision=True, remat=True)},
-    ],
-    ids=["grpo", "verl-kl-updates", "linear-tokens", "two-rewards", "vision-remat"],
-)
-def test_other_settings_run_and_learn(changes, tmp_path):
-    run = train(small(tmp_path, steps=2, **changes))
-    rows = read_jsonl(run / "metrics.jsonl")
-    assert len(rows) == 2
-    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
-    rl = changes.get("rl", RLConfig())
-    if rl.kl_coef:
-        # k3 against the start: moved after the first of two updates, so above 0 at the second
-        assert rows[0]["kl"] > 0
-    if changes.get("model", ModelConfig()).train_vision:
-        before = load_pretrained(SMALL_BASE)[1]["visual"]["patch_embed"]["proj"]["kernel"]
-        after = params_of(run)["visual"]["patch_embed"]["proj"]["kernel"]
-        assert float(np.abs(before - after).max()) > 0
 
 
 def test_trains_on_files(tmp_path):
@@ -206,109 +131,3 @@ def test_an_existing_run_is_not_overwritten(unbroken):
     with pytest.raises(UserError, match="--resume"):
         train(small(unbroken.parent))
     assert (unbroken / "summary.json").read_bytes() == before
-
-
-def failing(share: float):
-    """A judge that has no verdict for the first `share` of every batch of captions."""
-    from balcap_jax.rewards.scene_judge import SceneJudge
-
-    class Failing(SceneJudge):
-        def __call__(self, examples, captions):
-            verdicts = super().__call__(examples, captions)
-            lost = int(share * len(verdicts))
-            return [None] * lost + verdicts[lost:]
-
-    return Failing
-
-
-def test_a_judge_failure_is_no_signal(monkeypatch, tmp_path):
-    monkeypatch.setattr("balcap_jax.train.SceneJudge", failing(0.5))
-    run = train(small(tmp_path, steps=2))
-    rows = read_jsonl(run / "metrics.jsonl")
-    assert [row["no_signal"] for row in rows] == [0.5, 0.5]
-    assert [row["reward/precision/no_signal"] for row in rows] == [0.5, 0.5]
-    # The tokens of captions without a verdict have no weight: only the other image's are counted.
-    samples = [row for row in read_jsonl(run / "samples.jsonl") if row["verdict"] is None]
-    assert len(samples) == 3
-    assert all(value is None for row in samples for value in row["rewards"].values())
-
-
-def test_a_lost_judge_stops_the_run_and_loses_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr("balcap_jax.train.SceneJudge", failing(1.0))
-    config = small(tmp_path, steps=2, data=DataConfig(heldout=3))
-    with pytest.raises(UserError, match="no signal for 100%"):
-        train(config)
-    monkeypatch.undo()
-    run = train(config, resume=tmp_path / config.name)
-    assert json.loads((run / "summary.json").read_text())["steps"] == 2
-    # Nothing was learned from the step without a judge.
-    first = read_jsonl(run / "metrics.jsonl")[0]
-    assert first["grad_norm"] == 0
-    assert first["loss"] == 0
-
-
-# As a process ------------------------------------------------------------------------------------
-
-COMMAND = (
-    sys.executable, "-m", "balcap_jax", "train", "--prompts-per-step", "2", "--data.heldout", "2",
-    "--rollout.group-size", "2", "--rollout.max-new-tokens", "8", "--checkpoint.every", "1",
-)  # fmt: skip
-
-
-def start(out: Path, *flags: str) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        [*COMMAND, "--out", str(out), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-
-
-def wait_for_rows(run: Path, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise AssertionError(process.communicate()[0])
-        path = run / "metrics.jsonl"
-        if path.exists() and path.read_text().count("\n") >= count:
-            return
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError("no metrics after four minutes")
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_kill_loses_only_unsaved_steps(tmp_path):
-    run = tmp_path / "balcap"
-    process = start(tmp_path, "--steps", "100000")
-    wait_for_rows(run, 2, process)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
-    assert f"balcap train --resume {run}" in said
-    saved = len(read_jsonl(run / "metrics.jsonl"))
-
-    process = start(tmp_path, "--steps", "100000")
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 2  # the folder holds a run
-    assert said.count("\n") == 1
-    assert "--resume" in said
-
-    process = subprocess.Popen([sys.executable, "-m", "balcap_jax", "train", "--resume", str(run)])
-    wait_for_rows(run, saved + 2, process)
-    process.kill()
-    process.wait()
-    killed = len(read_jsonl(run / "metrics.jsonl"))
-    assert killed >= saved + 2
-
-    done = subprocess.run(
-        [sys.executable, "-m", "balcap_jax", "train", "--resume", str(run), "--steps", str(killed)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = read_jsonl(run / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, killed + 1))

@@ -1,0 +1,85 @@
+"""The training loop with other settings than the default, and with a judge that fails."""
+
+import json
+
+import numpy as np
+import pytest
+from small_run import BASE, params_of, small
+
+from balcap_jax.config import DataConfig, ModelConfig, RewardConfig, RLConfig
+from balcap_jax.errors import UserError
+from balcap_jax.models.hf_weights import load_pretrained
+from balcap_jax.runs import read_jsonl
+from balcap_jax.train import train
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rl": RLConfig(advantage="grpo")},
+        {
+            "rl": RLConfig(advantage="verl", kl_coef=0.1, updates_per_rollout=2, micro_batches=2),
+            "prompts_per_step": 4,  # two micro-batches, each over two data shards
+        },
+        {"reward": RewardConfig(length_control="linear", length_unit="tokens")},
+        {
+            "reward": RewardConfig(
+                names=("recall", "precision"), weights=(1.0, 2.0), length_control="none"
+            )
+        },
+        {"model": ModelConfig(train_vision=True, remat=True)},
+    ],
+    ids=["grpo", "verl-kl-updates", "linear-tokens", "two-rewards", "vision-remat"],
+)
+def test_other_settings_run_and_learn(changes, tmp_path):
+    run = train(small(tmp_path, steps=2, **changes))
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert len(rows) == 2
+    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+    rl = changes.get("rl", RLConfig())
+    if rl.kl_coef:
+        # k3 against the start: moved after the first of two updates, so above 0 at the second
+        assert rows[0]["kl"] > 0
+    if changes.get("model", ModelConfig()).train_vision:
+        before = load_pretrained(BASE)[1]["visual"]["patch_embed"]["proj"]["kernel"]
+        after = params_of(run)["visual"]["patch_embed"]["proj"]["kernel"]
+        assert float(np.abs(before - after).max()) > 0
+
+
+def failing(share: float):
+    """A judge that has no verdict for the first `share` of every batch of captions."""
+    from balcap_jax.rewards.scene_judge import SceneJudge
+
+    class Failing(SceneJudge):
+        def __call__(self, examples, captions):
+            verdicts = super().__call__(examples, captions)
+            lost = int(share * len(verdicts))
+            return [None] * lost + verdicts[lost:]
+
+    return Failing
+
+
+def test_a_judge_failure_is_no_signal(monkeypatch, tmp_path):
+    monkeypatch.setattr("balcap_jax.train.SceneJudge", failing(0.5))
+    run = train(small(tmp_path, steps=2))
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert [row["no_signal"] for row in rows] == [0.5, 0.5]
+    assert [row["reward/precision/no_signal"] for row in rows] == [0.5, 0.5]
+    # The tokens of captions without a verdict have no weight: only the other image's are counted.
+    samples = [row for row in read_jsonl(run / "samples.jsonl") if row["verdict"] is None]
+    assert len(samples) == 3
+    assert all(value is None for row in samples for value in row["rewards"].values())
+
+
+def test_a_lost_judge_stops_the_run_and_loses_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr("balcap_jax.train.SceneJudge", failing(1.0))
+    config = small(tmp_path, steps=2, data=DataConfig(heldout=3))
+    with pytest.raises(UserError, match="no signal for 100%"):
+        train(config)
+    monkeypatch.undo()
+    run = train(config, resume=tmp_path / config.name)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 2
+    # Nothing was learned from the step without a judge.
+    first = read_jsonl(run / "metrics.jsonl")[0]
+    assert first["grad_norm"] == 0
+    assert first["loss"] == 0
