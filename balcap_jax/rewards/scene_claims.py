@@ -270,7 +270,7 @@ class _Reader:
             true = thing.count > 1
         else:
             true = lexeme.value in (thing.count, sum(t.count for t in alike))
-        text = f"the {self._called(entity)} is there {lexeme.text} times"
+        text = f"the {self._called(entity)} is there {lexeme.text.lower()} times"
         if lexeme.tag == "A":
             text = f"there is only one {self._called(entity)}"
         self.claims.append(Claim(("count", entity, lexeme.value), text, true, restated))
