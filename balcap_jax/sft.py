@@ -57,11 +57,11 @@ def sft(config: SFTConfig) -> Path:
     """
     run = run_folder(config.out, config.name)
     with RunLock(run), tempfile.TemporaryDirectory() as new:
-        write_json_atomic(run / "config.json", to_dict(config))
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
         source, _ = open_sources(config.data, seed=config.seed)
         folder, policy, params = _start(config, Path(new))
         processor = Processor.load(folder)
+        write_json_atomic(run / "config.json", to_dict(config))
 
         def save(params: dict) -> None:
             save_pretrained(run / POLICY, policy, params, dtype=config.save_dtype, source=folder)

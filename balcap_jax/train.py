@@ -54,7 +54,6 @@ def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
     """
     run = run_folder(config.out, config.name) if resume is None else resume
     with RunLock(run), _stop_on_sigterm() as stop:
-        write_json_atomic(run / "config.json", to_dict(config))
         trainer = Trainer(config, run)
         trainer.restore()
         trainer.evaluate_once("before")
@@ -109,6 +108,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0  # of earlier starts of this run
         self.summary: dict[str, Any] = {}
+        # From here on the folder holds a run: a start that failed before this can be made again.
+        write_json_atomic(run / "config.json", to_dict(config))
         self.checkpoints = Checkpoints(
             run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )

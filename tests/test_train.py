@@ -14,7 +14,7 @@ from balcap_jax.data.scenes import export
 from balcap_jax.errors import UserError
 from balcap_jax.metrics import without_wall_clock
 from balcap_jax.models.hf_weights import load_pretrained
-from balcap_jax.runs import read_jsonl
+from balcap_jax.runs import read_jsonl, run_folder
 from balcap_jax.train import train
 
 
@@ -122,8 +122,11 @@ def test_photos_without_truth_are_refused(tmp_path):
     for row in rows:
         del row["scene"]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = small(tmp_path, data=DataConfig(path=str(data), heldout=2))
     with pytest.raises(UserError, match="no scene"):
-        train(small(tmp_path, data=DataConfig(path=str(data), heldout=2)))
+        train(config)
+    # The mistake leaves no run behind, which would refuse the next start under its name.
+    assert run_folder(config.out, config.name) == tmp_path / config.name
 
 
 def test_an_existing_run_is_not_overwritten(unbroken):
