@@ -46,7 +46,7 @@ there is a circle | the circle is large | the circle is red | the circle is at t
 there is a star | the star is small | the star is blue | the star is inside the circle
 there is a square | the square is striped | the square is green | the square is at the bottom right
 there is a diamond | the diamond is pink | the diamond is behind the square
-there is a heart | the heart is there Three times | the heart is yellow | the heart is at the top
+there is a heart | the heart is there three times | the heart is yellow | the heart is at the top
 the heart is right of the circle
 there is a sign | the sign is at the bottom left | the word "OPEN" is written
 the background is a grassy field
@@ -127,11 +127,11 @@ def test_an_example_without_a_scene_has_no_verdict():
         # Counts.
         (
             "Three yellow hearts are visible.",
-            {"there is a heart": 1, "the heart is there Three times": 1, "the heart is yellow": 1},
+            {"there is a heart": 1, "the heart is there three times": 1, "the heart is yellow": 1},
         ),
         (
             "Two hearts are visible.",
-            {"there is a heart": 1, "the heart is there Two times": 0},
+            {"there is a heart": 1, "the heart is there two times": 0},
         ),
         ("A heart is visible.", {"there is a heart": 1, "there is only one heart": 0}),
         # Places, more and less exact.
