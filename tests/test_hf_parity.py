@@ -8,7 +8,6 @@ import tiny
 import tiny_hf
 
 from balcap_jax.models.attention import attend_causal
-from balcap_jax.models.decoder import multimodal_angles
 from balcap_jax.models.hf_weights import load_pretrained
 from balcap_jax.models.vision import patch_angles
 
@@ -87,7 +86,9 @@ def test_logits(name, tmp_path):
     @jax.jit
     def forward(params, prompts):
         features = policy.encode_images(params, prompts.images)
-        return policy.logits(params, prompts.tokens, prompts.positions, prompts.mask, features)
+        return policy.token_logits(
+            params, prompts.tokens, prompts.positions, prompts.mask, features
+        )
 
     mask = np.asarray(prompts.mask)
     assert not mask.all()
@@ -168,10 +169,9 @@ def test_merger(traced):
 def test_decoder_layer(traced, i):
     """With image tokens inside, so that the three axes of the positions differ."""
     policy, params, prompts, seen = traced
-    text = policy.config.text
     hidden, out = seen[f"layer{i}"]
     assert (np.ptp(prompts.positions[0], axis=0) > 0).any()
-    angles = multimodal_angles(prompts.positions, section=text.mrope_section, theta=text.rope_theta)
+    angles = policy.prompt_angles(prompts.positions)
     layer = policy.definitions["language_model.layers"](
         layer_of(params["language_model"]["layers"], i)
     )

@@ -18,8 +18,10 @@ from PIL import Image
 from balcap_jax.data.examples import Example
 from balcap_jax.data.geometry import Grid, patch_positions, token_positions, window_ids
 from balcap_jax.errors import UserError
-from balcap_jax.models.config import Qwen2_5_VLConfig, load_config, read_json
+from balcap_jax.models.config import read_json
+from balcap_jax.models.families import load_config
 from balcap_jax.models.inputs import ImagePatches, Prompts
+from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
 
 
 class Row(NamedTuple):
