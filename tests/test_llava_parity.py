@@ -8,7 +8,7 @@ import tiny_llava
 
 from balcap_jax.models.attention import attend_causal
 from balcap_jax.models.hf_keys import key_table
-from balcap_jax.models.hf_weights import _export, load_pretrained
+from balcap_jax.models.hf_weights import _export, load_pretrained, save_pretrained
 from balcap_jax.models.llava import Llava
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import take_layer
@@ -103,25 +103,19 @@ def test_logits(name, tmp_path):
     """Prompts with one, two and no images in one batch, padded on the right and on the left."""
     config = CONFIGS[name]
     hf, policy, params = pair(config, tmp_path)
-    images = tiny_llava.prompts(COUNTS, config=config).images
-    rows = tiny_llava.rows(COUNTS, config)
-
-    @jax.jit
-    def forward(params, images, tokens, positions, mask):
-        features = policy.encode_images(params, images)
-        return policy.token_logits(params, tokens, positions, mask, features)
-
+    pixels = tiny_llava.images(COUNTS, config)
     for side in ("right", "left"):
-        tokens, mask = padded(rows, side)
+        tokens, mask = padded(tiny_llava.rows(COUNTS, config), side)
         assert not mask.all()
         with torch.no_grad():
             theirs = hf(
                 input_ids=torch.tensor(tokens).long(),
                 attention_mask=torch.tensor(mask).long(),
-                pixel_values=torch.tensor(tiny_llava.images(COUNTS, config)),
+                pixel_values=torch.tensor(pixels),
             ).logits
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, None].astype(np.int32)
-        ours = forward(params, images, tokens, positions, mask)
+        ours = policy.logits(params, input_ids=tokens, attention_mask=mask, pixel_values=pixels)
+        assert ours.dtype == jnp.float32
+        ours = np.asarray(ours)
         close(ours[mask], theirs[torch.tensor(mask)], side)
 
 
@@ -193,7 +187,28 @@ def test_decoder_layer(traced, i):
         take_layer(params["language_model"]["layers"], i)
     )
     q, kv = layer.project(jnp.asarray(hidden), policy.prompt_angles(np.arange(length)[None, None]))
-    close(layer.finish(jnp.asarray(hidden), attend_causal(q, *kv, np.ones((1, length), bool))), out)
+    close(
+        layer.finish(jnp.asarray(hidden), attend_causal(q, *kv, jnp.ones((1, length), bool))), out
+    )
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["one key-value head, tied, last layer", "llama3 rope, wide heads, all biases", "qwen2"],
+)
+def test_to_transformers_and_back(name, tmp_path):
+    """From transformers to us and back again: bit-equal, and no key missing or unexpected."""
+    hf, policy, params = pair(CONFIGS[name], tmp_path / "theirs")
+    save_pretrained(tmp_path / "ours", policy, params)
+    again, report = type(hf).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(report[kind] for kind in report), report
+    theirs, ours = hf.state_dict(), again.state_dict()
+    assert theirs.keys() == ours.keys()
+    for key in theirs:
+        assert torch.equal(theirs[key], ours[key]), key
 
 
 # ---- gradients

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from balcap_jax.data.geometry import patch_positions, token_positions, window_ids
 from balcap_jax.models.config import DecoderConfig
+from balcap_jax.models.geometry import patch_positions, token_positions, window_ids
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.layers import Params
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL

@@ -1,7 +1,9 @@
-"""A tiny LLaVA with random weights, random prompts for it, and Hugging Face's model of it."""
+"""A tiny LLaVA with random weights, random prompts for it, Hugging Face's model and a folder."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,13 @@ from balcap_jax.models.llava_config import ClipConfig, LlavaConfig
 
 PAD, BOS, STOP, IMAGE = 0, 1, 2, 3
 FIRST_TEXT = 4  # ids from here on are words
+SPECIAL = ("<pad>", "<s>", "<stop>", "<image>")
+WORDS = ("USER", "ASSISTANT", ":", "describe", "the", "image", "a", "red", "square", ".")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
 
 CONFIG = LlavaConfig(
     text=DecoderConfig(
@@ -138,3 +147,50 @@ def prompts(
             window_ids=ids,
         ),
     )
+
+
+def write_processor(folder: Path, *, config: LlavaConfig = CONFIG) -> None:
+    """config.json, tokenizer with chat template, image processor: as LLaVA-1.5 is published.
+
+    The tokenizer, not the template, puts <s> before a text.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL, "<unk>", *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="<stop>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=list(SPECIAL),
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    vision = config.vision
+    settings = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": vision.image_size},
+        "crop_size": {"height": vision.image_size, "width": vision.image_size},
+        "resample": 3,
+    }
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": vision.patch_size,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+    }
+    for name, content in (
+        ("preprocessor_config.json", settings),
+        ("processor_config.json", processor),
+        ("config.json", config.to_hf()),
+        ("generation_config.json", config.to_hf_generation()),
+    ):
+        (folder / name).write_text(json.dumps(content))

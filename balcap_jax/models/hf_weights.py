@@ -9,12 +9,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import read_json
@@ -22,6 +24,7 @@ from balcap_jax.models.families import load_config, make_policy
 from balcap_jax.models.hf_keys import BUFFERS, KeyTable, key_table
 from balcap_jax.models.layers import Params
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.sharding import param_shardings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -69,7 +72,7 @@ class Weight(NamedTuple):
 
 
 def load_pretrained(
-    folder: str | Path, *, dtype: str = "float32"
+    folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
 ) -> tuple[VisionLanguagePolicy, Params]:
     """The policy and its weights from a local folder with config.json and safetensors.
 
@@ -78,6 +81,8 @@ def load_pretrained(
 
     Args:
       dtype: of the weights and of the computation, "float32" or "bfloat16".
+      mesh: each device gets its part of every weight (see `sharding.RULES`), read from the files
+        layer by layer; by default all is on one device.
 
     Raises:
       UserError: folder, config.json or weights are missing, damaged or of another model.
@@ -89,9 +94,14 @@ def load_pretrained(
         tensors = _open(folder, key_table(policy.config), stack)
         _check(folder, policy, weights, tensors)
         params: Params = {}
+        shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
         for weight in weights:
-            loaded = [_read(tensors[key], weight, jnp.dtype(dtype)) for key in weight.keys]
-            leaf = jnp.asarray(np.stack(loaded) if weight.stacked else loaded[0])
+            read = partial(_read_part, weight, tensors, jnp.dtype(dtype))
+            shape = (len(weight.keys), *weight.shape) if weight.stacked else weight.shape
+            if shardings is None:
+                leaf = jnp.asarray(read((slice(None),) * len(shape)))
+            else:
+                leaf = jax.make_array_from_callback(shape, _get(shardings, weight.path), read)
             _set(params, weight.path, leaf)
     return policy, params
 
@@ -159,9 +169,8 @@ def save_pretrained(
 def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
     """All weights of `policy`, from the shapes its `init` would give."""
     table = key_table(policy.config)
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
     weights = []
-    for keypath, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    for keypath, leaf in jax.tree_util.tree_leaves_with_path(_shapes(policy)):
         path = tuple(entry.key for entry in keypath)
         stack = next((s for s in policy.stacks if ".".join(path).startswith(f"{s}.")), None)
         shape = leaf.shape if stack is None else leaf.shape[1:]
@@ -175,6 +184,10 @@ def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
             )
         )
     return weights
+
+
+def _shapes(policy: VisionLanguagePolicy) -> Params:
+    return jax.eval_shape(policy.init, jax.random.key(0))
 
 
 def _keys(path: tuple[str, ...], table: KeyTable, stack: str | None, count: int) -> tuple[str, ...]:
@@ -220,12 +233,29 @@ def _export(
     return tensors
 
 
+def _read_part(
+    weight: Weight,
+    tensors: Mapping[str, Stored],
+    dtype: np.dtype,
+    index: tuple[slice, ...],
+) -> np.ndarray:
+    """What `index` takes of a leaf of `params`; no more than one whole tensor is held beside it."""
+    if not weight.stacked:
+        return _read(tensors[weight.keys[0]], weight, dtype)[index]
+    keys = weight.keys[index[0]]
+    shape = tuple(len(range(*i.indices(n))) for i, n in zip(index[1:], weight.shape, strict=True))
+    part = np.empty((len(keys), *shape), dtype)
+    for layer, key in zip(part, keys, strict=True):
+        layer[...] = _read(tensors[key], weight, dtype)[index[1:]]
+    return part
+
+
 def _read(stored: Stored, weight: Weight, dtype: np.dtype) -> np.ndarray:
     """One tensor of a file in our layout."""
     tensor = stored.file.get_tensor(stored.key)
     if weight.path[-1] == "kernel":
         tensor = tensor.reshape(tensor.shape[0], -1).T
-    return np.ascontiguousarray(tensor).astype(dtype)
+    return tensor.astype(dtype, copy=False)
 
 
 # ---- files

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from balcap_jax.models.attention import KV, attend_causal, attend_prompt_and_past
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.decoder import DecoderLayer
+from balcap_jax.models.hf_inputs import PaddedPrompts, padded_prompts
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.layers import Definition, Params, RMSNorm
 from balcap_jax.models.rotary import axis_angles, rotary_frequencies, text_angles
@@ -132,6 +133,18 @@ class VisionLanguagePolicy(ABC):
 
     # ---- the plain full forward
 
+    def logits(self, params: Params, **inputs: Any) -> Float[Array, "b t v"]:
+        """Logits of the next token at every position, float32; those of padding mean nothing.
+
+        Args:
+          inputs: the arrays that Hugging Face's processor of this model returns, under its names:
+            input_ids [b t], attention_mask [b t], pixel_values, image_grid_thw (Qwen2.5-VL).
+
+        Raises:
+          UserError: see `padded_prompts`.
+        """
+        return _logits(self, params, padded_prompts(self.config, inputs))
+
     def token_logits(
         self,
         params: Params,
@@ -140,7 +153,7 @@ class VisionLanguagePolicy(ABC):
         mask: Bool[AnyArray, "b t"],
         features: Float[Array, "b m d"],
     ) -> Float[Array, "b t v"]:
-        """Logits of the next token at every position: the reference for all faster paths."""
+        """`logits` inside jit, of encoded images: the reference for all faster paths."""
         x, _ = self._run_prefix(params, tokens, positions, mask, features)
         return self.project(params, self._norm(params, x))
 
@@ -328,6 +341,12 @@ class VisionLanguagePolicy(ABC):
         """The body of a scan, its activations recomputed in the backward pass if `remat`."""
         # Inside a scan XLA cannot merge the recomputation with the first computation anyway.
         return jax.checkpoint(body, prevent_cse=False) if self.remat else body
+
+
+@partial(jax.jit, static_argnames="policy")
+def _logits(policy: VisionLanguagePolicy, params: Params, prompts: PaddedPrompts) -> Array:
+    features = policy.encode_images(params, prompts.images)
+    return policy.token_logits(params, prompts.tokens, prompts.positions, prompts.mask, features)
 
 
 def take_layer(stacked: Any, i: int) -> Any:
