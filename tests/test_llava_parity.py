@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_llava
 
+import balcap_jax
 from balcap_jax.models.attention import attend_causal
 from balcap_jax.models.hf_keys import key_table
 from balcap_jax.models.hf_weights import _export, load_pretrained, save_pretrained
@@ -117,6 +118,27 @@ def test_logits(name, tmp_path):
         assert ours.dtype == jnp.float32
         ours = np.asarray(ours)
         close(ours[mask], theirs[torch.tensor(mask)], side)
+
+
+def test_greedy_tokens_equal_transformers(tmp_path):
+    """64 tokens each; the placeholder, which we never sample, is suppressed there too."""
+    config = CONFIGS["grouped"]
+    hf, policy, params = pair(config, tmp_path)
+    tokens, mask = padded(tiny_llava.rows(COUNTS, config), "left")
+    pixels = tiny_llava.images(COUNTS, config)
+    hf.generation_config.eos_token_id = None
+    theirs = hf.generate(
+        input_ids=torch.tensor(tokens).long(),
+        attention_mask=torch.tensor(mask).long(),
+        pixel_values=torch.tensor(pixels),
+        max_new_tokens=64,
+        do_sample=False,
+        suppress_tokens=[tiny_llava.IMAGE],
+    )
+    inputs = {"input_ids": tokens, "attention_mask": mask, "pixel_values": pixels}
+    ours = balcap_jax.generate(policy, params, inputs, max_new_tokens=64, stop_tokens=())
+    np.testing.assert_array_equal(ours, theirs[:, tokens.shape[1] :].numpy())
+    assert len(set(ours.flatten())) > 3
 
 
 # ---- block by block

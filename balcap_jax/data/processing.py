@@ -47,8 +47,8 @@ class Processor:
     def __post_init__(self) -> None:
         if self.prefix_step < 1 or self.patch_step < 1:
             raise UserError(
-                f"prefix_step={self.prefix_step} and patch_step={self.patch_step} must be positive; "
-                "set them so."
+                f"prefix_step={self.prefix_step} and patch_step={self.patch_step} must be "
+                "positive; set them so."
             )
         self.layout.bucket(self.patch_step)  # refuses what does not fit
 

@@ -1,6 +1,7 @@
 """Sizes that all families share, read from and written as Hugging Face's config.json."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
+class PolicyConfig(ABC):
     """A policy: its decoder, its special tokens, and what each family adds.
 
     Attributes:
@@ -106,9 +107,16 @@ class PolicyConfig:
         """Vision tokens, never to be sampled: a caption that holds one breaks the next forward."""
         return (self.image_token_id,)
 
+    @classmethod
+    @abstractmethod
+    def from_hf(
+        cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    ) -> "PolicyConfig":
+        """From the content of config.json and of generation_config.json."""
+
+    @abstractmethod
     def to_hf(self) -> dict[str, Any]:
         """The content of config.json in the layout of transformers v5."""
-        raise NotImplementedError(type(self).__name__)
 
     def to_hf_generation(self) -> dict[str, Any]:
         """The content of generation_config.json: what ends a caption and what pads it."""

@@ -91,7 +91,7 @@ def _rows(
         )
     tokens = np.asarray(given["input_ids"]).astype(np.int32)
     mask = np.asarray(given.get("attention_mask", np.ones_like(tokens))).astype(bool)
-    if tokens.ndim != 2 or mask.shape != tokens.shape:
+    if tokens.ndim != 2 or len(tokens) == 0 or mask.shape != tokens.shape:
         raise UserError(
             f"input_ids {tokens.shape} and attention_mask {mask.shape} must have one shape [batch, "
             "length]; give both as the processor returns them."
