@@ -27,6 +27,7 @@ from balcap_jax.metrics import MetricsLog, Stopwatch, peak_memory_mb
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
+from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
 from balcap_jax.policies import POLICY, SCRATCH, policy_folder
 from balcap_jax.progress import training_progress
@@ -88,7 +89,7 @@ def sft(config: SFTConfig) -> Path:
 
 
 def make_sft_step(
-    policy: Qwen2_5_VL,
+    policy: VisionLanguagePolicy,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -129,7 +130,7 @@ def make_sft_step(
     return on_mesh
 
 
-def _start(config: SFTConfig, new: Path) -> tuple[Path, Qwen2_5_VL, dict]:
+def _start(config: SFTConfig, new: Path) -> tuple[Path, VisionLanguagePolicy, dict]:
     """The folder with the processor's files, the policy and its parameters before the first
     step.
     """
@@ -146,7 +147,11 @@ def _start(config: SFTConfig, new: Path) -> tuple[Path, Qwen2_5_VL, dict]:
 
 
 def _see_first(
-    config: SFTConfig, policy: Qwen2_5_VL, params: dict, source: Source, processor: Processor
+    config: SFTConfig,
+    policy: VisionLanguagePolicy,
+    params: dict,
+    source: Source,
+    processor: Processor,
 ) -> dict:
     """`params` with a tower that has learned to see."""
     crowded = SceneSource("train", len(source), seed=config.seed, clusters=CROWD)

@@ -21,10 +21,13 @@ BATCH_AXES = ("data", "fsdp")
 # of optimizer moments end in the path of their parameter. The first axis of "layers" and "blocks"
 # is the stack of layers, which the scan cuts: never sharded.
 RULES: tuple[tuple[str, P], ...] = (
-    # Into heads and MLP by column, out of them by row: one sum over `tensor` per pair.
+    # Into heads and MLP by column, out of them by row: one sum over `tensor` per pair. The layers
+    # of the CLIP tower are called as those of the decoder, and their q, k and v are cut alike.
     (r"layers/(self_attn|mlp)/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
     (r"layers/(self_attn|mlp)/(q|k|v|gate|up)_proj/bias", P(None, "tensor")),
     (r"layers/(self_attn|mlp)/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
+    # Biases after the row-wise cut are added to the sum: every device has them whole.
+    (r"layers/(self_attn|mlp)/(o|down)_proj/bias", P()),
     (r"layers/(input|post_attention)_layernorm/scale", P()),
     (r"language_model/norm/scale", P()),
     (r"embed_tokens/embedding", P("tensor", "fsdp")),
@@ -42,6 +45,20 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"merger/mlp/0/bias", P("tensor")),
     (r"merger/mlp/2/kernel", P("tensor", "fsdp")),
     (r"merger/(mlp/2/bias|ln_q/scale)", P()),
+    (r"encoder/layers/self_attn/out_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"encoder/layers/mlp/fc1/kernel", P(None, "fsdp", "tensor")),
+    (r"encoder/layers/mlp/fc1/bias", P(None, "tensor")),
+    (r"encoder/layers/mlp/fc2/kernel", P(None, "tensor", "fsdp")),
+    (r"encoder/layers/(self_attn/out_proj|mlp/fc2)/bias", P()),
+    (r"encoder/layers/layer_norm[12]/(scale|bias)", P()),
+    (r"vision_tower/(pre_layrnorm|post_layernorm)/(scale|bias)", P()),
+    (r"vision_tower/embeddings/class_embedding", P()),
+    (r"vision_tower/embeddings/position_embedding/embedding", P(None, "fsdp")),
+    (r"vision_tower/embeddings/patch_embedding/kernel", P(None, "fsdp")),
+    (r"multi_modal_projector/linear_1/kernel", P("fsdp", "tensor")),
+    (r"multi_modal_projector/linear_1/bias", P("tensor")),
+    (r"multi_modal_projector/linear_2/kernel", P("tensor", "fsdp")),
+    (r"multi_modal_projector/linear_2/bias", P()),
 )
 
 

@@ -29,7 +29,7 @@ from balcap_jax.data.scenes import (
     sign_box,
 )
 from balcap_jax.models.inputs import ImagePatches
-from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.models.policy import VisionLanguagePolicy
 
 TOKENS = 7  # image tokens along a side
 # Name of each question: how many answers it has and how much it counts in the loss. Answer 0 is
@@ -89,7 +89,7 @@ def question_loss(
 
 
 def pretrain_tower(
-    policy: Qwen2_5_VL,
+    policy: VisionLanguagePolicy,
     params: dict,
     batches: Iterator[tuple[ImagePatches, Int[np.ndarray, "b m q"]]],
     *,

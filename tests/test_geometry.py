@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from balcap_jax.data.geometry import patch_positions, token_positions, window_ids
+from balcap_jax.models.geometry import patch_positions, token_positions, window_ids
 
 IMAGE = 4
 # (rows, columns) in patches; merge 2, windows of 2 x 2 merged tokens: multiples and odd ones.

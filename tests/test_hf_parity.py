@@ -7,8 +7,8 @@ import pytest
 import tiny
 import tiny_hf
 
+import balcap_jax
 from balcap_jax.models.attention import attend_causal
-from balcap_jax.models.decoder import multimodal_angles
 from balcap_jax.models.hf_weights import load_pretrained
 from balcap_jax.models.vision import patch_angles
 
@@ -87,11 +87,59 @@ def test_logits(name, tmp_path):
     @jax.jit
     def forward(params, prompts):
         features = policy.encode_images(params, prompts.images)
-        return policy.logits(params, prompts.tokens, prompts.positions, prompts.mask, features)
+        return policy.token_logits(
+            params, prompts.tokens, prompts.positions, prompts.mask, features
+        )
 
     mask = np.asarray(prompts.mask)
     assert not mask.all()
     close(forward(params, prompts)[mask], theirs[torch.tensor(mask)])
+
+
+def mixed_inputs(config):
+    """Prompts with two images, one image and none, padded on the left, as the processor gives."""
+    rng = np.random.default_rng(0)
+    shares, merge = (tiny.GRIDS[:2], tiny.GRIDS[2:3], ()), config.vision.spatial_merge_size
+    rows = []
+    for i, grids in enumerate(shares):
+        parts = [rng.integers(tiny.FIRST_TEXT, config.vocab_size, 2 + 3 * i)]
+        for rows_, columns in grids:
+            image = [tiny.IMAGE] * (rows_ * columns // merge**2)
+            words = rng.integers(tiny.FIRST_TEXT, config.vocab_size, 2)
+            parts += [[tiny.VISION_START, *image, tiny.VISION_END], words]
+        rows.append(np.concatenate(parts))
+    length = max(map(len, rows))
+    tokens = np.stack([np.pad(row, (length - len(row), 0)) for row in rows])
+    mask = np.stack([np.arange(length) >= length - len(row) for row in rows]).astype(np.int64)
+    grids = np.array([(1, *grid) for share in shares for grid in share])
+    patches = (grids.prod(axis=1).sum(), config.vision.patch_dim)
+    return {
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "pixel_values": rng.normal(size=patches).astype(np.float32),
+        "image_grid_thw": grids,
+        "mm_token_type_ids": (tokens == tiny.IMAGE).astype(np.int64),
+    }
+
+
+def test_inputs_of_a_processor(tmp_path):
+    """Logits and 32 greedy tokens; the placeholders, which we never sample, are suppressed."""
+    hf, policy, params = pair(CONFIGS["tied"], tmp_path)
+    inputs = mixed_inputs(policy.config)
+    mask = inputs["attention_mask"].astype(bool)
+    theirs = {name: torch.tensor(value) for name, value in inputs.items()}
+    with torch.no_grad():
+        logits = hf(**theirs).logits
+    close(np.asarray(policy.logits(params, **inputs))[mask], logits[torch.tensor(mask)])
+    hf.generation_config.eos_token_id = None
+    tokens = hf.generate(
+        **theirs,
+        max_new_tokens=32,
+        do_sample=False,
+        suppress_tokens=list(policy.config.banned_tokens),
+    )
+    ours = balcap_jax.generate(policy, params, inputs, max_new_tokens=32, stop_tokens=())
+    np.testing.assert_array_equal(ours, tokens[:, mask.shape[1] :].numpy())
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +216,9 @@ def test_merger(traced):
 def test_decoder_layer(traced, i):
     """With image tokens inside, so that the three axes of the positions differ."""
     policy, params, prompts, seen = traced
-    text = policy.config.text
     hidden, out = seen[f"layer{i}"]
     assert (np.ptp(prompts.positions[0], axis=0) > 0).any()
-    angles = multimodal_angles(prompts.positions, section=text.mrope_section, theta=text.rope_theta)
+    angles = policy.prompt_angles(prompts.positions)
     layer = policy.definitions["language_model.layers"](
         layer_of(params["language_model"]["layers"], i)
     )

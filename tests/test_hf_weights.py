@@ -168,7 +168,7 @@ def only_pickle(folder):
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "must be a JSON file"),
         (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object"),
-        (lambda f: edit_config(f, model_type="llava"), "'llava' is not supported"),
+        (lambda f: edit_config(f, model_type="opt"), "'opt' is not supported"),
         (lambda f: edit_config(f, vision_config={"depth": 1}), "config.json lacks 'hidden_size'"),
         (lambda f: edit_config(f, image_token_id=99), "within the vocabulary of 48"),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),

@@ -127,7 +127,7 @@ def test_completion_logprobs_equal_the_full_forward():
     completions = tiny.completions(1, 2, 4)
     features = jax.jit(policy.encode_images)(params, prompts.images)
     ours, _ = jax.jit(partial(completion_logprobs, policy))(params, prompts, features, completions)
-    full_forward = jax.jit(policy.logits)
+    full_forward = jax.jit(policy.token_logits)
 
     p = int(prompts.mask.sum())
     for g in range(2):

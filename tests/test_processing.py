@@ -15,6 +15,7 @@ from PIL import Image
 from balcap_jax.data.processing import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
+from balcap_jax.models.layouts import CutImage
 
 # (width, height): a square, wide, high, an odd size that the processor rounds.
 SIZES = ((16, 16), (48, 16), (16, 40), (37, 21))
@@ -86,7 +87,8 @@ def test_several_images_in_a_prompt(processor):
     vision = tiny.CONFIG.vision
     grids = [(4, 6), (6, 2)]
     pixels = [np.ones((r * c, vision.patch_dim), np.float32) for r, c in grids]
-    row = processor.layout([9, tiny.IMAGE, 9, tiny.IMAGE, 9], pixels, grids)
+    images = [CutImage(*image) for image in zip(pixels, grids, strict=True)]
+    row = processor.layout.expand([9, tiny.IMAGE, 9, tiny.IMAGE, 9], images)
     assert row.tokens.tolist() == [9, *[tiny.IMAGE] * 6, 9, *[tiny.IMAGE] * 3, 9]
     np.testing.assert_array_equal(row.images.image_ids, [0] * 24 + [1] * 12)
     assert not set(row.images.window_ids[:24]) & set(row.images.window_ids[24:])

@@ -69,7 +69,7 @@ def unshared(model: Qwen2_5_VL, params, rows, features, group: int):
     """The same logits by the plain forward on G copies of each prompt."""
     tokens, positions, mask, places = rows
     features = jnp.repeat(features, group, axis=0)
-    logits = model.logits(params, tokens, positions, mask, features)
+    logits = model.token_logits(params, tokens, positions, mask, features)
     logits = jnp.take_along_axis(logits, places[..., None], axis=1)
     return logits.reshape(-1, group, *logits.shape[1:])
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_llava
 from jax.sharding import PartitionSpec as P
 
 from balcap_jax.errors import UserError
+from balcap_jax.models.llava import Llava
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
 from balcap_jax.rl.train_state import make_optimizer, state_shardings
 from balcap_jax.sharding import (
@@ -28,9 +30,20 @@ def abstract_params(**top) -> dict:
     return jax.eval_shape(Qwen2_5_VL(tiny.config(**top)).init, jax.random.key(0))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_matches_exactly_one_rule(tied):
-    paths, _ = jax.tree_util.tree_flatten_with_path(abstract_params(tie_word_embeddings=tied))
+# Untied, and with every bias a decoder of this family can have.
+BIASED = tiny_llava.config(text={"attention_out_bias": True, "mlp_bias": True})
+FAMILIES = {
+    "qwen2_5_vl tied": Qwen2_5_VL(tiny.config(tie_word_embeddings=True)),
+    "qwen2_5_vl untied": Qwen2_5_VL(tiny.config(tie_word_embeddings=False)),
+    "llava tied": Llava(tiny_llava.config(tie_word_embeddings=True)),
+    "llava biased": Llava(BIASED),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_matches_exactly_one_rule(name):
+    params = jax.eval_shape(FAMILIES[name].init, jax.random.key(0))
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
     assert len(paths) > 20
     for path, leaf in paths:
         rules = matching_rules(path_name(path))
@@ -41,8 +54,13 @@ def test_every_parameter_matches_exactly_one_rule(tied):
 
 
 def test_every_rule_is_used():
-    paths, _ = jax.tree_util.tree_flatten_with_path(abstract_params(tie_word_embeddings=False))
-    names = [path_name(path) for path, _ in paths]
+    names = [
+        path_name(path)
+        for policy in FAMILIES.values()
+        for path, _ in jax.tree_util.tree_leaves_with_path(
+            jax.eval_shape(policy.init, jax.random.key(0))
+        )
+    ]
     for pattern, _ in RULES:
         assert any(re.search(f"(^|/){pattern}$", name) for name in names), pattern
 

@@ -7,15 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from balcap_jax.data.geometry import patch_positions, token_positions, window_ids
+from balcap_jax.models.config import DecoderConfig
+from balcap_jax.models.geometry import patch_positions, token_positions, window_ids
 from balcap_jax.models.inputs import ImagePatches, Prompts
-from balcap_jax.models.qwen2_5_vl import (
-    DecoderConfig,
-    Params,
-    Qwen2_5_VL,
-    Qwen2_5_VLConfig,
-    VisionConfig,
-)
+from balcap_jax.models.layers import Params
+from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig, VisionConfig
 
 PAD, STOP, VISION_START, VISION_END, IMAGE, VIDEO = 0, 1, 2, 3, 4, 5
 FIRST_TEXT = 6  # ids from here on are words

@@ -12,7 +12,8 @@ from typing import Any
 from balcap_jax.data.examples import PROMPT
 from balcap_jax.data.scene_captions import FaultRates, faulty_caption, reference_caption
 from balcap_jax.data.scenes import WORDS, random_scene
-from balcap_jax.models.config import DecoderConfig, Qwen2_5_VLConfig, VisionConfig
+from balcap_jax.models.config import DecoderConfig
+from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig, VisionConfig
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMAGE = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")

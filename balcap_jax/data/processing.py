@@ -8,26 +8,21 @@ disagree.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from PIL import Image
 
 from balcap_jax.data.examples import Example
-from balcap_jax.data.geometry import Grid, patch_positions, token_positions, window_ids
 from balcap_jax.errors import UserError
-from balcap_jax.models.config import Qwen2_5_VLConfig, load_config, read_json
-from balcap_jax.models.inputs import ImagePatches, Prompts
-
-
-class Row(NamedTuple):
-    """One prompt before padding, its last token still in place."""
-
-    tokens: Int[np.ndarray, " t"]
-    positions: Int[np.ndarray, "3 t"]
-    images: ImagePatches  # without the batch axis
+from balcap_jax.models.config import PolicyConfig, read_json
+from balcap_jax.models.families import load_config
+from balcap_jax.models.inputs import Prompts
+from balcap_jax.models.layouts import CutImage, Layout, Row, layout_of, pad_rows
+from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Processor:
         shapes are ever compiled.
     """
 
-    config: Qwen2_5_VLConfig
+    config: PolicyConfig
     tokenizer: Any
     image_processor: Any
     chat_template: str
@@ -50,12 +45,12 @@ class Processor:
     patch_step: int = 28
 
     def __post_init__(self) -> None:
-        merged = self.config.vision.spatial_merge_size**2
-        if self.prefix_step < 1 or self.patch_step < 1 or self.patch_step % merged:
+        if self.prefix_step < 1 or self.patch_step < 1:
             raise UserError(
-                f"prefix_step={self.prefix_step} must be positive and patch_step={self.patch_step} "
-                f"a positive multiple of {merged}, the patches of one image token; set them so."
+                f"prefix_step={self.prefix_step} and patch_step={self.patch_step} must be "
+                "positive; set them so."
             )
+        self.layout.bucket(self.patch_step)  # refuses what does not fit
 
     @classmethod
     def load(
@@ -83,8 +78,7 @@ class Processor:
             )
         except (OSError, ValueError, KeyError) as error:
             raise _unreadable(folder, "preprocessor_config.json", error) from error
-        _check_image_processor(folder, config, image_processor)
-        return cls(
+        processor = cls(
             config=config,
             tokenizer=tokenizer,
             image_processor=image_processor,
@@ -92,6 +86,22 @@ class Processor:
             prefix_step=prefix_step,
             patch_step=patch_step,
         )
+        processor.check(folder)
+        return processor
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How this family cuts images and counts positions."""
+        return layout_of(self.config)
+
+    def check(self, folder: Path) -> None:
+        """Raises a UserError where the image processor is not the one of the model."""
+        if isinstance(self.config, Qwen2_5_VLConfig):
+            _check_patches(folder, self.config, self.image_processor)
+        try:
+            self._cut(Image.new("RGB", (64, 48)))
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -114,56 +124,11 @@ class Processor:
 
     def pad(self, rows: Sequence[Row]) -> Prompts:
         """Rows as a batch: prefix and patches padded on the right to the next bucket."""
-        prefix = _up(max(len(row.tokens) for row in rows) - 1, self.prefix_step)
-        patches = _up(max(len(row.images.pixels) for row in rows), self.patch_step)
-        return Prompts(
-            tokens=np.stack([_pad(row.tokens[:-1], prefix, self.pad_token_id) for row in rows]),
-            mask=np.stack([np.arange(prefix) < len(row.tokens) - 1 for row in rows]),
-            positions=np.stack([_pad(row.positions[:, :-1].T, prefix, 0).T for row in rows]),
-            last_token=np.array([row.tokens[-1] for row in rows], np.int32),
-            last_position=np.array([row.positions[0, -1] for row in rows], np.int32),
-            images=ImagePatches(
-                pixels=np.stack([_pad(row.images.pixels, patches, 0) for row in rows]),
-                positions=np.stack([_pad(row.images.positions, patches, 0) for row in rows]),
-                image_ids=np.stack([_pad(row.images.image_ids, patches, -1) for row in rows]),
-                window_ids=np.stack([_pad(row.images.window_ids, patches, -1) for row in rows]),
-            ),
-        )
-
-    def layout(
-        self, ids: Sequence[int], pixels: Sequence[Float[np.ndarray, "_ c"]], grids: Sequence[Grid]
-    ) -> Row:
-        """A prompt with any number of images, from token ids with one placeholder per image.
-
-        Raises:
-          ValueError: not one placeholder per image, or nothing after the last one.
-        """
-        vision, image_token = self.config.vision, self.config.image_token_id
-        merge = vision.spatial_merge_size
-        ids = np.asarray(ids, np.int32)
-        places = np.flatnonzero(ids == image_token)
-        if len(places) != len(grids):
-            raise ValueError(f"{len(places)} image placeholders for {len(grids)} images")
-        if ids.size == 0 or ids[-1] == image_token:
-            raise ValueError("no token after the image")
-        repeats = np.ones(len(ids), np.int64)
-        repeats[places] = [rows * columns // merge**2 for rows, columns in grids]
-        tokens = np.repeat(ids, repeats)
-        windows, first = [], 0
-        for grid in grids:
-            windows.append(first + window_ids(grid, merge=merge, window=vision.window))
-            first = windows[-1].max() + 1
-        return Row(
-            tokens=tokens,
-            positions=token_positions(tokens, grids, image_token_id=image_token, merge=merge),
-            images=ImagePatches(
-                pixels=np.concatenate(pixels),
-                positions=np.concatenate([patch_positions(grid, merge=merge) for grid in grids]),
-                image_ids=np.repeat(
-                    np.arange(len(grids), dtype=np.int32), [len(part) for part in pixels]
-                ),
-                window_ids=np.concatenate(windows),
-            ),
+        return pad_rows(
+            rows,
+            pad_token_id=self.pad_token_id,
+            prefix_step=self.prefix_step,
+            patch_step=self.layout.bucket(self.patch_step),
         )
 
     def _row(self, example: Example) -> Row:
@@ -174,20 +139,21 @@ class Processor:
             tokenize=False,
             add_generation_prompt=True,
         )
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # As processors of transformers do: what the template has written is not added again.
+        begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        ids = self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
         try:
-            pixels, grid = self._patches(example.image)
-            return self.layout(ids, [pixels], [grid])
+            return self.layout.expand(ids, self._cut(example.image))
         except (ValueError, OSError) as error:
             raise UserError(
                 f"Example {example.id!r} makes no prompt ({error}); it needs a readable image with "
                 "sides at most 200 : 1 and a text without image placeholders: mend or remove it."
             ) from error
 
-    def _patches(self, image: Image.Image) -> tuple[Float[np.ndarray, "s c"], Grid]:
-        out = self.image_processor(images=[image.convert("RGB")], return_tensors="np")
-        _, rows, columns = out["image_grid_thw"][0].tolist()
-        return np.asarray(out["pixel_values"], np.float32), (rows, columns)
+    def _cut(self, image: Image.Image) -> list[CutImage]:
+        return self.layout.cut(
+            self.image_processor(images=[image.convert("RGB")], return_tensors="np")
+        )
 
     # ---- captions
 
@@ -222,14 +188,6 @@ class Processor:
         )
 
 
-def _up(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
-def _pad(x: np.ndarray, length: int, value: int) -> np.ndarray:
-    return np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=value)
-
-
 def _chat_template(folder: Path, tokenizer: Any) -> str:
     """The template a processor of transformers would use: its own file before the tokenizer's."""
     published = folder / "chat_template.json"
@@ -245,7 +203,7 @@ def _chat_template(folder: Path, tokenizer: Any) -> str:
     return template
 
 
-def _check_image_processor(folder: Path, config: Qwen2_5_VLConfig, processor: Any) -> None:
+def _check_patches(folder: Path, config: Qwen2_5_VLConfig, processor: Any) -> None:
     vision = config.vision
     for theirs, ours, value in (
         ("patch_size", "patch_size", vision.patch_size),

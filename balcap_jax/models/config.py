@@ -1,65 +1,14 @@
-"""Sizes of a Qwen2.5-VL model, read from and written as Hugging Face's config.json."""
+"""Sizes that all families share, read from and written as Hugging Face's config.json."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from balcap_jax.errors import UserError
-
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower; sizes in pixels, patches or merged tokens as Hugging Face counts them.
-
-    Attributes:
-      depth, hidden_size, intermediate_size, num_heads: of the blocks.
-      patch_size, temporal_patch_size, in_channels: one patch; a still image fills the temporal axis
-        by repetition.
-      spatial_merge_size: merge x merge patches become one token of the decoder.
-      window_size: side of an attention window in pixels.
-      fullatt_block_indexes: blocks that attend to the whole image; all others stay in their window.
-      rope_theta: base of the 2-D rotary embedding.
-    """
-
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    in_channels: int = 3
-    spatial_merge_size: int = 2
-    window_size: int = 112
-    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
-    rope_theta: float = 10000.0
-
-    def __post_init__(self) -> None:
-        _check_divides("vision num_heads", self.num_heads, "hidden_size", self.hidden_size)
-        _check_divides("4 (2-D rotary pairs)", 4, "vision head size", self.head_dim)
-        _check_divides(
-            "patch_size * spatial_merge_size",
-            self.patch_size * self.spatial_merge_size,
-            "window_size",
-            self.window_size,
-        )
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def patch_dim(self) -> int:
-        """Numbers in one flattened patch."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-    @property
-    def window(self) -> int:
-        """Side of an attention window in merged tokens."""
-        return self.window_size // self.spatial_merge_size // self.patch_size
+from balcap_jax.models.rotary import RopeScaling
 
 
 @dataclass(frozen=True)
@@ -68,8 +17,11 @@ class DecoderConfig:
 
     Attributes:
       mrope_section: rotary frequencies turned by the temporal, height and width position; their sum
-        is half of the head size.
+        is half of the head size. None: plain rotary embedding, one position per token.
+      attention_head_dim: the head size where it is not hidden_size / num_attention_heads.
       attention_bias: the query, key and value projections have a bias (Qwen2 does, Llama does not).
+      attention_out_bias, mlp_bias: so has the projection after attention, so have those of the MLP.
+      rope_scaling: how the rotary frequencies are stretched; None: not at all.
     """
 
     vocab_size: int
@@ -78,23 +30,29 @@ class DecoderConfig:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    mrope_section: tuple[int, int, int]
+    mrope_section: tuple[int, ...] | None = None
     rope_theta: float = 1000000.0
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 128000
     attention_bias: bool = True
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    attention_head_dim: int | None = None
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        _check_divides(
-            "num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size
-        )
-        _check_divides(
+        if self.attention_head_dim is None:
+            check_divides(
+                "num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size
+            )
+        check_divides(
             "num_key_value_heads",
             self.num_key_value_heads,
             "num_attention_heads",
             self.num_attention_heads,
         )
-        if 2 * sum(self.mrope_section) != self.head_dim:
+        check_divides("2 (rotary pairs)", 2, "head size", self.head_dim)
+        if self.mrope_section is not None and 2 * sum(self.mrope_section) != self.head_dim:
             raise UserError(
                 f"mrope_section {list(self.mrope_section)} must sum to half of the head size "
                 f"{self.head_dim}; correct mrope_section in config.json."
@@ -102,24 +60,26 @@ class DecoderConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.attention_head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def position_axes(self) -> int:
+        """Positions that each token has: 3 with M-RoPE, else 1."""
+        return len(self.mrope_section or (0,))
 
 
-@dataclass(frozen=True)
-class Qwen2_5_VLConfig:  # noqa: N801 - the name in Hugging Face
-    """A Qwen2.5-VL policy: its two parts and the ids of its special tokens.
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(ABC):
+    """A policy: its decoder, its special tokens, and what each family adds.
 
     Attributes:
+      image_token_id: the placeholder of one image feature.
       stop_tokens: a caption ends with the first of these.
       pad_token_id: fills what is masked; never read by the model's real tokens.
     """
 
     text: DecoderConfig
-    vision: VisionConfig
     image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
     stop_tokens: tuple[int, ...]
     pad_token_id: int
     tie_word_embeddings: bool = False
@@ -145,120 +105,22 @@ class Qwen2_5_VLConfig:  # noqa: N801 - the name in Hugging Face
     @property
     def banned_tokens(self) -> tuple[int, ...]:
         """Vision tokens, never to be sampled: a caption that holds one breaks the next forward."""
-        return (
-            self.vision_start_token_id,
-            self.vision_end_token_id,
-            self.image_token_id,
-            self.video_token_id,
-        )
+        return (self.image_token_id,)
 
     @classmethod
+    @abstractmethod
     def from_hf(
         cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
-    ) -> "Qwen2_5_VLConfig":
-        """Reads config.json, flat (as published) or with text_config (transformers v5).
+    ) -> "PolicyConfig":
+        """From the content of config.json and of generation_config.json."""
 
-        Args:
-          config: the content of config.json.
-          generation: the content of generation_config.json; its stop tokens come first.
-
-        Raises:
-          UserError: another architecture, a missing entry, or a setting that is not supported.
-        """
-        if config.get("model_type") != "qwen2_5_vl":
-            raise UserError(
-                f"model_type {config.get('model_type')!r} is not supported; give a folder with a "
-                "model of type 'qwen2_5_vl'."
-            )
-        # The published layout keeps the decoder's entries at the top level.
-        text = config.get("text_config") or config
-        try:
-            return _read(config, text, generation or {})
-        except KeyError as error:
-            raise UserError(
-                f"config.json lacks {error.args[0]!r}, which a qwen2_5_vl model needs; take the "
-                "config.json that was published with the weights."
-            ) from error
-
+    @abstractmethod
     def to_hf(self) -> dict[str, Any]:
         """The content of config.json in the layout of transformers v5."""
-        text, vision = self.text, self.vision
-        special = {
-            "image_token_id": self.image_token_id,
-            "video_token_id": self.video_token_id,
-            "vision_start_token_id": self.vision_start_token_id,
-            "vision_end_token_id": self.vision_end_token_id,
-        }
-        return {
-            "architectures": [ARCHITECTURE],
-            "model_type": "qwen2_5_vl",
-            "tie_word_embeddings": self.tie_word_embeddings,
-            **special,
-            "text_config": {
-                "model_type": "qwen2_5_vl_text",
-                "vocab_size": text.vocab_size,
-                "hidden_size": text.hidden_size,
-                "intermediate_size": text.intermediate_size,
-                "num_hidden_layers": text.num_hidden_layers,
-                "num_attention_heads": text.num_attention_heads,
-                "num_key_value_heads": text.num_key_value_heads,
-                "hidden_act": "silu",
-                "max_position_embeddings": text.max_position_embeddings,
-                "initializer_range": self.initializer_range,
-                "rms_norm_eps": text.rms_norm_eps,
-                "use_sliding_window": False,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": text.rope_theta,
-                    "mrope_section": list(text.mrope_section),
-                },
-                "bos_token_id": None,
-                "eos_token_id": self.stop_tokens[0],
-                "pad_token_id": self.pad_token_id,
-            },
-            "vision_config": {
-                "model_type": "qwen2_5_vl_vision",
-                "depth": vision.depth,
-                "hidden_size": vision.hidden_size,
-                "intermediate_size": vision.intermediate_size,
-                "num_heads": vision.num_heads,
-                "hidden_act": "silu",
-                "in_channels": vision.in_channels,
-                "patch_size": vision.patch_size,
-                "temporal_patch_size": vision.temporal_patch_size,
-                "spatial_merge_size": vision.spatial_merge_size,
-                "window_size": vision.window_size,
-                "fullatt_block_indexes": list(vision.fullatt_block_indexes),
-                "out_hidden_size": text.hidden_size,
-                "initializer_range": self.initializer_range,
-                "rope_parameters": {"rope_type": "axial", "rope_theta": vision.rope_theta},
-            },
-        }
 
     def to_hf_generation(self) -> dict[str, Any]:
         """The content of generation_config.json: what ends a caption and what pads it."""
         return {"eos_token_id": list(self.stop_tokens), "pad_token_id": self.pad_token_id}
-
-
-def load_config(folder: str | Path) -> Qwen2_5_VLConfig:
-    """The configuration in a folder: config.json and, where there is one, generation_config.json.
-
-    Raises:
-      UserError: no such folder, no readable config.json, or not a supported model.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not a folder; give a local folder with config.json and safetensors files."
-        )
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} has no config.json; give the folder that holds the model's config.json."
-        )
-    generation = folder / "generation_config.json"
-    return Qwen2_5_VLConfig.from_hf(
-        read_json(folder / "config.json"), read_json(generation) if generation.is_file() else None
-    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -278,76 +140,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read(
-    config: Mapping[str, Any], text: Mapping[str, Any], generation: Mapping[str, Any]
-) -> Qwen2_5_VLConfig:
-    vision = config["vision_config"]
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    vision_rope = vision.get("rope_parameters") or {}
-    heads = text["num_attention_heads"]
-    _check_supported(config, text, vision, rope)
-    stop = generation.get("eos_token_id") or text.get("eos_token_id") or ()
+# ---- entries of config.json that the families read alike
+
+
+def rope_of(text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rotary entries, in the layout of transformers v5 or the one before."""
+    return text.get("rope_parameters") or text.get("rope_scaling") or {}
+
+
+def ending_tokens(
+    generation: Mapping[str, Any], *configs: Mapping[str, Any], default_stop: int | None = None
+) -> tuple[tuple[int, ...], int]:
+    """Stop tokens and pad token: those of generation_config.json, else of the first config with
+    them. Without a pad token the last stop token pads.
+    """
+    sources = (generation, *configs)
+    stops = [source.get("eos_token_id") for source in sources] + [default_stop]
+    stop = next((stop for stop in stops if stop not in (None, [])), ())
     stop = tuple(stop) if isinstance(stop, list | tuple) else (stop,)
-    pads = (generation.get("pad_token_id"), text.get("pad_token_id"), *reversed(stop))
-    return Qwen2_5_VLConfig(
-        text=DecoderConfig(
-            vocab_size=text["vocab_size"],
-            hidden_size=text["hidden_size"],
-            intermediate_size=text["intermediate_size"],
-            num_hidden_layers=text["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=text.get("num_key_value_heads") or heads,
-            mrope_section=tuple(rope["mrope_section"]),
-            rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1000000.0),
-            rms_norm_eps=float(text.get("rms_norm_eps", 1e-5)),
-            max_position_embeddings=text.get("max_position_embeddings", 32768),
-        ),
-        vision=VisionConfig(
-            depth=vision["depth"],
-            hidden_size=vision["hidden_size"],
-            intermediate_size=vision["intermediate_size"],
-            num_heads=vision["num_heads"],
-            patch_size=vision.get("patch_size", 14),
-            temporal_patch_size=vision.get("temporal_patch_size", 2),
-            in_channels=vision.get("in_channels", 3),
-            spatial_merge_size=vision.get("spatial_merge_size", 2),
-            window_size=vision.get("window_size", 112),
-            fullatt_block_indexes=tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
-            rope_theta=float(vision_rope.get("rope_theta", 10000.0)),
-        ),
-        image_token_id=config["image_token_id"],
-        video_token_id=config["video_token_id"],
-        vision_start_token_id=config["vision_start_token_id"],
-        vision_end_token_id=config["vision_end_token_id"],
-        stop_tokens=stop,
-        pad_token_id=next((pad for pad in pads if pad is not None), 0),
-        tie_word_embeddings=bool(
-            config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
-        ),
-        initializer_range=float(text.get("initializer_range", 0.02)),
-    )
+    pads = [source.get("pad_token_id") for source in sources] + [*reversed(stop), 0]
+    return stop, next(pad for pad in pads if pad is not None)
 
 
-def _check_supported(
-    config: Mapping[str, Any],
-    text: Mapping[str, Any],
-    vision: Mapping[str, Any],
-    rope: Mapping[str, Any],
-) -> None:
-    """Settings that would silently change the function computed are refused."""
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    supported = (
-        ("hidden_act", text.get("hidden_act", "silu"), ("silu",)),
-        ("vision_config.hidden_act", vision.get("hidden_act", "silu"), ("silu",)),
-        ("use_sliding_window", text.get("use_sliding_window") or False, (False,)),
-        ("rope type", rope_type, ("default", "mrope")),
-        (
-            "vision_config.out_hidden_size",
-            vision.get("out_hidden_size", text["hidden_size"]),
-            (text["hidden_size"],),
-        ),
-    )
-    for name, value, allowed in supported:
+def check_supported(entries: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> None:
+    """Settings that would silently change the function computed are refused.
+
+    Args:
+      entries: name -> (value in config.json, the values that are implemented).
+
+    Raises:
+      UserError: a value is not implemented.
+    """
+    for name, (value, allowed) in entries.items():
         if value not in allowed:
             raise UserError(
                 f"{name} is {value!r} in config.json but this implementation supports "
@@ -355,7 +179,8 @@ def _check_supported(
             )
 
 
-def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+def check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    """`value` is a positive multiple of `divisor`, or a UserError says so."""
     if divisor <= 0 or value <= 0 or value % divisor:
         raise UserError(
             f"{name} is {value} but must be a positive multiple of {divisor_name} = {divisor}; "

@@ -9,17 +9,22 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.config import load_config, read_json
+from balcap_jax.models.config import read_json
+from balcap_jax.models.families import load_config, make_policy
+from balcap_jax.models.hf_keys import BUFFERS, KeyTable, key_table
 from balcap_jax.models.layers import Params
-from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.sharding import param_shardings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -66,7 +71,9 @@ class Weight(NamedTuple):
     stored_shape: tuple[int, ...]
 
 
-def load_pretrained(folder: str | Path, *, dtype: str = "float32") -> tuple[Qwen2_5_VL, Params]:
+def load_pretrained(
+    folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> tuple[VisionLanguagePolicy, Params]:
     """The policy and its weights from a local folder with config.json and safetensors.
 
     Reads a single file or an index with shards, keys as published ("visual.", "model.layers.") or
@@ -74,27 +81,34 @@ def load_pretrained(folder: str | Path, *, dtype: str = "float32") -> tuple[Qwen
 
     Args:
       dtype: of the weights and of the computation, "float32" or "bfloat16".
+      mesh: each device gets its part of every weight (see `sharding.RULES`), read from the files
+        layer by layer; by default all is on one device.
 
     Raises:
       UserError: folder, config.json or weights are missing, damaged or of another model.
     """
     folder = Path(folder)
-    policy = Qwen2_5_VL(load_config(folder), dtype=jnp.dtype(dtype))
+    policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
     with ExitStack() as stack:
-        tensors = _open(folder, stack)
         weights = _weights(policy)
+        tensors = _open(folder, key_table(policy.config), stack)
         _check(folder, policy, weights, tensors)
         params: Params = {}
+        shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
         for weight in weights:
-            loaded = [_read(tensors[key], weight, jnp.dtype(dtype)) for key in weight.keys]
-            leaf = jnp.asarray(np.stack(loaded) if weight.stacked else loaded[0])
+            read = partial(_read_part, weight, tensors, jnp.dtype(dtype))
+            shape = (len(weight.keys), *weight.shape) if weight.stacked else weight.shape
+            if shardings is None:
+                leaf = jnp.asarray(read((slice(None),) * len(shape)))
+            else:
+                leaf = jax.make_array_from_callback(shape, _get(shardings, weight.path), read)
             _set(params, weight.path, leaf)
     return policy, params
 
 
 def save_pretrained(
     folder: str | Path,
-    policy: Qwen2_5_VL,
+    policy: VisionLanguagePolicy,
     params: Params,
     *,
     dtype: str | None = None,
@@ -152,52 +166,57 @@ def save_pretrained(
 # ---- names and layouts
 
 
-def _weights(policy: Qwen2_5_VL) -> list[Weight]:
+def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
     """All weights of `policy`, from the shapes its `init` would give."""
-    vision = policy.config.vision
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    layers = {
-        ("visual", "blocks"): vision.depth,
-        ("language_model", "layers"): policy.config.text.num_hidden_layers,
-    }
-    patch = (
-        vision.in_channels,
-        vision.temporal_patch_size,
-        vision.patch_size,
-        vision.patch_size,
-    )
+    table = key_table(policy.config)
     weights = []
-    for keypath, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    for keypath, leaf in jax.tree_util.tree_leaves_with_path(_shapes(policy)):
         path = tuple(entry.key for entry in keypath)
-        count = layers.get(path[:2])
-        shape = leaf.shape if count is None else leaf.shape[1:]
-        *module, name = path
-        stored = shape
-        if name == "kernel":
-            stored = shape[::-1]  # torch.nn.Linear keeps [out, in]
-        if path == ("visual", "patch_embed", "proj", "kernel"):
-            stored = (shape[1], *patch)  # torch.nn.Conv3d keeps [out, channels, time, row, column]
-        if module[0] == "language_model":
-            module[0] = "model"
-        suffix = "bias" if name == "bias" else "weight"
-        if count is None:
-            keys = (".".join([*module, suffix]),)
-        else:
-            keys = tuple(".".join([*module[:2], str(i), *module[2:], suffix]) for i in range(count))
-        weights.append(Weight(path, shape, keys, count is not None, stored))
+        stack = next((s for s in policy.stacks if ".".join(path).startswith(f"{s}.")), None)
+        shape = leaf.shape if stack is None else leaf.shape[1:]
+        weights.append(
+            Weight(
+                path,
+                shape,
+                _keys(path, table, stack, 1 if stack is None else leaf.shape[0]),
+                stack is not None,
+                _stored_shape(path, shape, table),
+            )
+        )
     return weights
 
 
-def _published(key: str) -> str:
-    """The published name of a key in either layout."""
-    if key.startswith("model.visual."):
-        return key.removeprefix("model.")
-    if key.startswith("model.language_model."):
-        return key.replace("model.language_model.", "model.", 1)
-    return key
+def _shapes(policy: VisionLanguagePolicy) -> Params:
+    return jax.eval_shape(policy.init, jax.random.key(0))
 
 
-def _export(policy: Qwen2_5_VL, params: Params, dtype: str | None) -> dict[str, np.ndarray]:
+def _keys(path: tuple[str, ...], table: KeyTable, stack: str | None, count: int) -> tuple[str, ...]:
+    """Published keys of one leaf, one per layer of its stack."""
+    *module, name = path
+    if name in ("kernel", "scale", "embedding"):
+        name = "weight"
+    dotted = ".".join([*module, name])
+    if stack is None:
+        return (table.publish(dotted),)
+    return tuple(
+        table.publish(dotted.replace(f"{stack}.", f"{stack}.{i}.", 1)) for i in range(count)
+    )
+
+
+def _stored_shape(
+    path: tuple[str, ...], shape: tuple[int, ...], table: KeyTable
+) -> tuple[int, ...]:
+    """The shape that torch gives a weight of one layer."""
+    if path[-1] != "kernel":
+        return shape
+    if ".".join(path[:-1]) == table.convolution:
+        return (shape[1], *table.patch)
+    return shape[::-1]  # torch.nn.Linear keeps [out, in]
+
+
+def _export(
+    policy: VisionLanguagePolicy, params: Params, dtype: str | None
+) -> dict[str, np.ndarray]:
     """Published key -> tensor, for every weight."""
     tensors = {}
     weights = _weights(policy)
@@ -214,18 +233,35 @@ def _export(policy: Qwen2_5_VL, params: Params, dtype: str | None) -> dict[str, 
     return tensors
 
 
+def _read_part(
+    weight: Weight,
+    tensors: Mapping[str, Stored],
+    dtype: np.dtype,
+    index: tuple[slice, ...],
+) -> np.ndarray:
+    """What `index` takes of a leaf of `params`; no more than one whole tensor is held beside it."""
+    if not weight.stacked:
+        return _read(tensors[weight.keys[0]], weight, dtype)[index]
+    keys = weight.keys[index[0]]
+    shape = tuple(len(range(*i.indices(n))) for i, n in zip(index[1:], weight.shape, strict=True))
+    part = np.empty((len(keys), *shape), dtype)
+    for layer, key in zip(part, keys, strict=True):
+        layer[...] = _read(tensors[key], weight, dtype)[index[1:]]
+    return part
+
+
 def _read(stored: Stored, weight: Weight, dtype: np.dtype) -> np.ndarray:
     """One tensor of a file in our layout."""
     tensor = stored.file.get_tensor(stored.key)
     if weight.path[-1] == "kernel":
         tensor = tensor.reshape(tensor.shape[0], -1).T
-    return np.ascontiguousarray(tensor).astype(dtype)
+    return tensor.astype(dtype, copy=False)
 
 
 # ---- files
 
 
-def _open(folder: Path, stack: ExitStack) -> dict[str, Stored]:
+def _open(folder: Path, table: KeyTable, stack: ExitStack) -> dict[str, Stored]:
     """Published key -> where it is stored, over all shards; the files stay open with `stack`."""
     from safetensors import SafetensorError, safe_open
 
@@ -238,9 +274,12 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Stored]:
                 f"{path} is not a whole safetensors file ({error}); fetch it again."
             ) from error
         for key in file.keys():  # noqa: SIM118 - not a dict
-            if _published(key) in tensors:
+            if BUFFERS.search(key):
+                continue
+            published = table.normalise(key)
+            if published in tensors:
                 raise UserError(f"{folder} holds {key} twice; keep one of the files that have it.")
-            tensors[_published(key)] = Stored(file, key)
+            tensors[published] = Stored(file, key)
     return tensors
 
 
@@ -265,17 +304,16 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check(
-    folder: Path, policy: Qwen2_5_VL, weights: list[Weight], tensors: dict[str, Stored]
+    folder: Path, policy: VisionLanguagePolicy, weights: list[Weight], tensors: dict[str, Stored]
 ) -> None:
     """Every weight is there once with its shape, and nothing else is."""
-    if policy.config.tie_word_embeddings and "lm_head.weight" in tensors:
+    table = key_table(policy.config)
+    head, embedding = map(table.publish, ("lm_head.weight", "language_model.embed_tokens.weight"))
+    if policy.config.tie_word_embeddings and {head, embedding} <= tensors.keys():
         # Some writers store the tied weight twice. Equal, it says nothing new.
-        head, embedding = (
-            tensors[key].file.get_tensor(tensors[key].key)
-            for key in ("lm_head.weight", "model.embed_tokens.weight")
-        )
-        if np.array_equal(head, embedding):
-            del tensors["lm_head.weight"]
+        first, second = (s.file.get_tensor(s.key) for s in (tensors[head], tensors[embedding]))
+        if np.array_equal(first, second):
+            del tensors[head]
     needed = {key: weight.stored_shape for weight in weights for key in weight.keys}
     shapes = {
         key: tuple(stored.file.get_slice(stored.key).get_shape()) for key, stored in tensors.items()

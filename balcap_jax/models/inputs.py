@@ -13,11 +13,14 @@ class ImagePatches(NamedTuple):
     """The images of each prompt, cut to patches, one image after another, padded to a bucket.
 
     Attributes:
-      pixels: flattened patches in the order of Hugging Face's Qwen2-VL image processor: the
-        merge x merge patches of one merged token are neighbours.
-      positions: row and column of each patch in its image, for the 2-D rotary embedding.
+      pixels: flattened patches. Qwen2.5-VL: in the order of Hugging Face's Qwen2-VL image
+        processor, where the merge x merge patches of one merged token are neighbours. LLaVA: row by
+        row, [channel, row, column] each; all images have one size.
+      positions: row and column of each patch in its image.
       image_ids: index of the image within its prompt; -1 is padding. Full attention joins equal
-      ids. window_ids: index of the attention window within the prompt; -1 is padding.
+        ids.
+      window_ids: index of the attention window within the prompt; -1 is padding. Without windows
+        equal to image_ids.
     """
 
     pixels: Float[AnyArray, "b s c"]
@@ -30,18 +33,19 @@ class Prompts(NamedTuple):
     """Prompts without their last token, right-padded; the last token starts every completion.
 
     Attributes:
-      tokens: prefix token ids, image placeholders already expanded to one per merged token.
+      tokens: prefix token ids, image placeholders already expanded to one per image feature.
       mask: True where a token is real.
-      positions: temporal, height and width position of each token (multimodal rotary embedding).
+      positions: of each token: temporal, height and width (multimodal rotary embedding), or on one
+        axis where the decoder has plain rotary embedding.
       last_token: the first input of every completion of this prompt.
-      last_position: position of `last_token`, equal on all three axes; the completion's input t
+      last_position: position of `last_token`, equal on all axes; the completion's input t
         stands at `last_position + t`.
       images: the prompts' images.
     """
 
     tokens: Int[AnyArray, "b p"]
     mask: Bool[AnyArray, "b p"]
-    positions: Int[AnyArray, "b 3 p"]
+    positions: Int[AnyArray, "b axes p"]
     last_token: Int[AnyArray, " b"]
     last_position: Int[AnyArray, " b"]
     images: ImagePatches

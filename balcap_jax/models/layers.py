@@ -1,16 +1,26 @@
 """Building blocks of the vision tower and the decoder, and how module definitions meet `params`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Params = dict[str, Any]
+
+# By their names in Hugging Face's config.json.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
 
 
 class Definition:
@@ -51,6 +61,25 @@ class RMSNorm(nnx.Module):
         wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
         return wide.astype(x.dtype) * scale
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean(x)) / std(x) * scale + bias; all of it in float32 whatever the dtype of `x`."""
+
+    def __init__(self, size: int, *, eps: float) -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(size, jnp.float32))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        wide = x.astype(jnp.float32)
+        wide -= jnp.mean(wide, axis=-1, keepdims=True)
+        wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        scale, bias = (
+            weight[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+            for weight in (self.scale, self.bias)
+        )
+        return (wide * scale + bias).astype(x.dtype)
 
 
 class GatedMLP(nnx.Module):
@@ -115,18 +144,3 @@ def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-def rotary_frequencies(size: int, theta: float) -> np.ndarray:
-    """theta ** (-2 i / size) for i in [0, size / 2), float32 as Hugging Face computes it."""
-    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
-    return (1.0 / np.float32(theta) ** exponents).astype(np.float32)
-
-
-def rotate(
-    x: Float[Array, "*b t n h"], angles: Float[Array, "*#b t half"]
-) -> Float[Array, "*b t n h"]:
-    """Rotary embedding in float32: the pair (x_i, x_{i + h/2}) turned by the i-th of `angles`."""
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from balcap_jax.models.inputs import AnyArray, Prompts
-from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.models.policy import VisionLanguagePolicy
 
 
 def policy_logprobs(
@@ -35,7 +35,7 @@ def policy_logprobs(
 
 
 def token_logprobs(
-    policy: Qwen2_5_VL,
+    policy: VisionLanguagePolicy,
     params: dict,
     hidden: Float[Array, "b g c d"],
     targets: Int[AnyArray, "b g c"],
@@ -84,7 +84,7 @@ def token_logprobs(
 
 
 def completion_logprobs(
-    policy: Qwen2_5_VL,
+    policy: VisionLanguagePolicy,
     params: dict,
     prompts: Prompts,
     features: Float[Array, "b m d"],

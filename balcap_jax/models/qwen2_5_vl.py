@@ -1,114 +1,44 @@
-"""Qwen2.5-VL (arXiv 2502.13923), written once for all sizes.
+"""Qwen2.5-VL (arXiv 2502.13923): its vision tower, written once for all sizes."""
 
-The definition is static and hashable; `params`, a nested dict with Hugging Face's names for the
-submodules, is the only state. Vision blocks and decoder layers are stacked on a leading axis and
-scanned; decoding loops over a list of layers instead, because a scanned cache is copied every step.
-
-Letters: b batch, g group, t and c tokens, p prefix, s patches, d width, v vocabulary.
-"""
-
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from functools import cached_property, partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from balcap_jax.models.attention import KV, attend_causal, attend_prompt_and_past
-from balcap_jax.models.config import DecoderConfig, Qwen2_5_VLConfig, VisionConfig
-from balcap_jax.models.decoder import DecoderLayer, multimodal_angles, text_angles
-from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
-from balcap_jax.models.layers import Definition, Params, RMSNorm
+from balcap_jax.models.inputs import ImagePatches
+from balcap_jax.models.layers import Definition, Params
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
 from balcap_jax.models.vision import PatchEmbed, PatchMerger, VisionBlock, patch_angles
-
-__all__ = [
-    "DecoderConfig",
-    "Params",
-    "PromptCache",
-    "Qwen2_5_VL",
-    "Qwen2_5_VLConfig",
-    "VisionConfig",
-]
-
-# One entry per layer: keys and values [b p k h] of a prompt, or [b g length k h] of completions.
-PromptCache = tuple[KV, ...]
-Cache = tuple[KV, ...]
 
 
 @dataclass(frozen=True)
-class Qwen2_5_VL:  # noqa: N801 - the name in Hugging Face
-    """The policy's computation, without weights.
-
-    Attributes:
-      config: sizes and token ids.
-      dtype: of matmuls and activations; weights keep the dtype they have in `params`. Norms, rotary
-        angles, softmax and logits are float32 always.
-      remat: recompute each layer in the backward pass instead of storing its activations.
-    """
+class Qwen2_5_VL(VisionLanguagePolicy):  # noqa: N801 - the name in Hugging Face
+    """Patches of any number of images to features, and the decoder with M-RoPE."""
 
     config: Qwen2_5_VLConfig
-    _: KW_ONLY
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
-
-    # ---- weights
 
     @cached_property
-    def definitions(self) -> dict[str, Definition]:
-        """The modules by their path in `params`."""
-        config = self.config
-        text, vision = config.text, config.vision
-        options = {"dtype": self.dtype, "std": config.initializer_range}
+    def vision_definitions(self) -> dict[str, Definition]:
+        vision, width, options = (
+            self.config.vision,
+            self.config.text.hidden_size,
+            self.module_options,
+        )
         return {
             "visual.patch_embed": Definition(lambda r: PatchEmbed(vision, **options, rngs=r)),
             "visual.blocks": Definition(lambda r: VisionBlock(vision, **options, rngs=r)),
-            "visual.merger": Definition(
-                lambda r: PatchMerger(vision, text.hidden_size, **options, rngs=r)
-            ),
-            "language_model.layers": Definition(lambda r: DecoderLayer(text, **options, rngs=r)),
-            "language_model.norm": Definition(
-                lambda r: RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
-            ),
+            "visual.merger": Definition(lambda r: PatchMerger(vision, width, **options, rngs=r)),
         }
 
-    def init(self, key: PRNGKeyArray) -> Params:
-        """Fresh float32 weights: normal(initializer_range), norms one, biases zero."""
-        config = self.config
-        text, vision = config.text, config.vision
-        part = self.definitions
-        keys = iter(jax.random.split(key, 7))
-        normal = nnx.initializers.normal(config.initializer_range)
-        params: Params = {
-            "visual": {
-                "patch_embed": part["visual.patch_embed"].init(next(keys)),
-                "blocks": part["visual.blocks"].init_stacked(next(keys), vision.depth),
-                "merger": part["visual.merger"].init(next(keys)),
-            },
-            "language_model": {
-                "embed_tokens": {
-                    "embedding": normal(next(keys), (text.vocab_size, text.hidden_size))
-                },
-                "layers": part["language_model.layers"].init_stacked(
-                    next(keys), text.num_hidden_layers
-                ),
-                "norm": part["language_model.norm"].init(next(keys)),
-            },
-        }
-        if not config.tie_word_embeddings:
-            params["lm_head"] = {"kernel": normal(next(keys), (text.hidden_size, text.vocab_size))}
-        return params
+    @property
+    def vision_stacks(self) -> dict[str, int]:
+        return {"visual.blocks": self.config.vision.depth}
 
-    # ---- vision
-
-    def encode_images(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
-        """Features of all images [b, s / merge**2, d], in the order of their placeholders.
-
-        Features of padding patches are finite and meaningless; no placeholder points at them.
-        """
+    def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
+        """Features of all images [b, s / merge**2, d]."""
         visual, vision = params["visual"], self.config.vision
         angles = patch_angles(images.positions, head_dim=vision.head_dim, theta=vision.rope_theta)
         image_ids, window_ids = jnp.asarray(images.image_ids), jnp.asarray(images.window_ids)
@@ -120,199 +50,5 @@ class Qwen2_5_VL:  # noqa: N801 - the name in Hugging Face
             return self.definitions["visual.blocks"](weights)(x, angles, segments), None
 
         x = self.definitions["visual.patch_embed"](visual["patch_embed"])(images.pixels)
-        x, _ = jax.lax.scan(self._remat(block), x, (visual["blocks"], full))
+        x, _ = jax.lax.scan(self.rematerialised(block), x, (visual["blocks"], full))
         return self.definitions["visual.merger"](visual["merger"])(x)
-
-    # ---- the plain full forward
-
-    def logits(
-        self,
-        params: Params,
-        tokens: Int[AnyArray, "b t"],
-        positions: Int[AnyArray, "b 3 t"],
-        mask: Bool[AnyArray, "b t"],
-        features: Float[Array, "b m d"],
-    ) -> Float[Array, "b t v"]:
-        """Logits of the next token at every position: the reference for all faster paths."""
-        x, _ = self._run_prefix(params, tokens, positions, mask, features)
-        return self.project(params, self._norm(params, x))
-
-    def project(self, params: Params, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-        """Logits in float32 of final-norm hidden states."""
-        if self.config.tie_word_embeddings:
-            weights, equation = (
-                params["language_model"]["embed_tokens"]["embedding"],
-                "...d,vd->...v",
-            )
-        else:
-            weights, equation = params["lm_head"]["kernel"], "...d,dv->...v"
-        return jnp.einsum(
-            equation,
-            hidden.astype(self.dtype),
-            weights.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-
-    # ---- a group shares its prompt
-
-    def completion_hidden(
-        self,
-        params: Params,
-        prompts: Prompts,
-        features: Float[Array, "b m d"],
-        completions: Int[AnyArray, "b g c"],
-    ) -> Float[Array, "b g c d"]:
-        """Final-norm hidden states of G completions; the t-th predicts the completion's token t.
-
-        The inputs are [last_token, completions[..., :-1]]. Prefix and completions go through the
-        layers together: a layer's prefix keys and values serve all G completions and are not kept.
-        Equal to the forward of each prompt joined with each completion, gradients included.
-        """
-        completions = jnp.asarray(completions)
-        B, G, C = completions.shape
-        first = jnp.broadcast_to(jnp.asarray(prompts.last_token)[:, None, None], (B, G, 1))
-        inputs = jnp.concatenate([first.astype(completions.dtype), completions[..., :-1]], axis=-1)
-        positions = jnp.asarray(prompts.last_position)[:, None, None] + jnp.arange(C)[None, None]
-        own_angles = self._text_angles(positions)
-        own_mask = jnp.tril(jnp.ones((C, C), bool))
-        prefix_mask = jnp.asarray(prompts.mask)
-        prefix_angles = self._multimodal_angles(prompts.positions)
-
-        def body(streams, weights):
-            prefix, own = streams
-            layer = self.definitions["language_model.layers"](weights)
-            q, kv = layer.project(prefix, prefix_angles)
-            prefix = layer.finish(prefix, attend_causal(q, *kv, prefix_mask))
-            q, own_kv = layer.project(own, own_angles)
-            attended = attend_prompt_and_past(q, kv, prefix_mask, own_kv, own_mask)
-            return (prefix, layer.finish(own, attended)), None
-
-        streams = (
-            self._embed_prompt(params, prompts.tokens, features),
-            self._embed(params, inputs),
-        )
-        layers = params["language_model"]["layers"]
-        (_, own), _ = jax.lax.scan(self._remat(body), streams, layers)
-        return self._norm(params, own)
-
-    # ---- rollout
-
-    def prefill(
-        self, params: Params, prompts: Prompts, features: Float[Array, "b m d"]
-    ) -> PromptCache:
-        """Keys and values [b p k h] of the prefix, per layer."""
-        _, stacked = self._run_prefix(
-            params, prompts.tokens, prompts.positions, prompts.mask, features
-        )
-        return tuple(_take(stacked, i) for i in range(self.config.text.num_hidden_layers))
-
-    def init_cache(self, batch: int, group: int, length: int) -> Cache:
-        """An empty cache for `group` completions of `length` tokens for each of `batch` prompts."""
-        text = self.config.text
-        shape = (batch, group, length, text.num_key_value_heads, text.head_dim)
-        empty = partial(jnp.zeros, shape, self.dtype)
-        return tuple(KV(empty(), empty()) for _ in range(text.num_hidden_layers))
-
-    def unstack(self, params: Params) -> Params:
-        """The decoder's weights as `decode_step` takes them: layers as a tuple, taken out once."""
-        model = params["language_model"]
-        count = self.config.text.num_hidden_layers
-        layers = tuple(_take(model["layers"], i) for i in range(count))
-        return {"language_model": {**model, "layers": layers}}
-
-    def decode_step(
-        self,
-        params: Params,
-        prompt_cache: Sequence[KV],
-        prompt_mask: Bool[AnyArray, "b p"],
-        cache: Sequence[KV],
-        tokens: Int[AnyArray, "b g"],
-        positions: Int[AnyArray, "b g"],
-        step: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "b g d"], Cache]:
-        """One token of every completion.
-
-        Args:
-          params: the result of `unstack`.
-          prompt_cache: the result of `prefill`.
-          prompt_mask: `Prompts.mask`.
-          cache: slots before `step` are filled; slot `step` is written, later ones are not read.
-          tokens: inputs; at step 0 `Prompts.last_token`, then what was sampled.
-          positions: `Prompts.last_position + step`.
-          step: the slot.
-
-        Returns:
-          Final-norm hidden states, which predict the next token, and the cache with slot `step`.
-        """
-        prompt_mask = jnp.asarray(prompt_mask)
-        angles = self._text_angles(jnp.asarray(positions)[..., None])
-        x = self._embed(params, jnp.asarray(tokens)[..., None])
-        past_mask = (jnp.arange(cache[0].k.shape[2]) <= step)[None]
-        updated = []
-        layers = params["language_model"]["layers"]
-        # Python loop, not scan: a scanned cache is copied every step.
-        for weights, prompt, past in zip(layers, prompt_cache, cache, strict=True):
-            layer = self.definitions["language_model.layers"](weights)
-            q, kv = layer.project(x, angles)
-            past = KV(
-                *(
-                    jax.lax.dynamic_update_slice_in_dim(slots, new, step, axis=2)
-                    for slots, new in zip(past, kv, strict=True)
-                )
-            )
-            attended = attend_prompt_and_past(q, KV(*prompt), prompt_mask, past, past_mask)
-            x = layer.finish(x, attended)
-            updated.append(past)
-        return self._norm(params, x)[..., 0, :], tuple(updated)
-
-    # ---- parts
-
-    def _run_prefix(
-        self, params: Params, tokens: Any, positions: Any, mask: Any, features: Array
-    ) -> tuple[Float[Array, "b t d"], KV]:
-        """Hidden states before the final norm, and keys and values stacked over the layers."""
-        angles = self._multimodal_angles(positions)
-        mask = jnp.asarray(mask)
-
-        def body(x, weights):
-            layer = self.definitions["language_model.layers"](weights)
-            q, kv = layer.project(x, angles)
-            return layer.finish(x, attend_causal(q, *kv, mask)), kv
-
-        x = self._embed_prompt(params, tokens, features)
-        return jax.lax.scan(self._remat(body), x, params["language_model"]["layers"])
-
-    def _embed(self, params: Params, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
-        return params["language_model"]["embed_tokens"]["embedding"][tokens].astype(self.dtype)
-
-    def _embed_prompt(
-        self, params: Params, tokens: Int[AnyArray, "b t"], features: Float[Array, "b m d"]
-    ) -> Float[Array, "b t d"]:
-        """Token embeddings with the i-th image feature at the i-th placeholder.
-
-        A gather, not a scatter: its cost does not depend on where the placeholders are.
-        """
-        tokens = jnp.asarray(tokens)
-        is_image = tokens == self.config.image_token_id
-        index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
-        placed = jnp.take_along_axis(features.astype(self.dtype), index[..., None], axis=1)
-        return jnp.where(is_image[..., None], placed, self._embed(params, tokens))
-
-    def _norm(self, params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return self.definitions["language_model.norm"](params["language_model"]["norm"])(x)
-
-    def _multimodal_angles(self, positions: Int[AnyArray, "b 3 t"]) -> Float[Array, "b t half"]:
-        text = self.config.text
-        return multimodal_angles(positions, section=text.mrope_section, theta=text.rope_theta)
-
-    def _text_angles(self, positions: Int[AnyArray, "*b t"]) -> Float[Array, "*b t half"]:
-        text = self.config.text
-        return text_angles(positions, head_dim=text.head_dim, theta=text.rope_theta)
-
-    def _remat(self, body: Any) -> Any:
-        # Inside a scan XLA cannot merge the recomputation with the first computation anyway.
-        return jax.checkpoint(body, prevent_cse=False) if self.remat else body
-
-
-def _take(stacked: Any, i: int) -> Any:
-    return jax.tree.map(lambda x: x[i], stacked)

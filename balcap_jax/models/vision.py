@@ -7,9 +7,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from balcap_jax.models.attention import attend_segments
-from balcap_jax.models.config import VisionConfig
 from balcap_jax.models.inputs import AnyArray
-from balcap_jax.models.layers import GatedMLP, RMSNorm, linear, rotary_frequencies, rotate
+from balcap_jax.models.layers import GatedMLP, RMSNorm, linear
+from balcap_jax.models.qwen2_5_vl_config import VisionConfig
+from balcap_jax.models.rotary import rotary_frequencies, rotate
 
 # Hugging Face fixes it in code, not in config.json.
 EPS = 1e-6

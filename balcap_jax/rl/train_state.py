@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 from balcap_jax.errors import UserError
 from balcap_jax.sharding import param_shardings, path_name
 
-VISION = "visual"
+# All that makes image features, by family: frozen, the features of a rollout serve its update.
+VISION = ("visual", "vision_tower", "multi_modal_projector")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -96,8 +97,8 @@ def make_optimizer(
 
 
 def split_trainable(params: dict, *, train_vision: bool) -> tuple[dict, dict]:
-    """(trainable, frozen) parameters; the vision tower is frozen unless `train_vision`."""
-    frozen = {} if train_vision else {VISION: params[VISION]}
+    """(trainable, frozen) parameters; tower and projector are frozen unless `train_vision`."""
+    frozen = {} if train_vision else {name: params[name] for name in VISION if name in params}
     return {name: tree for name, tree in params.items() if name not in frozen}, frozen
 
 

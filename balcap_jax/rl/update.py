@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from balcap_jax.errors import UserError
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
-from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.rl.losses import mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
 from balcap_jax.sharding import batch_shards, constrain_batch, param_shardings
@@ -64,7 +64,7 @@ def join_micro_batches(tree: Any) -> Any:
 
 
 def make_update(
-    policy: Qwen2_5_VL,
+    policy: VisionLanguagePolicy,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -182,7 +182,7 @@ def make_update(
 
 
 def make_reference_logprobs(
-    policy: Qwen2_5_VL,
+    policy: VisionLanguagePolicy,
     mesh: Mesh,
     *,
     temperature: float = 1.0,

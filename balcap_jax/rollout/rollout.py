@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from balcap_jax.data.examples import Example
 from balcap_jax.data.processing import Processor
 from balcap_jax.models.inputs import Prompts
-from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
 from balcap_jax.sharding import batch_shards, replicated, shard_batch
 
@@ -36,7 +36,7 @@ class Captioner:
 
     def __init__(
         self,
-        policy: Qwen2_5_VL,
+        policy: VisionLanguagePolicy,
         processor: Processor,
         mesh: Mesh,
         *,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import policy_logprobs
-from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.sharding import constrain_batch
 
 
@@ -102,7 +102,7 @@ def draw(
     ),
 )
 def sample(
-    policy: Qwen2_5_VL,
+    policy: VisionLanguagePolicy,
     params: dict,
     prompts: Prompts,
     features: Float[AnyArray, "b m d"],

@@ -43,22 +43,24 @@ def token_positions(
     positions = np.empty((3, len(tokens)), np.int32)
     is_image = tokens == image_token_id
     waiting = iter(grids)
-    index, now = 0, 0
+    index, now, seen = 0, 0, 0
     while index < len(tokens):
         if not is_image[index]:
             positions[:, index] = now
             index, now = index + 1, now + 1
             continue
-        grid = next(waiting, None)
+        grid, seen = next(waiting, None), seen + 1
         if grid is None:
             raise ValueError("more image placeholders than image tokens")
         rows, columns = grid[0] // merge, grid[1] // merge
         end = index + rows * columns
         if not is_image[index:end].all() or end > len(tokens):
-            raise ValueError("fewer image placeholders than image tokens")
+            raise ValueError(
+                f"image {seen} has fewer image placeholders together than image tokens"
+            )
         row, column = np.mgrid[:rows, :columns].reshape(2, -1)
         positions[:, index:end] = now + np.stack([np.zeros_like(row), row, column])
         index, now = end, now + max(rows, columns)
     if next(waiting, None) is not None:
-        raise ValueError("an image has no placeholders")
+        raise ValueError(f"image {seen + 1} has no placeholders")
     return positions

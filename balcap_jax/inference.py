@@ -1,0 +1,95 @@
+"""A policy from a folder, answers to the arrays of a processor, and back to a folder.
+
+The functions of `import balcap_jax`; see README for an example.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from balcap_jax.errors import UserError
+from balcap_jax.models import hf_weights
+from balcap_jax.models.hf_inputs import split_prompts
+from balcap_jax.models.hf_weights import save_pretrained
+from balcap_jax.models.layers import Params
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.rollout.sampling import caption_keys, sample
+
+__all__ = ["generate", "load_pretrained", "save_pretrained"]
+
+
+def load_pretrained(
+    folder: str | Path, dtype: str = "bfloat16", mesh: Mesh | None = None
+) -> tuple[VisionLanguagePolicy, Params]:
+    """The policy and its weights from a local folder with config.json and safetensors.
+
+    Neither tokenizer nor processor files are read.
+
+    Args:
+      dtype: of the weights and of the computation, "bfloat16" or "float32".
+      mesh: from `balcap_jax.sharding.make_mesh`: each device gets its part of every weight.
+
+    Raises:
+      UserError: folder, config.json or weights are missing, damaged or of another model.
+    """
+    if dtype not in ("bfloat16", "float32"):
+        raise UserError(f"dtype={dtype!r} is not supported; choose 'bfloat16' or 'float32'.")
+    return hf_weights.load_pretrained(folder, dtype=dtype, mesh=mesh)
+
+
+def generate(
+    policy: VisionLanguagePolicy,
+    params: Params,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    stop_tokens: tuple[int, ...] | None = None,
+    *,
+    seed: int = 0,
+) -> Int[np.ndarray, "b new"]:
+    """New tokens of each prompt, the stop token included; the pad token after the end.
+
+    Image placeholders are never generated.
+
+    Args:
+      inputs: as `policy.logits` takes them; prompts may be padded on any side.
+      max_new_tokens: the width of the result.
+      temperature: 0 takes the likeliest token.
+      stop_tokens: what ends an answer; None: the folder's, (): nothing.
+      seed: of the draws where `temperature` is above 0.
+
+    Raises:
+      UserError: inputs that do not fit the policy; see `padded_prompts`.
+    """
+    if max_new_tokens < 1 or temperature < 0:
+        raise UserError(
+            f"max_new_tokens={max_new_tokens} must be at least 1 and temperature={temperature} at "
+            "least 0; set them so."
+        )
+    config = policy.config
+    prompts = split_prompts(config, inputs)
+    keys = caption_keys(jax.random.key(seed), np.arange(len(prompts.last_token)), group_size=1)
+    rollout = sample(
+        policy,
+        params,
+        prompts,
+        _encode(policy, params, prompts.images),
+        keys,
+        max_new_tokens=max_new_tokens,
+        temperature=float(temperature),
+        stop_tokens=config.stop_tokens if stop_tokens is None else tuple(stop_tokens),
+        pad_token_id=config.pad_token_id,
+        banned_tokens=config.banned_tokens,
+    )
+    return np.asarray(rollout.tokens[:, 0])
+
+
+@partial(jax.jit, static_argnames="policy")
+def _encode(policy: VisionLanguagePolicy, params: Params, images: Any) -> jax.Array:
+    return policy.encode_images(params, images)

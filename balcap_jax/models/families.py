@@ -1,0 +1,60 @@
+"""The model families: which configuration and which policy a config.json means."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from jax.typing import DTypeLike
+
+from balcap_jax.errors import UserError
+from balcap_jax.models import llava_config, qwen2_5_vl_config
+from balcap_jax.models.config import PolicyConfig, read_json
+from balcap_jax.models.llava import Llava
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+
+class Family(NamedTuple):
+    """How one `model_type` is read and computed."""
+
+    config: type[PolicyConfig]
+    policy: type[VisionLanguagePolicy]
+
+
+FAMILIES = {
+    qwen2_5_vl_config.MODEL_TYPE: Family(qwen2_5_vl_config.Qwen2_5_VLConfig, Qwen2_5_VL),
+    llava_config.MODEL_TYPE: Family(llava_config.LlavaConfig, Llava),
+}
+
+
+def load_config(folder: str | Path) -> PolicyConfig:
+    """The configuration in a folder: config.json and, where there is one, generation_config.json.
+
+    Raises:
+      UserError: no such folder, no readable config.json, or not a supported model.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is not a folder; give a local folder with config.json and safetensors files."
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} has no config.json; give the folder that holds the model's config.json."
+        )
+    config = read_json(folder / "config.json")
+    family = FAMILIES.get(config.get("model_type"))
+    if family is None:
+        raise UserError(
+            f"model_type {config.get('model_type')!r} is not supported; give a folder with a model "
+            f"of type {' or '.join(map(repr, FAMILIES))}."
+        )
+    generation = folder / "generation_config.json"
+    return family.config.from_hf(config, read_json(generation) if generation.is_file() else None)
+
+
+def make_policy(
+    config: PolicyConfig, *, dtype: DTypeLike = "float32", remat: bool = False
+) -> VisionLanguagePolicy:
+    """The computation for these sizes."""
+    kind = next(f.policy for f in FAMILIES.values() if f.config is type(config))
+    return kind(config, dtype=dtype, remat=remat)

@@ -1,0 +1,354 @@
+"""What every family shares: the decoder, and prompts that a group of completions has in common.
+
+A family adds its vision tower (`Qwen2_5_VL`, `Llava`). The definition is static and hashable;
+`params`, a nested dict with Hugging Face's names for the submodules, is the only state. Layers are
+stacked on a leading axis and scanned; decoding loops over a list of layers instead, because a
+scanned cache is copied every step.
+
+Letters: b batch, g group, t and c tokens, p prefix, s patches, m image features, d width,
+v vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from balcap_jax.models.attention import KV, attend_causal, attend_prompt_and_past
+from balcap_jax.models.config import PolicyConfig
+from balcap_jax.models.decoder import DecoderLayer
+from balcap_jax.models.hf_inputs import PaddedPrompts, padded_prompts
+from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
+from balcap_jax.models.layers import Definition, Params, RMSNorm
+from balcap_jax.models.rotary import axis_angles, rotary_frequencies, text_angles
+
+# One entry per layer: keys and values [b p k h] of a prompt, or [b g length k h] of completions.
+PromptCache = tuple[KV, ...]
+Cache = tuple[KV, ...]
+
+
+@dataclass(frozen=True)
+class VisionLanguagePolicy(ABC):
+    """A policy's computation, without weights.
+
+    Attributes:
+      config: sizes and token ids.
+      dtype: of matmuls and activations; weights keep the dtype they have in `params`. Norms, rotary
+        angles, softmax and logits are float32 always.
+      remat: recompute each layer in the backward pass instead of storing its activations.
+    """
+
+    config: PolicyConfig
+    _: KW_ONLY
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    # ---- what a family adds
+
+    @property
+    @abstractmethod
+    def vision_definitions(self) -> dict[str, Definition]:
+        """The modules that make image features, by their path in `params`."""
+
+    @property
+    @abstractmethod
+    def vision_stacks(self) -> dict[str, int]:
+        """Path in `params` -> number of layers, for the stacked ones of `vision_definitions`."""
+
+    @abstractmethod
+    def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
+        """`encode_images` of at least one patch."""
+
+    # ---- weights
+
+    @cached_property
+    def definitions(self) -> dict[str, Definition]:
+        """The modules by their path in `params`."""
+        text = self.config.text
+        return {
+            **self.vision_definitions,
+            "language_model.layers": Definition(
+                lambda rngs: DecoderLayer(text, **self.module_options, rngs=rngs)
+            ),
+            "language_model.norm": Definition(
+                lambda _: RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
+            ),
+        }
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Path in `params` -> number of layers, for modules with a leading axis of layers."""
+        return {**self.vision_stacks, "language_model.layers": self.config.text.num_hidden_layers}
+
+    @property
+    def module_options(self) -> dict[str, Any]:
+        """What every module with weights is made with."""
+        return {"dtype": self.dtype, "std": self.config.initializer_range}
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Fresh float32 weights: normal(initializer_range), norms one, biases zero."""
+        text = self.config.text
+        keys = iter(jax.random.split(key, len(self.definitions) + 2))
+        normal = nnx.initializers.normal(self.config.initializer_range)
+        params: Params = {}
+
+        def place(path: str) -> None:
+            *parents, last = path.split(".")
+            parent = params
+            for name in parents:
+                parent = parent.setdefault(name, {})
+            part, count = self.definitions[path], self.stacks.get(path)
+            key = next(keys)
+            parent[last] = part.init(key) if count is None else part.init_stacked(key, count)
+
+        for path in self.vision_definitions:
+            place(path)
+        embedding = normal(next(keys), (text.vocab_size, text.hidden_size))
+        params["language_model"] = {"embed_tokens": {"embedding": embedding}}
+        place("language_model.layers")
+        place("language_model.norm")
+        if not self.config.tie_word_embeddings:
+            params["lm_head"] = {"kernel": normal(next(keys), (text.hidden_size, text.vocab_size))}
+        return params
+
+    # ---- vision
+
+    def encode_images(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
+        """Features of all images, in the order of their placeholders; none of prompts without any.
+
+        Features of padding patches are finite and meaningless; no placeholder points at them.
+        """
+        batch, patches, _ = images.pixels.shape
+        if patches == 0:
+            return jnp.zeros((batch, 0, self.config.text.hidden_size), self.dtype)
+        return self.image_features(params, images)
+
+    # ---- the plain full forward
+
+    def logits(self, params: Params, **inputs: Any) -> Float[Array, "b t v"]:
+        """Logits of the next token at every position, float32; those of padding mean nothing.
+
+        Args:
+          inputs: the arrays that Hugging Face's processor of this model returns, under its names:
+            input_ids [b t], attention_mask [b t], pixel_values, image_grid_thw (Qwen2.5-VL).
+
+        Raises:
+          UserError: see `padded_prompts`.
+        """
+        return _logits(self, params, padded_prompts(self.config, inputs))
+
+    def token_logits(
+        self,
+        params: Params,
+        tokens: Int[AnyArray, "b t"],
+        positions: Int[AnyArray, "b axes t"],
+        mask: Bool[AnyArray, "b t"],
+        features: Float[Array, "b m d"],
+    ) -> Float[Array, "b t v"]:
+        """`logits` inside jit, of encoded images: the reference for all faster paths."""
+        x, _ = self._run_prefix(params, tokens, positions, mask, features)
+        return self.project(params, self._norm(params, x))
+
+    def project(self, params: Params, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """Logits in float32 of final-norm hidden states."""
+        if self.config.tie_word_embeddings:
+            weights, equation = (
+                params["language_model"]["embed_tokens"]["embedding"],
+                "...d,vd->...v",
+            )
+        else:
+            weights, equation = params["lm_head"]["kernel"], "...d,dv->...v"
+        return jnp.einsum(
+            equation,
+            hidden.astype(self.dtype),
+            weights.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    # ---- a group shares its prompt
+
+    def completion_hidden(
+        self,
+        params: Params,
+        prompts: Prompts,
+        features: Float[Array, "b m d"],
+        completions: Int[AnyArray, "b g c"],
+    ) -> Float[Array, "b g c d"]:
+        """Final-norm hidden states of G completions; the t-th predicts the completion's token t.
+
+        The inputs are [last_token, completions[..., :-1]]. Prefix and completions go through the
+        layers together: a layer's prefix keys and values serve all G completions and are not kept.
+        Equal to the forward of each prompt joined with each completion, gradients included.
+        """
+        completions = jnp.asarray(completions)
+        B, G, C = completions.shape
+        first = jnp.broadcast_to(jnp.asarray(prompts.last_token)[:, None, None], (B, G, 1))
+        inputs = jnp.concatenate([first.astype(completions.dtype), completions[..., :-1]], axis=-1)
+        positions = jnp.asarray(prompts.last_position)[:, None, None] + jnp.arange(C)[None, None]
+        own_angles = self._text_angles(positions)
+        own_mask = jnp.tril(jnp.ones((C, C), bool))
+        prefix_mask = jnp.asarray(prompts.mask)
+        prefix_angles = self.prompt_angles(prompts.positions)
+
+        def body(streams, weights):
+            prefix, own = streams
+            layer = self.definitions["language_model.layers"](weights)
+            q, kv = layer.project(prefix, prefix_angles)
+            prefix = layer.finish(prefix, attend_causal(q, *kv, prefix_mask))
+            q, own_kv = layer.project(own, own_angles)
+            attended = attend_prompt_and_past(q, kv, prefix_mask, own_kv, own_mask)
+            return (prefix, layer.finish(own, attended)), None
+
+        streams = (
+            self._embed_prompt(params, prompts.tokens, features),
+            self._embed(params, inputs),
+        )
+        layers = params["language_model"]["layers"]
+        (_, own), _ = jax.lax.scan(self.rematerialised(body), streams, layers)
+        return self._norm(params, own)
+
+    # ---- rollout
+
+    def prefill(
+        self, params: Params, prompts: Prompts, features: Float[Array, "b m d"]
+    ) -> PromptCache:
+        """Keys and values [b p k h] of the prefix, per layer."""
+        _, stacked = self._run_prefix(
+            params, prompts.tokens, prompts.positions, prompts.mask, features
+        )
+        return tuple(take_layer(stacked, i) for i in range(self.config.text.num_hidden_layers))
+
+    def init_cache(self, batch: int, group: int, length: int) -> Cache:
+        """An empty cache for `group` completions of `length` tokens for each of `batch` prompts."""
+        text = self.config.text
+        shape = (batch, group, length, text.num_key_value_heads, text.head_dim)
+        empty = partial(jnp.zeros, shape, self.dtype)
+        return tuple(KV(empty(), empty()) for _ in range(text.num_hidden_layers))
+
+    def unstack(self, params: Params) -> Params:
+        """The decoder's weights as `decode_step` takes them: layers as a tuple, taken out once."""
+        model = params["language_model"]
+        count = self.config.text.num_hidden_layers
+        layers = tuple(take_layer(model["layers"], i) for i in range(count))
+        return {"language_model": {**model, "layers": layers}}
+
+    def decode_step(
+        self,
+        params: Params,
+        prompt_cache: Sequence[KV],
+        prompt_mask: Bool[AnyArray, "b p"],
+        cache: Sequence[KV],
+        tokens: Int[AnyArray, "b g"],
+        positions: Int[AnyArray, "b g"],
+        step: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "b g d"], Cache]:
+        """One token of every completion.
+
+        Args:
+          params: the result of `unstack`.
+          prompt_cache: the result of `prefill`.
+          prompt_mask: `Prompts.mask`.
+          cache: slots before `step` are filled; slot `step` is written, later ones are not read.
+          tokens: inputs; at step 0 `Prompts.last_token`, then what was sampled.
+          positions: `Prompts.last_position + step`.
+          step: the slot.
+
+        Returns:
+          Final-norm hidden states, which predict the next token, and the cache with slot `step`.
+        """
+        prompt_mask = jnp.asarray(prompt_mask)
+        angles = self._text_angles(jnp.asarray(positions)[..., None])
+        x = self._embed(params, jnp.asarray(tokens)[..., None])
+        past_mask = (jnp.arange(cache[0].k.shape[2]) <= step)[None]
+        updated = []
+        layers = params["language_model"]["layers"]
+        # Python loop, not scan: a scanned cache is copied every step.
+        for weights, prompt, past in zip(layers, prompt_cache, cache, strict=True):
+            layer = self.definitions["language_model.layers"](weights)
+            q, kv = layer.project(x, angles)
+            past = KV(
+                *(
+                    jax.lax.dynamic_update_slice_in_dim(slots, new, step, axis=2)
+                    for slots, new in zip(past, kv, strict=True)
+                )
+            )
+            attended = attend_prompt_and_past(q, KV(*prompt), prompt_mask, past, past_mask)
+            x = layer.finish(x, attended)
+            updated.append(past)
+        return self._norm(params, x)[..., 0, :], tuple(updated)
+
+    # ---- parts
+
+    def _run_prefix(
+        self, params: Params, tokens: Any, positions: Any, mask: Any, features: Array
+    ) -> tuple[Float[Array, "b t d"], KV]:
+        """Hidden states before the final norm, and keys and values stacked over the layers."""
+        angles = self.prompt_angles(positions)
+        mask = jnp.asarray(mask)
+
+        def body(x, weights):
+            layer = self.definitions["language_model.layers"](weights)
+            q, kv = layer.project(x, angles)
+            return layer.finish(x, attend_causal(q, *kv, mask)), kv
+
+        x = self._embed_prompt(params, tokens, features)
+        return jax.lax.scan(self.rematerialised(body), x, params["language_model"]["layers"])
+
+    def _embed(self, params: Params, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
+        return params["language_model"]["embed_tokens"]["embedding"][tokens].astype(self.dtype)
+
+    def _embed_prompt(
+        self, params: Params, tokens: Int[AnyArray, "b t"], features: Float[Array, "b m d"]
+    ) -> Float[Array, "b t d"]:
+        """Token embeddings with the i-th image feature at the i-th placeholder.
+
+        A gather, not a scatter: its cost does not depend on where the placeholders are.
+        """
+        tokens = jnp.asarray(tokens)
+        if features.shape[1] == 0:
+            return self._embed(params, tokens)
+        is_image = tokens == self.config.image_token_id
+        index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+        placed = jnp.take_along_axis(features.astype(self.dtype), index[..., None], axis=1)
+        return jnp.where(is_image[..., None], placed, self._embed(params, tokens))
+
+    def _norm(self, params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.definitions["language_model.norm"](params["language_model"]["norm"])(x)
+
+    @cached_property
+    def _frequencies(self) -> np.ndarray:
+        text = self.config.text
+        return rotary_frequencies(text.head_dim, text.rope_theta, text.rope_scaling)
+
+    def prompt_angles(self, positions: Int[AnyArray, "b axes t"]) -> Float[Array, "b t half"]:
+        """Rotary angles of tokens with one position per axis."""
+        text = self.config.text
+        section = text.mrope_section or (text.head_dim // 2,)
+        return axis_angles(positions, section=section, frequencies=self._frequencies)
+
+    def _text_angles(self, positions: Int[AnyArray, "*b t"]) -> Float[Array, "*b t half"]:
+        return text_angles(positions, frequencies=self._frequencies)
+
+    def rematerialised(self, body: Any) -> Any:
+        """The body of a scan, its activations recomputed in the backward pass if `remat`."""
+        # Inside a scan XLA cannot merge the recomputation with the first computation anyway.
+        return jax.checkpoint(body, prevent_cse=False) if self.remat else body
+
+
+@partial(jax.jit, static_argnames="policy")
+def _logits(policy: VisionLanguagePolicy, params: Params, prompts: PaddedPrompts) -> Array:
+    features = policy.encode_images(params, prompts.images)
+    return policy.token_logits(params, prompts.tokens, prompts.positions, prompts.mask, features)
+
+
+def take_layer(stacked: Any, i: int) -> Any:
+    """The weights of one layer of a stack."""
+    return jax.tree.map(lambda x: x[i], stacked)
