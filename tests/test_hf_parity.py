@@ -44,6 +44,21 @@ CONFIGS = {
             "fullatt_block_indexes": (0, 2),
         },
     ),
+    "one merged token per window": tiny.config(vision={"window_size": 8}),
+    "window larger than any image, full blocks only": tiny.config(
+        vision={"window_size": 64, "fullatt_block_indexes": (0, 1)}, tie_word_embeddings=False
+    ),
+    "no merging": tiny.config(vision={"spatial_merge_size": 1, "window_size": 8}),
+    "wider decoder than tower, eight heads": tiny.config(
+        text={
+            "hidden_size": 64,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "mrope_section": (1, 2, 1),
+        },
+        vision={"depth": 4, "fullatt_block_indexes": (1, 3)},
+        tie_word_embeddings=False,
+    ),
 }
 
 
@@ -72,7 +87,7 @@ def test_logits(name, tmp_path):
     """Four images of odd grids in one padded batch; positions are computed by each side."""
     config = CONFIGS[name]
     hf, policy, params = pair(config, tmp_path)
-    prompts = tiny.prompts(4, config=config, prefix=18, patches=32)
+    prompts = tiny.prompts(4, config=config, prefix=34, patches=32)
     pixels, grids = real_pixels(prompts)
     tokens = torch.tensor(np.asarray(prompts.tokens)).long()
     with torch.no_grad():
@@ -96,36 +111,14 @@ def test_logits(name, tmp_path):
     close(forward(params, prompts)[mask], theirs[torch.tensor(mask)])
 
 
-def mixed_inputs(config):
-    """Prompts with two images, one image and none, padded on the left, as the processor gives."""
-    rng = np.random.default_rng(0)
-    shares, merge = (tiny.GRIDS[:2], tiny.GRIDS[2:3], ()), config.vision.spatial_merge_size
-    rows = []
-    for i, grids in enumerate(shares):
-        parts = [rng.integers(tiny.FIRST_TEXT, config.vocab_size, 2 + 3 * i)]
-        for rows_, columns in grids:
-            image = [tiny.IMAGE] * (rows_ * columns // merge**2)
-            words = rng.integers(tiny.FIRST_TEXT, config.vocab_size, 2)
-            parts += [[tiny.VISION_START, *image, tiny.VISION_END], words]
-        rows.append(np.concatenate(parts))
-    length = max(map(len, rows))
-    tokens = np.stack([np.pad(row, (length - len(row), 0)) for row in rows])
-    mask = np.stack([np.arange(length) >= length - len(row) for row in rows]).astype(np.int64)
-    grids = np.array([(1, *grid) for share in shares for grid in share])
-    patches = (grids.prod(axis=1).sum(), config.vision.patch_dim)
-    return {
-        "input_ids": tokens,
-        "attention_mask": mask,
-        "pixel_values": rng.normal(size=patches).astype(np.float32),
-        "image_grid_thw": grids,
-        "mm_token_type_ids": (tokens == tiny.IMAGE).astype(np.int64),
-    }
-
-
 def test_inputs_of_a_processor(tmp_path):
-    """Logits and 32 greedy tokens; the placeholders, which we never sample, are suppressed."""
+    """Logits and 64 greedy tokens of 20 prompts with two images, one and none, of all sizes.
+
+    The placeholders, which we never sample, are suppressed there too.
+    """
     hf, policy, params = pair(CONFIGS["tied"], tmp_path)
-    inputs = mixed_inputs(policy.config)
+    cycle = [tiny.GRIDS[i % 4 :][: (2, 1, 1, 0, 1)[i % 5]] for i in range(20)]
+    inputs = tiny.processor_inputs(cycle, config=policy.config)
     mask = inputs["attention_mask"].astype(bool)
     theirs = {name: torch.tensor(value) for name, value in inputs.items()}
     with torch.no_grad():
@@ -134,11 +127,11 @@ def test_inputs_of_a_processor(tmp_path):
     hf.generation_config.eos_token_id = None
     tokens = hf.generate(
         **theirs,
-        max_new_tokens=32,
+        max_new_tokens=64,
         do_sample=False,
         suppress_tokens=list(policy.config.banned_tokens),
     )
-    ours = balcap_jax.generate(policy, params, inputs, max_new_tokens=32, stop_tokens=())
+    ours = balcap_jax.generate(policy, params, inputs, max_new_tokens=64, stop_tokens=())
     np.testing.assert_array_equal(ours, tokens[:, mask.shape[1] :].numpy())
 
 

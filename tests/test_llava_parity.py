@@ -121,11 +121,11 @@ def test_logits(name, tmp_path):
 
 
 def test_greedy_tokens_equal_transformers(tmp_path):
-    """64 tokens each; the placeholder, which we never sample, is suppressed there too."""
-    config = CONFIGS["grouped"]
+    """64 tokens of 20 prompts; the placeholder, which we never sample, is suppressed there too."""
+    config, counts = CONFIGS["grouped"], (1, 2, 0, 1) * 5
     hf, policy, params = pair(config, tmp_path)
-    tokens, mask = padded(tiny_llava.rows(COUNTS, config), "left")
-    pixels = tiny_llava.images(COUNTS, config)
+    tokens, mask = padded(tiny_llava.rows(counts, config), "left")
+    pixels = tiny_llava.images(counts, config)
     hf.generation_config.eos_token_id = None
     theirs = hf.generate(
         input_ids=torch.tensor(tokens).long(),

@@ -141,3 +141,38 @@ def completions(batch: int = 2, group: int = 3, length: int = 5, *, seed: int = 
         for i in range(batch)
     ]
     return jnp.asarray(np.array(rows, np.int32))
+
+
+def processor_inputs(
+    shares: Sequence[Sequence[tuple[int, int]]], *, config: Qwen2_5_VLConfig = CONFIG
+) -> dict[str, np.ndarray]:
+    """What a processor would give, at random: prompt i has images of the grids in shares[i].
+
+    Padded on the left. The numbers are numpy's: the same on any machine.
+    """
+    rng = np.random.default_rng(0)
+    merge, rows = config.vision.spatial_merge_size, []
+    for i, grids in enumerate(shares):
+        parts = [rng.integers(FIRST_TEXT, config.vocab_size, 2 + 3 * (i % 4))]
+        for height, width in grids:
+            words = rng.integers(FIRST_TEXT, config.vocab_size, 2)
+            parts += [[VISION_START, *[IMAGE] * (height * width // merge**2), VISION_END], words]
+        rows.append(np.concatenate(parts))
+    tokens, mask = pad_left(rows)
+    grids = np.array([(1, *grid) for share in shares for grid in share])
+    patches = (grids.prod(axis=1).sum(), config.vision.patch_dim)
+    return {
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "pixel_values": rng.normal(size=patches).astype(np.float32),
+        "image_grid_thw": grids,
+        "mm_token_type_ids": (tokens == IMAGE).astype(np.int64),
+    }
+
+
+def pad_left(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """input_ids and attention_mask [b t] of token rows; the pad token is 0."""
+    length = max(map(len, rows))
+    tokens = np.stack([np.pad(row, (length - len(row), 0)) for row in rows]).astype(np.int64)
+    mask = np.stack([np.arange(length) >= length - len(row) for row in rows]).astype(np.int64)
+    return tokens, mask
