@@ -116,8 +116,8 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that transformers and vLLM load, keys as published.
 
-    Everything is written beside `folder` first, so a crash leaves no half-written file in it. Files
-    of an earlier policy in `folder` are replaced.
+    Everything is written beside `folder` first, so a crash leaves no half-written file in it; a new
+    folder appears as a whole. Files of an earlier policy in `folder` are replaced.
 
     Args:
       dtype: of the stored weights; that of `params` by default.
@@ -150,7 +150,9 @@ def save_pretrained(
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
         # safetensors writes for the owner alone; a policy may be read by whom its config may.
         shutil.copymode(beside / "config.json", beside / WEIGHTS)
-        folder.mkdir(exist_ok=True)
+        if not folder.exists() or not any(folder.iterdir()):
+            os.replace(beside, folder)
+            return
         # The weights last: a folder with new weights has everything else of the new policy too.
         for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
             os.replace(path, folder / path.name)
