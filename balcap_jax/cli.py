@@ -24,6 +24,7 @@ import tyro
 from balcap_jax import config_files
 from balcap_jax.config import (
     CaptionConfig,
+    ExportConfig,
     ReportConfig,
     ScenesConfig,
     ScoreConfig,
@@ -183,6 +184,14 @@ def _report(arguments: list[str]) -> None:
         print(path)
 
 
+def _export(arguments: list[str]) -> None:
+    config = _parse(ExportConfig, arguments, "export", positional=False)
+
+    from balcap_jax.export import export
+
+    print(f"{config.out} holds the policy of {config.run}: {export(config)}")
+
+
 def _scenes(arguments: list[str]) -> None:
     config = _parse(ScenesConfig, arguments, "scenes")
 
@@ -204,6 +213,7 @@ _COMMANDS = {
     "score": _Command("score captions: precision, recall, linguistic, b-CapScore", _score),
     "bench": _Command("time the kernels side by side with other codes", _bench),
     "report": _Command("curves and caption gallery of a run", _report),
+    "export": _Command("the policy of a run as a Hugging Face folder", _export),
     "scenes": _Command("write generated scenes as image files", _scenes),
 }
 
@@ -272,8 +282,18 @@ def _load_config(kind: type[ConfigT], arguments: list[str]) -> ConfigT:
     return kind() if path is None else config_files.load_toml(kind, path)
 
 
-def _parse(kind: type[T], arguments: list[str], command: str, *, default: T | None = None) -> T:
+def _parse(
+    kind: type[T],
+    arguments: list[str],
+    command: str,
+    *,
+    default: T | None = None,
+    positional: bool = True,
+) -> T:
     """`arguments` as an instance of `kind`; --help prints and exits.
+
+    Args:
+      positional: what has no default is given by place, not by flag.
 
     Raises:
       UserError: for an unknown flag, a missing or a bad value.
@@ -286,7 +306,7 @@ def _parse(kind: type[T], arguments: list[str], command: str, *, default: T | No
             args=arguments,
             prog=prog,
             return_unknown_args=True,
-            config=(tyro.conf.PositionalRequiredArgs,),
+            config=(tyro.conf.PositionalRequiredArgs,) if positional else (),
             **keywords,
         )
     if unknown:

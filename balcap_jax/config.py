@@ -362,6 +362,14 @@ class ReportConfig(Settings):
 
 
 @dataclass(frozen=True)
+class ExportConfig(Settings):
+    """The policy of a run as a Hugging Face folder for transformers, vLLM and --model.path."""
+
+    run: Path  # Folder of the run: its finished policy, or its last checkpoint before the end.
+    out: Path  # Folder to write, which must not exist yet or be empty.
+
+
+@dataclass(frozen=True)
 class ScenesConfig(Settings):
     """Generated scenes as image files with a scenes.jsonl for --data.path."""
 

@@ -23,6 +23,7 @@ import numpy as np
 from balcap_jax.errors import UserError
 
 LOCK_FILE = ".lock"
+SUMMARY = "summary.json"
 
 
 def run_folder(out: str | Path, name: str) -> Path:

@@ -32,11 +32,10 @@ from balcap_jax.rewards.scene_judge import SceneJudge
 from balcap_jax.rl.train_state import init_state, make_optimizer
 from balcap_jax.rl.update import Batch, make_reference_logprobs, make_update
 from balcap_jax.rollout.rollout import Captioner
-from balcap_jax.runs import RunLock, run_folder, write_json_atomic
+from balcap_jax.runs import SUMMARY, RunLock, run_folder, write_json_atomic
 from balcap_jax.settings import to_dict
 from balcap_jax.sharding import make_mesh, shard_batch
 
-SUMMARY = "summary.json"
 SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
 
 

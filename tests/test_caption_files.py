@@ -142,6 +142,13 @@ def bomb(folder):
     return path
 
 
+def animated(folder, suffix="gif"):
+    path = folder / f"moving.{suffix}"
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    return path
+
+
 BAD = [
     (truncated, "truncated"),
     (truncated_png, "cannot be read"),
@@ -151,9 +158,13 @@ BAD = [
     (lambda folder: red(folder, "one.png", size=(1, 1)), "1 x 1 pixels"),
     (lambda folder: red(folder, "thin.png", size=(400, 7)), "400 x 7 pixels"),
     (lambda folder: red(folder, "strip.png", size=(8 * 201, 8)), "strip"),
-    (bomb, "more pixels than is safe"),
+    (bomb, "1600000000 pixels are more pixels than is safe"),
     (lambda folder: folder / "missing.png", "no such file"),
     (lambda folder: folder, "no such file"),
+    (animated, "it has 3 frames, not one"),
+    (lambda folder: animated(folder, "png"), "it has 3 frames, not one"),
+    (lambda folder: animated(folder, "webp"), "it has 3 frames, not one"),
+    (lambda folder: red(folder, "wide.png", size=(20_000, 120)), "20000 x 120 pixels are above"),
 ]
 
 
@@ -227,6 +238,17 @@ def test_bad_images_are_skipped_up_to_the_limit(tmp_path, caplog):
     names = [image.path.name for image in source.skipped]
     assert names == ["truncated.jpg", "truncated.png", "text.jpg", "empty.png", "cmyk.jpg"]
     assert sum("skipped the image" in message for message in caplog.messages) == 5
+
+
+def test_the_photo_of_a_phone_with_previews_is_its_first_picture(tmp_path):
+    path = tmp_path / "phone.jpg"
+    preview = Image.new("RGB", (8, 8), "blue")
+    Image.new("RGB", (16, 16), "red").save(
+        path, format="MPO", save_all=True, append_images=[preview]
+    )
+    image = open_image(path)
+    assert image.size == (16, 16)
+    assert image.getpixel((4, 4))[0] > 200
 
 
 def test_more_bad_images_than_the_limit_stop(tmp_path):

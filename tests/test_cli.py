@@ -14,6 +14,7 @@ import pytest
 from balcap_jax import cli
 from balcap_jax.config import (
     CaptionConfig,
+    ExportConfig,
     RewardConfig,
     RLConfig,
     RolloutConfig,
@@ -44,6 +45,7 @@ def calls(monkeypatch):
         "sft": {"sft": entry("sft")},
         "report": {"report": entry("report", [Path("runs/a/curves.png")])},
         "bench.advantages": {"run_and_print": entry("bench")},
+        "export": {"export": entry("export", "its checkpoint of step 7")},
         "data.scenes": {"export": entry("scenes", Path("folder/scenes.jsonl"))},
     }
     for name, functions in modules.items():
@@ -142,6 +144,12 @@ def test_bench_and_scenes(calls, capsys):
     assert "--data.path folder/scenes.jsonl" in capsys.readouterr().out
 
 
+def test_export(calls, capsys):
+    assert cli.main(["export", "--run", "runs/a", "--out", "b"]) == 0
+    assert calls == [("export", (ExportConfig(run=Path("runs/a"), out=Path("b")),), {})]
+    assert capsys.readouterr().out == "b holds the policy of runs/a: its checkpoint of step 7\n"
+
+
 # Runs -------------------------------------------------------------------------------------------
 
 
@@ -224,6 +232,8 @@ def test_resume_needs_a_run(mistake, tmp_path):
         ("caption", "name an image file"),
         ("score a.jsonl", "Missing from balcap score"),
         ("score", "Missing from balcap score"),
+        ("export --run a", "--out"),
+        ("export a b", "Missing from balcap export"),
         ("bench advantage", "'advantage' is not a benchmark"),
         ("bench advantages --jsn", "did you mean --json?"),
         ("scenes folder --split test", "invalid choice 'test'"),
@@ -295,12 +305,14 @@ def test_ctrl_c_is_quiet(calls, monkeypatch, capsys):
 def test_help_lists_each_command_once(arguments, capsys):
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    for command in ("train", "sft", "caption", "score", "bench", "report", "scenes"):
+    for command in ("train", "sft", "caption", "score", "bench", "report", "export", "scenes"):
         assert sum(line.startswith(f"  {command} ") for line in lines) == 1, command
     assert max(map(len, lines)) <= 100
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "caption", "score", "bench", "report"])
+@pytest.mark.parametrize(
+    "command", ["train", "sft", "caption", "score", "bench", "report", "export"]
+)
 def test_each_command_explains_itself(calls, command, capsys):
     assert cli.main([command, "--help"]) == 0
     assert f"usage: balcap {command}" in capsys.readouterr().out

@@ -12,6 +12,7 @@ before the first step and index -> example stays a pure function.
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _MIN_SIDE = 8  # pixels; below this nothing can be recognised, and patches are at least as large
 _MAX_ASPECT = 200  # longer strips have no grid of patches, the limit of Qwen2.5-VL's processor
+_MAX_SIDE = 16_384  # pixels; towers see such an image shrunk until hardly anything is left of it
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16"})
 
 _log = logging.getLogger(__name__)
@@ -118,8 +120,9 @@ def open_image(path: str | Path) -> Image.Image:
 
     Raises:
       BadImageError: the file is missing, unreadable, no image, truncated, in colours made for
-        print (CMYK and the like), too narrow to show something, or so large that it might be an
-        attack (Pillow's limit, about 179 million pixels).
+        print (CMYK and the like), too narrow to show something, animated (which of its frames would
+        be meant?), longer than 16,384 pixels, or so large that it might be an attack (Pillow's
+        limit, about 179 million pixels).
     """
     if not Path(path).is_file():  # a named pipe would block for ever
         raise BadImageError("there is no such file")
@@ -133,8 +136,11 @@ def open_image(path: str | Path) -> Image.Image:
     except UnidentifiedImageError:
         empty = Path(path).stat().st_size == 0
         raise BadImageError("the file is empty" if empty else "it is not an image") from None
-    except Image.DecompressionBombError:
-        raise BadImageError("it has more pixels than is safe to decode") from None
+    except Image.DecompressionBombError as error:
+        pixels, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
+        raise BadImageError(
+            f"its {pixels} pixels are more pixels than is safe to decode, {limit}; shrink it"
+        ) from None
     # Decoders meet arbitrary bytes here: Pillow raises OSError for truncated files, and by format
     # also SyntaxError, ValueError, EOFError, IndexError, struct.error and others.
     except Exception as error:
@@ -257,6 +263,14 @@ def _check_header(image: Image.Image) -> None:
         raise BadImageError(f"its {width} x {height} pixels are below {_MIN_SIDE} on a side")
     if max(width, height) > _MAX_ASPECT * min(width, height):
         raise BadImageError(f"its {width} x {height} pixels are a strip, longer than 200 to 1")
+    if max(width, height) > _MAX_SIDE:
+        raise BadImageError(
+            f"its {width} x {height} pixels are above {_MAX_SIDE} on a side; shrink it"
+        )
+    # The other pictures of an MPO, a phone's JPEG, are previews: the first one is the photo.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise BadImageError(f"it has {frames} frames, not one; save the one that is meant")
     if image.mode not in _MODES:
         raise BadImageError(f"its colours are {image.mode}, neither RGB nor grey")
 

@@ -2,13 +2,23 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.rotary import RopeScaling
+
+# Entries of a decoder that are numbers above 0 in every config.json.
+DECODER_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -176,6 +186,17 @@ def check_supported(entries: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> None:
             raise UserError(
                 f"{name} is {value!r} in config.json but this implementation supports "
                 f"{' or '.join(map(repr, allowed))}; use a model with that setting."
+            )
+
+
+def check_sizes(section: str, entries: Mapping[str, Any], names: Sequence[str]) -> None:
+    """What `entries` has of `names` are whole numbers above 0, or a UserError names one."""
+    for name in names:
+        size = entries.get(name, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise UserError(
+                f"{section}.{name} is {size!r} in config.json but must be a whole number above 0; "
+                "take the config.json that was published with the weights."
             )
 
 

@@ -42,14 +42,26 @@ def load_config(folder: str | Path) -> PolicyConfig:
             f"{folder} has no config.json; give the folder that holds the model's config.json."
         )
     config = read_json(folder / "config.json")
-    family = FAMILIES.get(config.get("model_type"))
+    family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise UserError(
             f"model_type {config.get('model_type')!r} is not supported; give a folder with a model "
             f"of type {' or '.join(map(repr, FAMILIES))}."
         )
     generation = folder / "generation_config.json"
-    return family.config.from_hf(config, read_json(generation) if generation.is_file() else None)
+    stops = read_json(generation) if generation.is_file() else None
+    try:
+        return family.config.from_hf(config, stops)
+    except UserError:
+        raise
+    # A file may hold anything anywhere: a text where a number is wanted, a list for a section.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{folder / 'config.json'} has an entry of the wrong kind for a model of type "
+            f"{config['model_type']!r} ({reason}); take the config.json that was published with "
+            "the weights."
+        ) from error
 
 
 def make_policy(

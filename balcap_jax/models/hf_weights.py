@@ -5,10 +5,10 @@ Both directions are strict: every weight is set exactly once and every key is us
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,10 +47,19 @@ COMPANIONS = (
 
 
 class Stored(NamedTuple):
-    """A tensor in an open safetensors file, under the key it has there."""
+    """A tensor in a safetensors file, under the key it has there."""
 
-    file: Any
+    path: Path
     key: str
+    shape: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        from safetensors import safe_open
+
+        # Opened for this tensor alone: an open file is mapped, and what was read of it would stay
+        # in memory until it is closed.
+        with safe_open(self.path, framework="numpy") as file:
+            return file.get_tensor(self.key)
 
 
 class Weight(NamedTuple):
@@ -89,20 +98,20 @@ def load_pretrained(
     """
     folder = Path(folder)
     policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
-    with ExitStack() as stack:
-        weights = _weights(policy)
-        tensors = _open(folder, key_table(policy.config), stack)
-        _check(folder, policy, weights, tensors)
-        params: Params = {}
-        shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
-        for weight in weights:
-            read = partial(_read_part, weight, tensors, jnp.dtype(dtype))
-            shape = (len(weight.keys), *weight.shape) if weight.stacked else weight.shape
-            if shardings is None:
-                leaf = jnp.asarray(read((slice(None),) * len(shape)))
-            else:
-                leaf = jax.make_array_from_callback(shape, _get(shardings, weight.path), read)
-            _set(params, weight.path, leaf)
+    weights = _weights(policy)
+    tensors = _scan(folder, key_table(policy.config))
+    _check(folder, policy, weights, tensors)
+    params: Params = {}
+    shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
+    for weight in weights:
+        read = partial(_read_part, weight, tensors, jnp.dtype(dtype))
+        shape = (len(weight.keys), *weight.shape) if weight.stacked else weight.shape
+        if shardings is None:
+            leaf = jax.device_put(read((slice(None),) * len(shape)))
+        else:
+            leaf = jax.make_array_from_callback(shape, _get(shardings, weight.path), read)
+        # The next weight is read when this one has left the host.
+        _set(params, weight.path, jax.block_until_ready(leaf))
     return policy, params
 
 
@@ -116,8 +125,8 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that transformers and vLLM load, keys as published.
 
-    Everything is written beside `folder` first, so a crash leaves no half-written file in it. Files
-    of an earlier policy in `folder` are replaced.
+    Everything is written beside `folder` first, so a crash leaves no half-written file in it; a new
+    folder appears as a whole. Files of an earlier policy in `folder` are replaced.
 
     Args:
       dtype: of the stored weights; that of `params` by default.
@@ -150,7 +159,9 @@ def save_pretrained(
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
         # safetensors writes for the owner alone; a policy may be read by whom its config may.
         shutil.copymode(beside / "config.json", beside / WEIGHTS)
-        folder.mkdir(exist_ok=True)
+        if not folder.exists() or not any(folder.iterdir()):
+            os.replace(beside, folder)
+            return
         # The weights last: a folder with new weights has everything else of the new policy too.
         for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
             os.replace(path, folder / path.name)
@@ -240,19 +251,26 @@ def _read_part(
     index: tuple[slice, ...],
 ) -> np.ndarray:
     """What `index` takes of a leaf of `params`; no more than one whole tensor is held beside it."""
-    if not weight.stacked:
-        return _read(tensors[weight.keys[0]], weight, dtype)[index]
-    keys = weight.keys[index[0]]
-    shape = tuple(len(range(*i.indices(n))) for i, n in zip(index[1:], weight.shape, strict=True))
-    part = np.empty((len(keys), *shape), dtype)
+    layers, index = (index[0], index[1:]) if weight.stacked else (slice(None), index)
+    keys = weight.keys[layers]
+    shape = tuple(len(range(*i.indices(n))) for i, n in zip(index, weight.shape, strict=True))
+    part = _aligned_empty((len(keys), *shape), dtype)
     for layer, key in zip(part, keys, strict=True):
-        layer[...] = _read(tensors[key], weight, dtype)[index[1:]]
-    return part
+        layer[...] = _read(tensors[key], weight, dtype)[index]
+    return part if weight.stacked else part[0]
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array at a multiple of 64 bytes, which a CPU device takes without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _read(stored: Stored, weight: Weight, dtype: np.dtype) -> np.ndarray:
     """One tensor of a file in our layout."""
-    tensor = stored.file.get_tensor(stored.key)
+    tensor = stored.read()
     if weight.path[-1] == "kernel":
         tensor = tensor.reshape(tensor.shape[0], -1).T
     return tensor.astype(dtype, copy=False)
@@ -261,25 +279,27 @@ def _read(stored: Stored, weight: Weight, dtype: np.dtype) -> np.ndarray:
 # ---- files
 
 
-def _open(folder: Path, table: KeyTable, stack: ExitStack) -> dict[str, Stored]:
-    """Published key -> where it is stored, over all shards; the files stay open with `stack`."""
+def _scan(folder: Path, table: KeyTable) -> dict[str, Stored]:
+    """Published key -> where it is stored, over all shards."""
     from safetensors import SafetensorError, safe_open
 
     tensors = {}
     for path in _weight_files(folder):
         try:
-            file = stack.enter_context(safe_open(path, framework="numpy"))
+            with safe_open(path, framework="numpy") as file:
+                keys = file.keys()
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{path} is not a whole safetensors file ({error}); fetch it again."
             ) from error
-        for key in file.keys():  # noqa: SIM118 - not a dict
+        for key, shape in shapes.items():
             if BUFFERS.search(key):
                 continue
             published = table.normalise(key)
             if published in tensors:
                 raise UserError(f"{folder} holds {key} twice; keep one of the files that have it.")
-            tensors[published] = Stored(file, key)
+            tensors[published] = Stored(path, key, shape)
     return tensors
 
 
@@ -311,13 +331,11 @@ def _check(
     head, embedding = map(table.publish, ("lm_head.weight", "language_model.embed_tokens.weight"))
     if policy.config.tie_word_embeddings and {head, embedding} <= tensors.keys():
         # Some writers store the tied weight twice. Equal, it says nothing new.
-        first, second = (s.file.get_tensor(s.key) for s in (tensors[head], tensors[embedding]))
+        first, second = (tensors[key].read() for key in (head, embedding))
         if np.array_equal(first, second):
             del tensors[head]
     needed = {key: weight.stored_shape for weight in weights for key in weight.keys}
-    shapes = {
-        key: tuple(stored.file.get_slice(stored.key).get_shape()) for key, stored in tensors.items()
-    }
+    shapes = {key: stored.shape for key, stored in tensors.items()}
     problems = {
         "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],
         "unexpected": [f"{key} {shapes[key]}" for key in shapes if key not in needed],

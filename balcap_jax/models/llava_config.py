@@ -6,9 +6,11 @@ from typing import Any
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import (
+    DECODER_SIZES,
     DecoderConfig,
     PolicyConfig,
     check_divides,
+    check_sizes,
     check_supported,
     ending_tokens,
     rope_of,
@@ -193,6 +195,8 @@ class LlavaConfig(PolicyConfig):
         )
         text = {**TEXT_DEFAULTS[model_type], **asked}
         vision = {**CLIP_DEFAULTS, **(config.get("vision_config") or {})}
+        sizes = [name for name, value in CLIP_DEFAULTS.items() if isinstance(value, int)]
+        check_sizes("vision_config", vision, sizes)
         layer = config.get("vision_feature_layer", -2)
         generation = generation or {}
         stop, pad = ending_tokens(generation, asked, config, default_stop=text["eos_token_id"])
@@ -263,6 +267,7 @@ class LlavaConfig(PolicyConfig):
 
 def _decoder(text: Mapping[str, Any], model_type: str) -> DecoderConfig:
     """`text` is text_config with the defaults of its `model_type` filled in."""
+    check_sizes("text_config", text, DECODER_SIZES)
     window = text.get("sliding_window") if model_type == "mistral" else None
     check_supported(
         {

@@ -6,9 +6,11 @@ from typing import Any
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import (
+    DECODER_SIZES,
     DecoderConfig,
     PolicyConfig,
     check_divides,
+    check_sizes,
     check_supported,
     ending_tokens,
     rope_of,
@@ -17,6 +19,19 @@ from balcap_jax.models.rotary import PLAIN
 
 MODEL_TYPE = "qwen2_5_vl"
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+
+# Entries of the tower that are numbers above 0.
+VISION_SIZES = (
+    "depth",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "patch_size",
+    "temporal_patch_size",
+    "in_channels",
+    "spatial_merge_size",
+    "window_size",
+)
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,8 @@ def _read(
     config: Mapping[str, Any], text: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> Qwen2_5_VLConfig:
     vision = config["vision_config"]
+    check_sizes("text_config", text, DECODER_SIZES)
+    check_sizes("vision_config", vision, VISION_SIZES)
     rope = rope_of(text)
     vision_rope = vision.get("rope_parameters") or {}
     heads = text["num_attention_heads"]

@@ -110,6 +110,15 @@ def _new_state(
     return TrainState(step=zero, params=params, opt_state=optimizer.init(trainable), skipped=zero)
 
 
+def state_shapes(
+    params: Any, optimizer: optax.GradientTransformation, *, train_vision: bool = False
+) -> TrainState:
+    """Shape and dtype of each array of the state; `params` may be `jax.eval_shape` results."""
+    return jax.eval_shape(
+        lambda params: _new_state(params, optimizer, train_vision=train_vision), params
+    )
+
+
 def state_shardings(
     mesh: Mesh,
     params: Any,
@@ -118,10 +127,7 @@ def state_shardings(
     train_vision: bool = False,
 ) -> TrainState:
     """The sharding of each array of the state; `params` may be `jax.eval_shape` results."""
-    state = jax.eval_shape(
-        lambda params: _new_state(params, optimizer, train_vision=train_vision), params
-    )
-    return param_shardings(mesh, state)
+    return param_shardings(mesh, state_shapes(params, optimizer, train_vision=train_vision))
 
 
 def init_state(
