@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 
@@ -95,6 +95,17 @@ class AdvantageBenchFlags:
     json: bool = False  # Print JSON instead of a table.
 
 
+@dataclass(frozen=True)
+class LoadBenchFlags:
+    """Times loading a folder and its peak memory beside transformers, a process per load."""
+
+    folder: Path  # The Hugging Face folder to load.
+    # Write random weights of this shape to the folder first (3b: 7.5 GB on the disk).
+    make: Literal["no", "qwen2.5-vl-3b"] = "no"
+    rounds: int = 2  # Loads by each side.
+    json: bool = False  # Print JSON instead of a table.
+
+
 def _train(arguments: list[str]) -> None:
     resume = _origin(arguments, "resume")
     if resume is None:
@@ -162,16 +173,35 @@ def _bench(arguments: list[str]) -> None:
     if arguments[:1] in ([], ["--help"], ["-h"]):
         print(_BENCH_HELP)
         return
-    if arguments[0] != "advantages":
+    if arguments[0] not in _BENCHMARKS:
         raise UserError(
-            f"{arguments[0]!r} is not a benchmark, known is advantages; run "
-            "`balcap bench advantages`."
+            f"{arguments[0]!r} is not a benchmark, known are {', '.join(_BENCHMARKS)}; did you "
+            f"mean `balcap bench {nearest(arguments[0], _BENCHMARKS)}`?"
         )
-    flags = _parse(AdvantageBenchFlags, arguments[1:], "bench advantages")
+    _BENCHMARKS[arguments[0]](arguments[1:])
+
+
+def _bench_advantages(arguments: list[str]) -> None:
+    flags = _parse(AdvantageBenchFlags, arguments, "bench advantages")
 
     from balcap_jax.bench.advantages import run_and_print
 
     run_and_print(json=flags.json)
+
+
+def _bench_load(arguments: list[str]) -> None:
+    flags = _parse(LoadBenchFlags, arguments, "bench load", positional=False)
+    if flags.make != "no":
+        from balcap_jax.bench.random_folder import config_of, write_random_folder
+
+        write_random_folder(flags.folder, config_of(flags.make))
+
+    from balcap_jax.bench.load import run_and_print
+
+    run_and_print(flags.folder, json=flags.json, rounds=flags.rounds)
+
+
+_BENCHMARKS = {"advantages": _bench_advantages, "load": _bench_load}
 
 
 def _report(arguments: list[str]) -> None:
@@ -235,9 +265,10 @@ examples:
 `balcap COMMAND --help` explains the flags of a command; `balcap --version` prints the version."""
 
 _BENCH_HELP = """\
-usage: balcap bench advantages [--json]
+usage: balcap bench BENCHMARK [FLAGS]
 
-  advantages  the advantage kernels against numpy and, where installed, TRL's torch code"""
+  advantages  the advantage kernels against numpy and, where installed, TRL's torch code
+  load        seconds and peak memory of loading a folder, beside transformers"""
 
 
 def _dispatch(arguments: list[str]) -> None:

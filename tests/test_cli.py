@@ -45,6 +45,11 @@ def calls(monkeypatch):
         "sft": {"sft": entry("sft")},
         "report": {"report": entry("report", [Path("runs/a/curves.png")])},
         "bench.advantages": {"run_and_print": entry("bench")},
+        "bench.load": {"run_and_print": entry("bench load")},
+        "bench.random_folder": {
+            "config_of": entry("config", "sizes"),
+            "write_random_folder": entry("make"),
+        },
         "export": {"export": entry("export", "its checkpoint of step 7")},
         "data.scenes": {"export": entry("scenes", Path("folder/scenes.jsonl"))},
     }
@@ -144,6 +149,18 @@ def test_bench_and_scenes(calls, capsys):
     assert "--data.path folder/scenes.jsonl" in capsys.readouterr().out
 
 
+def test_bench_load(calls):
+    flags = "bench load --folder f".split()
+    assert cli.main(flags) == 0
+    assert cli.main([*flags, "--make", "qwen2.5-vl-3b", "--json", "--rounds", "1"]) == 0
+    assert calls == [
+        ("bench load", (Path("f"),), {"json": False, "rounds": 2}),
+        ("config", ("qwen2.5-vl-3b",), {}),
+        ("make", (Path("f"), "sizes"), {}),
+        ("bench load", (Path("f"),), {"json": True, "rounds": 1}),
+    ]
+
+
 def test_export(calls, capsys):
     assert cli.main(["export", "--run", "runs/a", "--out", "b"]) == 0
     assert calls == [("export", (ExportConfig(run=Path("runs/a"), out=Path("b")),), {})]
@@ -234,7 +251,8 @@ def test_resume_needs_a_run(mistake, tmp_path):
         ("score", "Missing from balcap score"),
         ("export --run a", "--out"),
         ("export a b", "Missing from balcap export"),
-        ("bench advantage", "'advantage' is not a benchmark"),
+        ("bench advantage", "did you mean `balcap bench advantages`?"),
+        ("bench load", "--folder"),
         ("bench advantages --jsn", "did you mean --json?"),
         ("scenes folder --split test", "invalid choice 'test'"),
     ],

@@ -100,7 +100,7 @@ def load_pretrained(
     policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
     weights = _weights(policy)
     tensors = _scan(folder, key_table(policy.config))
-    _check(folder, policy, weights, tensors)
+    _check(folder, policy, tensors)
     params: Params = {}
     shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
     for weight in weights:
@@ -175,6 +175,11 @@ def save_pretrained(
 
 
 # ---- names and layouts
+
+
+def stored_shapes(policy: VisionLanguagePolicy) -> dict[str, tuple[int, ...]]:
+    """Published key -> shape in the files, for every weight of `policy`."""
+    return {key: weight.stored_shape for weight in _weights(policy) for key in weight.keys}
 
 
 def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
@@ -323,9 +328,7 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} has no {WEIGHTS}; give a folder with the weights as safetensors.")
 
 
-def _check(
-    folder: Path, policy: VisionLanguagePolicy, weights: list[Weight], tensors: dict[str, Stored]
-) -> None:
+def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored]) -> None:
     """Every weight is there once with its shape, and nothing else is."""
     table = key_table(policy.config)
     head, embedding = map(table.publish, ("lm_head.weight", "language_model.embed_tokens.weight"))
@@ -334,7 +337,7 @@ def _check(
         first, second = (tensors[key].read() for key in (head, embedding))
         if np.array_equal(first, second):
             del tensors[head]
-    needed = {key: weight.stored_shape for weight in weights for key in weight.keys}
+    needed = stored_shapes(policy)
     shapes = {key: stored.shape for key, stored in tensors.items()}
     problems = {
         "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],
