@@ -22,7 +22,6 @@ from balcap_jax.models.config import PolicyConfig, read_json
 from balcap_jax.models.families import load_config
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.layouts import CutImage, Layout, Row, layout_of, pad_rows
-from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,8 @@ class Processor:
 
     def check(self, folder: Path) -> None:
         """Raises a UserError where the image processor is not the one of the model."""
-        if isinstance(self.config, Qwen2_5_VLConfig):
-            _check_patches(folder, self.config, self.image_processor)
         try:
+            self.layout.check_image_processor(self.image_processor)
             self._cut(Image.new("RGB", (64, 48)))
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
@@ -201,21 +199,6 @@ def _chat_template(folder: Path, tokenizer: Any) -> str:
             "that was published with the weights."
         )
     return template
-
-
-def _check_patches(folder: Path, config: Qwen2_5_VLConfig, processor: Any) -> None:
-    vision = config.vision
-    for theirs, ours, value in (
-        ("patch_size", "patch_size", vision.patch_size),
-        ("merge_size", "spatial_merge_size", vision.spatial_merge_size),
-        ("temporal_patch_size", "temporal_patch_size", vision.temporal_patch_size),
-    ):
-        found = getattr(processor, theirs, None)
-        if found != value:
-            raise UserError(
-                f"{folder}: {theirs} is {found} in preprocessor_config.json but {ours} is {value} "
-                "in config.json; use the files of one model."
-            )
 
 
 def _unreadable(folder: Path, name: str, error: Exception) -> UserError:

@@ -128,6 +128,19 @@ class PolicyConfig(ABC):
     def to_hf(self) -> dict[str, Any]:
         """The content of config.json in the layout of transformers v5."""
 
+    def decoder_to_hf(self) -> dict[str, Any]:
+        """The entries of text_config that all families have."""
+        text = self.text
+        return {
+            **{name: getattr(text, name) for name in DECODER_SIZES},
+            "num_key_value_heads": text.num_key_value_heads,
+            "hidden_act": "silu",
+            "initializer_range": self.initializer_range,
+            "rms_norm_eps": text.rms_norm_eps,
+            "eos_token_id": self.stop_tokens[0],
+            "pad_token_id": self.pad_token_id,
+        }
+
     def to_hf_generation(self) -> dict[str, Any]:
         """The content of generation_config.json: what ends a caption and what pads it."""
         return {"eos_token_id": list(self.stop_tokens), "pad_token_id": self.pad_token_id}
@@ -156,6 +169,24 @@ def read_json(path: Path) -> dict[str, Any]:
 def rope_of(text: Mapping[str, Any]) -> Mapping[str, Any]:
     """The rotary entries, in the layout of transformers v5 or the one before."""
     return text.get("rope_parameters") or text.get("rope_scaling") or {}
+
+
+def decoder_sizes(text: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes that `DecoderConfig` names as config.json does.
+
+    Raises:
+      KeyError: an entry is missing.
+    """
+    heads = text["num_attention_heads"]
+    # As many key-value heads as query heads is what goes without saying.
+    return {name: text[name] for name in DECODER_SIZES} | {
+        "num_key_value_heads": text.get("num_key_value_heads") or heads
+    }
+
+
+def ties_embeddings(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    """Whether the embedding is also the output head; said at the top level or in text_config."""
+    return bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
 
 
 def ending_tokens(

@@ -79,6 +79,14 @@ class Layout(ABC):
     def patches(self, image: CutImage) -> tuple[np.ndarray, np.ndarray]:
         """Position [s, 2] and window [s] (from 0) of each patch of an image."""
 
+    def check_image_processor(self, processor: Any) -> None:
+        """Refuses settings of preprocessor_config.json that the cut images would not show.
+
+        Raises:
+          UserError: the image processor is of another model.
+        """
+        del processor  # what `cut` refuses is enough here
+
     def expand(self, ids: Sequence[int], images: Sequence[CutImage]) -> Row:
         """A prompt from token ids with one placeholder per image.
 
@@ -153,6 +161,20 @@ class QwenLayout(Layout):
     @property
     def patch_step(self) -> int:
         return 64 * self.granule
+
+    def check_image_processor(self, processor: Any) -> None:
+        vision = self.config.vision
+        for theirs, ours, value in (
+            ("patch_size", "patch_size", vision.patch_size),
+            ("merge_size", "spatial_merge_size", vision.spatial_merge_size),
+            ("temporal_patch_size", "temporal_patch_size", vision.temporal_patch_size),
+        ):
+            found = getattr(processor, theirs, None)
+            if found != value:
+                raise UserError(
+                    f"{theirs} is {found} in preprocessor_config.json but {ours} is {value} in "
+                    "config.json; use the files of one model."
+                )
 
     def bucket(self, step: int) -> int:
         if step % self.granule:

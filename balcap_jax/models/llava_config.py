@@ -12,8 +12,10 @@ from balcap_jax.models.config import (
     check_divides,
     check_sizes,
     check_supported,
+    decoder_sizes,
     ending_tokens,
     rope_of,
+    ties_embeddings,
 )
 from balcap_jax.models.layers import ACTIVATIONS
 from balcap_jax.models.rotary import RopeScaling
@@ -213,9 +215,7 @@ class LlavaConfig(PolicyConfig):
             pad_token_id=pad,
             text_model_type=model_type,
             bos_token_id=text["bos_token_id"],
-            tie_word_embeddings=bool(
-                config.get("tie_word_embeddings") or asked.get("tie_word_embeddings")
-            ),
+            tie_word_embeddings=ties_embeddings(config, asked),
             initializer_range=float(text["initializer_range"]),
         )
 
@@ -224,22 +224,11 @@ class LlavaConfig(PolicyConfig):
         rope = {"rope_type": "default"} if text.rope_scaling is None else text.rope_scaling.to_hf()
         decoder = {
             "model_type": self.text_model_type,
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.num_hidden_layers,
-            "num_attention_heads": text.num_attention_heads,
-            "num_key_value_heads": text.num_key_value_heads,
+            **self.decoder_to_hf(),
             "head_dim": text.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": text.max_position_embeddings,
-            "initializer_range": self.initializer_range,
-            "rms_norm_eps": text.rms_norm_eps,
             "rope_parameters": {"rope_theta": text.rope_theta, **rope},
             "tie_word_embeddings": self.tie_word_embeddings,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.stop_tokens[0],
-            "pad_token_id": self.pad_token_id,
         }
         decoder |= {
             "llama": {"attention_bias": text.attention_bias, "mlp_bias": text.mlp_bias},
@@ -294,15 +283,9 @@ def _decoder(text: Mapping[str, Any], model_type: str) -> DecoderConfig:
     # Not settings but the definition of the other two.
     bias = {"mistral": False, "qwen2": True}.get(model_type, bool(text["attention_bias"]))
     return DecoderConfig(
-        vocab_size=text["vocab_size"],
-        hidden_size=text["hidden_size"],
-        intermediate_size=text["intermediate_size"],
-        num_hidden_layers=text["num_hidden_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=text.get("num_key_value_heads") or heads,
+        **decoder_sizes(text),
         rope_theta=float(rope.get("rope_theta") or text["rope_theta"]),
         rms_norm_eps=float(text["rms_norm_eps"]),
-        max_position_embeddings=context,
         attention_bias=bias,
         attention_out_bias=bias and model_type == "llama",
         mlp_bias=bool(text["mlp_bias"]) and model_type == "llama",

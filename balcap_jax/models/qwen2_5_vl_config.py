@@ -12,8 +12,10 @@ from balcap_jax.models.config import (
     check_divides,
     check_sizes,
     check_supported,
+    decoder_sizes,
     ending_tokens,
     rope_of,
+    ties_embeddings,
 )
 from balcap_jax.models.rotary import PLAIN
 
@@ -142,16 +144,7 @@ class Qwen2_5_VLConfig(PolicyConfig):  # noqa: N801 - the name in Hugging Face
             **special,
             "text_config": {
                 "model_type": "qwen2_5_vl_text",
-                "vocab_size": text.vocab_size,
-                "hidden_size": text.hidden_size,
-                "intermediate_size": text.intermediate_size,
-                "num_hidden_layers": text.num_hidden_layers,
-                "num_attention_heads": text.num_attention_heads,
-                "num_key_value_heads": text.num_key_value_heads,
-                "hidden_act": "silu",
-                "max_position_embeddings": text.max_position_embeddings,
-                "initializer_range": self.initializer_range,
-                "rms_norm_eps": text.rms_norm_eps,
+                **self.decoder_to_hf(),
                 "use_sliding_window": False,
                 "rope_parameters": {
                     "rope_type": "default",
@@ -159,8 +152,6 @@ class Qwen2_5_VLConfig(PolicyConfig):  # noqa: N801 - the name in Hugging Face
                     "mrope_section": list(text.mrope_section or ()),
                 },
                 "bos_token_id": None,
-                "eos_token_id": self.stop_tokens[0],
-                "pad_token_id": self.pad_token_id,
             },
             "vision_config": {
                 "model_type": "qwen2_5_vl_vision",
@@ -190,21 +181,14 @@ def _read(
     check_sizes("vision_config", vision, VISION_SIZES)
     rope = rope_of(text)
     vision_rope = vision.get("rope_parameters") or {}
-    heads = text["num_attention_heads"]
     _check_supported(text, vision, rope)
     stop, pad = ending_tokens(generation, text)
     return Qwen2_5_VLConfig(
         text=DecoderConfig(
-            vocab_size=text["vocab_size"],
-            hidden_size=text["hidden_size"],
-            intermediate_size=text["intermediate_size"],
-            num_hidden_layers=text["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=text.get("num_key_value_heads") or heads,
+            **decoder_sizes({"max_position_embeddings": 32768, **text}),
             mrope_section=tuple(rope["mrope_section"]),
             rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1000000.0),
             rms_norm_eps=float(text.get("rms_norm_eps", 1e-5)),
-            max_position_embeddings=text.get("max_position_embeddings", 32768),
         ),
         vision=VisionConfig(
             depth=vision["depth"],
@@ -225,9 +209,7 @@ def _read(
         vision_end_token_id=config["vision_end_token_id"],
         stop_tokens=stop,
         pad_token_id=pad,
-        tie_word_embeddings=bool(
-            config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
-        ),
+        tie_word_embeddings=ties_embeddings(config, text),
         initializer_range=float(text.get("initializer_range", 0.02)),
     )
 
