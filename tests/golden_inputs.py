@@ -16,7 +16,7 @@ def case(family: str) -> tuple[Any, dict, dict[str, np.ndarray]]:
     """
     if family == "llava":
         counts = (2, 1, 0)
-        tokens, mask = tiny.pad_left(tiny_llava.rows(counts))
+        tokens, mask = tiny.pad(tiny_llava.rows(counts))
         inputs = {"input_ids": tokens, "attention_mask": mask}
         return *tiny_llava.policy(), inputs | {"pixel_values": tiny_llava.images(counts)}
     assert family == "qwen2_5_vl", family

@@ -3,9 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from balcap_jax.config import (
     CheckpointConfig,
     DataConfig,
@@ -38,7 +35,3 @@ def small(out: Path, **changes) -> TrainConfig:
 
 def params_of(run: Path) -> dict:
     return load_pretrained(run / "policy")[1]
-
-
-def assert_equal_trees(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)

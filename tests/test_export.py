@@ -2,9 +2,8 @@
 
 import json
 
-import jax
-import numpy as np
 import pytest
+import tiny
 import tiny_llava
 
 from balcap_jax.checkpoint import Checkpoints
@@ -16,11 +15,6 @@ from balcap_jax.rl.train_state import init_state, make_optimizer
 from balcap_jax.runs import RunLock
 from balcap_jax.settings import to_dict
 from balcap_jax.sharding import make_mesh
-
-
-def assert_equal_trees(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture
@@ -70,7 +64,7 @@ def test_last_checkpoint_of_an_unfinished_run(run, start, tmp_path):
     assert export(ExportConfig(run=run, out=out)) == "its checkpoint of step 3"
     policy, exported = load_pretrained(out)
     assert policy == load_pretrained(start)[0]
-    assert_equal_trees(exported, params)
+    tiny.assert_equal_trees(exported, params)
     for name in COMPANIONS:
         assert (out / name).is_file() == (start / name).is_file(), name
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -91,13 +85,13 @@ def test_a_run_that_went_on_after_its_end_is_unfinished(run, tmp_path):
     write_policy(run, seed=1, steps=3)
     params = save_checkpoint(run, 5, seed=2)
     assert export(ExportConfig(run=run, out=tmp_path / "out")) == "its checkpoint of step 5"
-    assert_equal_trees(load_pretrained(tmp_path / "out")[1], params)
+    tiny.assert_equal_trees(load_pretrained(tmp_path / "out")[1], params)
 
 
 def test_a_supervised_run_has_a_policy_only(run, tmp_path):
     params = write_policy(run, seed=1)
     assert export(ExportConfig(run=run, out=tmp_path / "out")) == "its finished policy"
-    assert_equal_trees(load_pretrained(tmp_path / "out")[1], params)
+    tiny.assert_equal_trees(load_pretrained(tmp_path / "out")[1], params)
 
 
 def no_run(run):

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import tiny
 import tiny_hf
+import torch_gradient
 
 import balcap_jax
 from balcap_jax.models.attention import attend_causal
-from balcap_jax.models.hf_keys import key_table
-from balcap_jax.models.hf_weights import _export, load_pretrained
-from balcap_jax.models.logprobs import completion_logprobs
+from balcap_jax.models.hf_weights import load_pretrained
 from balcap_jax.models.vision import patch_angles
 
 torch = pytest.importorskip("torch", reason="the test extra has torch")
@@ -143,50 +142,26 @@ def test_policy_gradient_equals_torch(name, tmp_path):
     config = CONFIGS[name]
     hf, policy, params = pair(config, tmp_path)
     prompts = tiny.prompts(3, config=config)
-    rng = np.random.default_rng(0)
-    completions = rng.integers(tiny.FIRST_TEXT, config.vocab_size, (3, 2, 4)).astype(np.int32)
-    advantages = rng.normal(size=(3, 2)).astype(np.float32)
-    banned = config.banned_tokens
-
-    @jax.jit
-    @jax.value_and_grad
-    def loss(params):
-        features = policy.encode_images(params, prompts.images)
-        logprobs, _ = completion_logprobs(
-            policy, params, prompts, features, completions, banned_tokens=banned
-        )
-        return -jnp.mean(jnp.asarray(advantages)[..., None] * logprobs)
-
-    value, gradient = loss(params)
+    completions, advantages = torch_gradient.random_completions(policy, 3, first=tiny.FIRST_TEXT)
+    value, gradient = torch_gradient.our_gradient(policy, params, prompts, completions, advantages)
     pixels, grids = real_pixels(prompts)
     ends = np.cumsum(grids.prod(dim=1).numpy())
-    total = 0.0
-    for b, first in enumerate(np.asarray(prompts.last_token)):
+
+    def logits_of(b, completion):
         own = np.asarray(prompts.tokens)[b][np.asarray(prompts.mask)[b]]
-        for g, completion in enumerate(completions[b]):
-            tokens = torch.tensor(np.concatenate([own, [first], completion])[None]).long()
-            logits = hf(
-                input_ids=tokens,
-                mm_token_type_ids=(tokens == tiny.IMAGE).int(),
-                pixel_values=pixels[ends[b] - grids[b].prod() : ends[b]],
-                image_grid_thw=grids[b : b + 1],
-            ).logits[0, len(own) : -1]
-            logits = logits.index_fill(1, torch.tensor(banned), -torch.inf)
-            logprobs = torch.log_softmax(logits, dim=-1)
-            chosen = logprobs[torch.arange(len(completion)), torch.tensor(completion).long()]
-            total = total - advantages[b, g].item() * chosen.sum()
-    reference = total / completions.size
+        tokens = np.concatenate([own, [np.asarray(prompts.last_token)[b]], completion])
+        tokens = torch.tensor(tokens[None]).long()
+        return hf(
+            input_ids=tokens,
+            mm_token_type_ids=(tokens == tiny.IMAGE).int(),
+            pixel_values=pixels[ends[b] - grids[b].prod() : ends[b]],
+            image_grid_thw=grids[b : b + 1],
+        ).logits[0, len(own) : -1]
+
+    reference = torch_gradient.torch_loss(logits_of, completions, advantages, config.banned_tokens)
     reference.backward()
     assert value == pytest.approx(reference.item(), rel=1e-4)
-    ours, table = _export(policy, gradient, None), key_table(config)
-    tower = 0
-    for key, parameter in hf.named_parameters():
-        mine, theirs = ours.pop(table.normalise(key)), parameter.grad.numpy()
-        error = np.linalg.norm(mine - theirs) / max(np.linalg.norm(theirs), 1e-5)
-        assert error < 1e-3, f"{key}: relative error {error:.1e}"
-        tower += "visual" in key and bool(theirs.any())
-    assert not ours
-    assert tower > 15
+    torch_gradient.assert_equal_gradients(hf, policy, gradient, tower="visual")
 
 
 @pytest.fixture(scope="module")

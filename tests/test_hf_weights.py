@@ -16,11 +16,6 @@ from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 UNTIED = tiny.config(tie_word_embeddings=False)
 
 
-def assert_equal_trees(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A folder with the tiny policy, tokenizer and processor."""
@@ -46,7 +41,7 @@ def test_round_trip_is_exact(config, tmp_path):
     save_pretrained(tmp_path / "policy", policy, params)
     loaded_policy, loaded = load_pretrained(tmp_path / "policy")
     assert loaded_policy == policy
-    assert_equal_trees(loaded, params)
+    tiny.assert_equal_trees(loaded, params)
 
 
 def test_companions_go_along_and_nothing_is_left_beside(folder):
@@ -61,9 +56,9 @@ def test_dtype_of_stored_and_loaded_weights(tmp_path):
     assert json.loads((tmp_path / "policy/config.json").read_text())["dtype"] == "bfloat16"
     loaded_policy, loaded = load_pretrained(tmp_path / "policy", dtype="bfloat16")
     assert loaded_policy.dtype == jnp.bfloat16
-    assert_equal_trees(loaded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    tiny.assert_equal_trees(loaded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
     _, wide = load_pretrained(tmp_path / "policy")
-    assert_equal_trees(
+    tiny.assert_equal_trees(
         wide, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
     )
 
@@ -71,7 +66,7 @@ def test_dtype_of_stored_and_loaded_weights(tmp_path):
 def test_saving_again_replaces_the_earlier_policy(folder):
     policy, params = tiny.policy(seed=5)
     save_pretrained(folder, policy, params)
-    assert_equal_trees(load_pretrained(folder)[1], params)
+    tiny.assert_equal_trees(load_pretrained(folder)[1], params)
 
 
 def test_sharded_and_module_named_keys_load(folder):
@@ -95,7 +90,7 @@ def test_sharded_and_module_named_keys_load(folder):
         save_file({key: renamed[key] for key in keys}, folder / shard)
     index = {"weight_map": {key: shard for shard, keys in shards.items() for key in keys}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert_equal_trees(load_pretrained(folder)[1], params)
+    tiny.assert_equal_trees(load_pretrained(folder)[1], params)
 
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00002"):
@@ -111,7 +106,7 @@ def test_tied_head_stored_twice_is_accepted_only_if_equal(folder):
 
     _, params = load_pretrained(folder)
     rewrite(folder, add_head)
-    assert_equal_trees(load_pretrained(folder)[1], params)
+    tiny.assert_equal_trees(load_pretrained(folder)[1], params)
     rewrite(folder, change_head)
     with pytest.raises(UserError, match="unexpected: lm_head.weight"):
         load_pretrained(folder)

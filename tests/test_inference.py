@@ -20,13 +20,7 @@ COUNTS = (1, 2, 0)
 
 def llava_inputs(side="right"):
     """Three prompts with one, two and no images, as LLaVA's processor returns them."""
-    rows = tiny_llava.rows(COUNTS)
-    length = max(map(len, rows))
-    tokens = np.zeros((3, length), np.int64)
-    mask = np.zeros((3, length), np.int64)
-    for i, row in enumerate(rows):
-        where = slice(len(row)) if side == "right" else slice(length - len(row), length)
-        tokens[i, where], mask[i, where] = row, 1
+    tokens, mask = tiny.pad(tiny_llava.rows(COUNTS), side)
     return {
         "input_ids": tokens,
         "attention_mask": mask,
@@ -41,10 +35,10 @@ def qwen_inputs():
         np.append(tokens[mask], last)
         for tokens, mask, last in zip(prompts.tokens, prompts.mask, prompts.last_token, strict=True)
     ]
-    length = max(map(len, rows))
+    tokens, mask = tiny.pad(rows)
     return {
-        "input_ids": np.stack([np.pad(row, (length - len(row), 0)) for row in rows]),
-        "attention_mask": np.stack([np.arange(length) >= length - len(row) for row in rows]),
+        "input_ids": tokens,
+        "attention_mask": mask,
         "pixel_values": prompts.images.pixels[prompts.images.image_ids >= 0],
         "image_grid_thw": np.array([(1, *grid) for grid in tiny.GRIDS[:2]]),
         "mm_token_type_ids": None,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import tiny_llava
 from safetensors.numpy import load_file, save_file
 
@@ -178,11 +179,6 @@ def test_rope_scaling_of_older_files():
 # ---- weights
 
 
-def equal_trees(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 @pytest.fixture
 def folder(tmp_path):
     policy, params = tiny_llava.policy()
@@ -200,7 +196,7 @@ def test_round_trip_is_exact_under_published_names(folder):
     loaded_policy, loaded = load_pretrained(folder)
     assert loaded_policy == policy
     assert isinstance(loaded_policy, Llava)
-    equal_trees(loaded, params)
+    tiny.assert_equal_trees(loaded, params)
     tensors = load_file(folder / "model.safetensors")
     assert {
         "language_model.model.layers.0.self_attn.q_proj.weight",
@@ -236,7 +232,7 @@ def test_module_names_of_transformers_load(folder, tower):
         return renamed
 
     rewrite(folder, rename)
-    equal_trees(load_pretrained(folder)[1], params)
+    tiny.assert_equal_trees(load_pretrained(folder)[1], params)
 
 
 def test_buffers_of_older_files_are_no_weights(folder):
@@ -248,7 +244,7 @@ def test_buffers_of_older_files_are_no_weights(folder):
         tensors[name] = np.ones(4, np.float32)
 
     rewrite(folder, add)
-    equal_trees(load_pretrained(folder)[1], params)
+    tiny.assert_equal_trees(load_pretrained(folder)[1], params)
 
 
 def test_missing_unexpected_and_misshapen_are_all_named(folder):

@@ -1,17 +1,16 @@
 """LLaVA against Hugging Face's torch model, block by block and whole, in float32."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import tiny_llava
+import torch_gradient
 
 import balcap_jax
 from balcap_jax.models.attention import attend_causal
-from balcap_jax.models.hf_keys import key_table
-from balcap_jax.models.hf_weights import _export, load_pretrained, save_pretrained
+from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 from balcap_jax.models.llava import Llava
-from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import take_layer
 from balcap_jax.models.rotary import RopeScaling
 
@@ -87,18 +86,6 @@ def pair(config, folder):
     return hf, policy, params
 
 
-def padded(rows, side):
-    """Tokens and mask [b, t], the padding on one side."""
-    length = max(map(len, rows))
-    tokens = np.full((len(rows), length), tiny_llava.PAD, np.int32)
-    for row, own in zip(tokens, rows, strict=True):
-        where = slice(len(own)) if side == "right" else slice(length - len(own), length)
-        row[where] = own
-    places = np.arange(length)[None]
-    sizes = np.array([[len(own)] for own in rows])
-    return tokens, places < sizes if side == "right" else places >= length - sizes
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits(name, tmp_path):
     """Prompts with one, two and no images in one batch, padded on the right and on the left."""
@@ -106,7 +93,8 @@ def test_logits(name, tmp_path):
     hf, policy, params = pair(config, tmp_path)
     pixels = tiny_llava.images(COUNTS, config)
     for side in ("right", "left"):
-        tokens, mask = padded(tiny_llava.rows(COUNTS, config), side)
+        tokens, mask = tiny.pad(tiny_llava.rows(COUNTS, config), side)
+        mask = mask.astype(bool)
         assert not mask.all()
         with torch.no_grad():
             theirs = hf(
@@ -124,7 +112,7 @@ def test_greedy_tokens_equal_transformers(tmp_path):
     """64 tokens of 20 prompts; the placeholder, which we never sample, is suppressed there too."""
     config, counts = CONFIGS["grouped"], (1, 2, 0, 1) * 5
     hf, policy, params = pair(config, tmp_path)
-    tokens, mask = padded(tiny_llava.rows(counts, config), "left")
+    tokens, mask = tiny.pad(tiny_llava.rows(counts, config))
     pixels = tiny_llava.images(counts, config)
     hf.generation_config.eos_token_id = None
     theirs = hf.generate(
@@ -236,57 +224,27 @@ def test_to_transformers_and_back(name, tmp_path):
 # ---- gradients
 
 
-def torch_loss(hf, config, completions, advantages):
-    """-mean(advantage * logprob) over all completion tokens, each caption with its own prompt."""
-    total = 0.0
-    first = 0
-    for b, (row, count) in enumerate(zip(tiny_llava.rows(COUNTS, config), COUNTS, strict=True)):
-        pixels = torch.tensor(tiny_llava.images(COUNTS, config)[first : first + count])
-        first += count
-        for g, own in enumerate(completions[b]):
-            tokens = torch.tensor(np.concatenate([row, own])[None]).long()
-            out = hf(input_ids=tokens, **({"pixel_values": pixels} if count else {}))
-            logits = out.logits[0, len(row) - 1 : -1].clone()
-            logits[:, list(config.banned_tokens)] = -torch.inf
-            logprobs = torch.log_softmax(logits, dim=-1)
-            chosen = logprobs[torch.arange(len(own)), torch.tensor(own).long()]
-            total = total - advantages[b, g].item() * chosen.sum()
-    return total / completions.size
-
-
 @pytest.mark.parametrize("name", ["grouped", "class token of several layers, tied"])
 def test_policy_gradient_equals_torch(name, tmp_path):
     """Of the shared prompt, all of it trainable, tower and projector included."""
     config = CONFIGS[name]
     hf, policy, params = pair(config, tmp_path)
-    rng = np.random.default_rng(0)
-    completions = rng.integers(tiny_llava.FIRST_TEXT, 48, (len(COUNTS), 2, 4)).astype(np.int32)
-    advantages = rng.normal(size=(len(COUNTS), 2)).astype(np.float32)
     prompts = tiny_llava.prompts(COUNTS, config=config)
+    completions, advantages = torch_gradient.random_completions(
+        policy, len(COUNTS), first=tiny_llava.FIRST_TEXT
+    )
+    value, gradient = torch_gradient.our_gradient(policy, params, prompts, completions, advantages)
+    rows, pixels = tiny_llava.rows(COUNTS, config), tiny_llava.images(COUNTS, config)
+    ends = np.cumsum(COUNTS)
 
-    @jax.jit
-    @jax.value_and_grad
-    def loss(params):
-        features = policy.encode_images(params, prompts.images)
-        logprobs, _ = completion_logprobs(
-            policy, params, prompts, features, completions, banned_tokens=config.banned_tokens
-        )
-        return -jnp.mean(jnp.asarray(advantages)[..., None] * logprobs)
+    def logits_of(b, completion):
+        tokens = torch.tensor(np.concatenate([rows[b], completion])[None]).long()
+        own = torch.tensor(pixels[ends[b] - COUNTS[b] : ends[b]])
+        out = hf(input_ids=tokens, **({"pixel_values": own} if COUNTS[b] else {}))
+        return out.logits[0, len(rows[b]) - 1 : -1]
 
-    value, gradient = loss(params)
-    reference = torch_loss(hf, config, completions, advantages)
+    reference = torch_gradient.torch_loss(logits_of, completions, advantages, config.banned_tokens)
     reference.backward()
     assert value == pytest.approx(reference.item(), rel=1e-4)
-    ours, table = _export(policy, gradient, None), key_table(config)
-    compared = 0
-    for key, parameter in hf.named_parameters():
-        mine = ours.pop(table.normalise(key))
-        if parameter.grad is None:  # above the layer that is read
-            assert not mine.any(), key
-            continue
-        theirs = parameter.grad.numpy()
-        error = np.linalg.norm(mine - theirs) / max(np.linalg.norm(theirs), 1e-5)
-        assert error < 1e-3, f"{key}: relative error {error:.1e}"
-        compared += "vision_tower" in key and bool(theirs.any())
-    assert not ours
-    assert compared > 15
+    # Torch has no gradient above the layer that is read.
+    torch_gradient.assert_equal_gradients(hf, policy, gradient, tower="vision_tower", unread=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_run import BASE, assert_equal_trees, params_of, small
+import tiny
+from small_run import BASE, params_of, small
 
 from balcap_jax.config import DataConfig
 from balcap_jax.data.scenes import export
@@ -74,7 +75,7 @@ def test_samples_carry_verdicts(unbroken):
 def test_training_changes_the_decoder_and_leaves_the_frozen_tower(unbroken):
     _, before = load_pretrained(BASE)
     after = params_of(unbroken)
-    assert_equal_trees(before["visual"], after["visual"])
+    tiny.assert_equal_trees(before["visual"], after["visual"])
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), before["language_model"], after["language_model"]
     )
@@ -92,7 +93,7 @@ def test_resumed_run_equals_the_unbroken_one(unbroken, tmp_path):
         assert [without_wall_clock(row) for row in rows] == [
             without_wall_clock(row) for row in expected
         ]
-    assert_equal_trees(params_of(resumed), params_of(unbroken))
+    tiny.assert_equal_trees(params_of(resumed), params_of(unbroken))
 
 
 def test_same_seed_same_run_other_seed_other_run(unbroken, tmp_path):

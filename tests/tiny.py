@@ -11,6 +11,7 @@ from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.geometry import patch_positions, token_positions, window_ids
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.layers import Params
+from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
 from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig, VisionConfig
 
@@ -52,30 +53,40 @@ CONFIG = Qwen2_5_VLConfig(
 
 def config(*, text: dict | None = None, vision: dict | None = None, **top) -> Qwen2_5_VLConfig:
     """CONFIG with some fields replaced: `config(text={"num_hidden_layers": 3})`."""
+    return replaced(CONFIG, text, vision, **top)
+
+
+def replaced(base, text: dict | None, vision: dict | None, **top):
+    """A policy's config with some fields of it and of its two parts replaced."""
     return dataclasses.replace(
-        CONFIG,
-        text=dataclasses.replace(CONFIG.text, **(text or {})),
-        vision=dataclasses.replace(CONFIG.vision, **(vision or {})),
+        base,
+        text=dataclasses.replace(base.text, **(text or {})),
+        vision=dataclasses.replace(base.vision, **(vision or {})),
         **top,
     )
 
 
 def policy(seed: int = 0, **options) -> tuple[Qwen2_5_VL, Params]:
-    """The tiny policy and random weights: matrices around 0, norms around 1, biases around 0.
+    """The tiny policy and random weights."""
+    model = Qwen2_5_VL(options.pop("config", CONFIG), **options)
+    return model, random_params(model, seed)
+
+
+def random_params(model: VisionLanguagePolicy, seed: int = 0) -> Params:
+    """Random weights: matrices around 0, norms around 1, biases around 0.
 
     Norms at exactly one and biases at exactly zero would hide mistakes with them. The numbers are
     numpy's, because compiling `init` takes longer than most tests.
     """
-    model = Qwen2_5_VL(options.pop("config", CONFIG), **options)
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         name = path[-1].key
-        std = model.config.initializer_range if name in ("kernel", "embedding") else 0.1
+        std = 0.1 if name in ("scale", "bias") else model.config.initializer_range
         return jnp.asarray((name == "scale") + std * rng.normal(size=leaf.shape), leaf.dtype)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return model, jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def prompts(
@@ -158,7 +169,7 @@ def processor_inputs(
             words = rng.integers(FIRST_TEXT, config.vocab_size, 2)
             parts += [[VISION_START, *[IMAGE] * (height * width // merge**2), VISION_END], words]
         rows.append(np.concatenate(parts))
-    tokens, mask = pad_left(rows)
+    tokens, mask = pad(rows)
     grids = np.array([(1, *grid) for share in shares for grid in share])
     patches = (grids.prod(axis=1).sum(), config.vision.patch_dim)
     return {
@@ -170,9 +181,18 @@ def processor_inputs(
     }
 
 
-def pad_left(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """input_ids and attention_mask [b t] of token rows; the pad token is 0."""
+def pad(rows: Sequence[np.ndarray], side: str = "left") -> tuple[np.ndarray, np.ndarray]:
+    """input_ids and attention_mask [b t] of token rows, padded on one side with PAD."""
     length = max(map(len, rows))
-    tokens = np.stack([np.pad(row, (length - len(row), 0)) for row in rows]).astype(np.int64)
-    mask = np.stack([np.arange(length) >= length - len(row) for row in rows]).astype(np.int64)
+    tokens = np.full((len(rows), length), PAD, np.int64)
+    mask = np.zeros((len(rows), length), np.int64)
+    for i, row in enumerate(rows):
+        where = slice(len(row)) if side == "right" else slice(length - len(row), length)
+        tokens[i, where], mask[i, where] = row, 1
     return tokens, mask
+
+
+def assert_equal_trees(a, b) -> None:
+    """The same structure, and every array the same bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -22,12 +22,18 @@ CHAT_TEMPLATE = (
 
 def model(config: Qwen2_5_VLConfig, *, seed: int = 0):
     """A random Hugging Face model of these sizes, in which norms and biases are random too."""
-    import torch
     from transformers import Qwen2_5_VLConfig as HFConfig
     from transformers import Qwen2_5_VLForConditionalGeneration
 
+    return random_model(Qwen2_5_VLForConditionalGeneration, HFConfig(**config.to_hf()), seed)
+
+
+def random_model(kind, config, seed: int = 0):
+    """A model of transformers with random weights, norms and biases too."""
+    import torch
+
     torch.manual_seed(seed)
-    hf = Qwen2_5_VLForConditionalGeneration(HFConfig(**config.to_hf())).eval()
+    hf = kind(config).eval()
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

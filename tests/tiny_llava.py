@@ -1,13 +1,12 @@
 """A tiny LLaVA with random weights, random prompts for it, Hugging Face's model and a folder."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import tiny
+import tiny_hf
 
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.inputs import ImagePatches, Prompts
@@ -57,40 +56,21 @@ CONFIG = LlavaConfig(
 
 def config(*, text: dict | None = None, vision: dict | None = None, **top) -> LlavaConfig:
     """CONFIG with some fields replaced: `config(text={"num_hidden_layers": 3})`."""
-    return dataclasses.replace(
-        CONFIG,
-        text=dataclasses.replace(CONFIG.text, **(text or {})),
-        vision=dataclasses.replace(CONFIG.vision, **(vision or {})),
-        **top,
-    )
+    return tiny.replaced(CONFIG, text, vision, **top)
 
 
 def policy(seed: int = 0, **options) -> tuple[Llava, Params]:
-    """The tiny policy and random weights: matrices around 0, norms around 1, biases around 0."""
+    """The tiny policy and random weights; see `tiny.random_params`."""
     model = Llava(options.pop("config", CONFIG), **options)
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        std = 0.1 if name in ("scale", "bias") else model.config.initializer_range
-        return jnp.asarray((name == "scale") + std * rng.normal(size=leaf.shape), leaf.dtype)
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return model, jax.tree_util.tree_map_with_path(draw, shapes)
+    return model, tiny.random_params(model, seed)
 
 
 def model(config: LlavaConfig, *, seed: int = 0):
     """A random Hugging Face model of these sizes, in which norms and biases are random too."""
-    import torch
     from transformers import LlavaConfig as HFConfig
     from transformers import LlavaForConditionalGeneration
 
-    torch.manual_seed(seed)
-    hf = LlavaForConditionalGeneration(HFConfig(**config.to_hf())).eval()
-    with torch.no_grad():
-        for parameter in hf.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return hf
+    return tiny_hf.random_model(LlavaForConditionalGeneration, HFConfig(**config.to_hf()), seed)
 
 
 def images(counts: Sequence[int], config: LlavaConfig = CONFIG, *, seed: int = 0) -> np.ndarray:
