@@ -119,8 +119,10 @@ def _train(arguments: list[str]) -> None:
     if resume is not None:
         _check_resume(resume, settings, given)
 
+    from balcap_jax.compilation import use_persistent_cache
     from balcap_jax.train import train
 
+    use_persistent_cache()
     train(given.settings, resume=resume)
 
 
@@ -147,8 +149,10 @@ def _sft(arguments: list[str]) -> None:
     settings = _load_config(SFTConfig, arguments)
     given = _parse(SFTFlags, arguments, "sft", default=SFTFlags(settings=settings))
 
+    from balcap_jax.compilation import use_persistent_cache
     from balcap_jax.sft import sft
 
+    use_persistent_cache()
     sft(given.settings)
 
 
@@ -156,7 +160,9 @@ def _caption(arguments: list[str]) -> None:
     config = _parse(CaptionConfig, arguments, "caption")
 
     from balcap_jax.caption import caption
+    from balcap_jax.compilation import use_persistent_cache
 
+    use_persistent_cache()
     for path, text in caption(config):
         print(f"{path}: {text}", flush=True)
 

@@ -33,7 +33,8 @@ class ModelConfig(Settings):
 
     # "base" (the small policy in the package), "scratch" (new, for sft only) or a HF folder.
     path: str = "base"
-    # Of the parameters' copies in matmuls; norms, softmax and losses are always float32.
+    # Of matmuls and of the written policy. Trained parameters, norms, softmax and losses are always
+    # float32: small steps would vanish in the rounding of bfloat16.
     dtype: Literal["float32", "bfloat16"] = "float32"
     train_vision: bool = False  # Also train the vision tower; it is frozen otherwise.
     remat: bool = False  # Recompute activations in the backward pass: slower, less memory.

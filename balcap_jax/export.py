@@ -41,8 +41,8 @@ def export(config: ExportConfig) -> str:
         policy, params = load_pretrained(source, dtype=stored)
     else:
         source, policy, params, step = _last_checkpoint(existing_run(run, needs=FOLDER))
-        taken = f"its checkpoint of step {step}"
-    save_pretrained(out, policy, params, source=source)
+        taken, stored = f"its checkpoint of step {step}", jnp.dtype(policy.dtype).name
+    save_pretrained(out, policy, params, dtype=stored, source=source)
     return taken
 
 
@@ -60,11 +60,7 @@ def _last_checkpoint(run: Path) -> tuple[Path, VisionLanguagePolicy, Params, int
     config = config_files.load_run(run)
     source = policy_folder(config.model.path)
     policy = make_policy(load_config(source), dtype=config.model.dtype)
-    dtype = jnp.dtype(config.model.dtype)
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
-        jax.eval_shape(policy.init, jax.random.key(0)),
-    )
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))  # float32, as they are trained
     # The settings of an optimizer do not change what its state is made of.
     state = state_shapes(
         shapes, make_optimizer(learning_rate=1.0), train_vision=config.model.train_vision

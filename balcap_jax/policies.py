@@ -1,8 +1,15 @@
 """Where a policy lives: the one in the package, a run's, or any Hugging Face folder."""
 
+import dataclasses
 from pathlib import Path
 
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
 from balcap_jax.errors import UserError
+from balcap_jax.models.hf_weights import load_pretrained
+from balcap_jax.models.layers import Params
+from balcap_jax.models.policy import VisionLanguagePolicy
 
 BASE = "base"  # the policy that ships in the package
 SCRATCH = "scratch"  # a new one; for supervised training only
@@ -27,3 +34,15 @@ def policy_folder(path: str) -> Path:
             "Hugging Face folder."
         )
     return folder
+
+
+def load_to_train(
+    folder: Path, *, dtype: str, remat: bool, mesh: Mesh
+) -> tuple[VisionLanguagePolicy, Params]:
+    """The policy that computes in `dtype`, and float32 parameters, each device with its part.
+
+    Raises:
+      UserError: see `load_pretrained`.
+    """
+    policy, params = load_pretrained(folder, dtype="float32", mesh=mesh)
+    return dataclasses.replace(policy, dtype=jnp.dtype(dtype), remat=remat), params

@@ -24,12 +24,12 @@ from balcap_jax.data.scene_captions import NO_FAULTS, FaultRates, faulty_caption
 from balcap_jax.data.scenes import SceneSource
 from balcap_jax.data.sources import open_sources
 from balcap_jax.metrics import MetricsLog, Stopwatch, peak_memory_mb
-from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
+from balcap_jax.models.hf_weights import save_pretrained
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
-from balcap_jax.policies import POLICY, SCRATCH, policy_folder
+from balcap_jax.policies import POLICY, SCRATCH, load_to_train, policy_folder
 from balcap_jax.progress import training_progress
 from balcap_jax.rl.train_state import (
     TrainState,
@@ -60,7 +60,7 @@ def sft(config: SFTConfig) -> Path:
     with RunLock(run), tempfile.TemporaryDirectory() as new:
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
         source, _ = open_sources(config.data, seed=config.seed)
-        folder, policy, params = _start(config, Path(new))
+        folder, policy, params = _start(config, Path(new), mesh)
         processor = Processor.load(folder)
         write_json_atomic(run / "config.json", to_dict(config))
 
@@ -81,7 +81,7 @@ def sft(config: SFTConfig) -> Path:
             max_grad_norm=config.optim.max_grad_norm,
         )
         train_vision = config.model.train_vision
-        state = init_state(mesh, params, optimizer, train_vision=train_vision)
+        state = init_state(mesh, params, optimizer, train_vision=train_vision, keep=False)
         step_function = make_sft_step(policy, optimizer, mesh, train_vision=train_vision)
 
         _loop(config, run, source, processor, state, step_function, save)
@@ -130,14 +130,14 @@ def make_sft_step(
     return on_mesh
 
 
-def _start(config: SFTConfig, new: Path) -> tuple[Path, VisionLanguagePolicy, dict]:
+def _start(config: SFTConfig, new: Path, mesh: Mesh) -> tuple[Path, VisionLanguagePolicy, dict]:
     """The folder with the processor's files, the policy and its parameters before the first
     step.
     """
     if config.model.path != SCRATCH:
         folder = policy_folder(config.model.path)
-        policy, params = load_pretrained(folder, dtype=config.model.dtype)
-        return folder, policy, params
+        model = config.model
+        return folder, *load_to_train(folder, dtype=model.dtype, remat=model.remat, mesh=mesh)
     # Imported here: only a new policy needs the tokenizer's trainer.
     from balcap_jax.data.new_policy import write_new_policy  # noqa: PLC0415
 

@@ -4,7 +4,6 @@ A run's folder holds everything it made; `--resume` goes on from its last checkp
 never stopped.
 """
 
-import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from balcap_jax import experience
 from balcap_jax.checkpoint import Checkpoints
+from balcap_jax.compilation import Compilations
 from balcap_jax.config import TrainConfig
 from balcap_jax.data.processing import Processor
 from balcap_jax.data.sources import open_sources
@@ -25,7 +25,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.evaluate import evaluate, write_evaluation
 from balcap_jax.metrics import MetricsLog, SampleLog, Stopwatch, peak_memory_mb
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
-from balcap_jax.policies import POLICY, policy_folder
+from balcap_jax.policies import POLICY, load_to_train, policy_folder
 from balcap_jax.progress import training_progress
 from balcap_jax.report import report, summary_table
 from balcap_jax.rewards.scene_judge import SceneJudge
@@ -86,6 +86,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, run: Path):
         self.config, self.run = config, run
+        self.compilations = Compilations()
         self.started = time.perf_counter()
         self.mesh = make_mesh(
             data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
@@ -96,14 +97,19 @@ class Trainer:
         self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
         self.folder = policy_folder(config.model.path)
         self.processor = Processor.load(self.folder)
-        self.policy, params = load_pretrained(self.folder, dtype=config.model.dtype)
-        if config.model.remat:
-            self.policy = dataclasses.replace(self.policy, remat=True)
+        model = config.model
+        self.policy, params = load_to_train(
+            self.folder, dtype=model.dtype, remat=model.remat, mesh=self.mesh
+        )
         self._make_functions()
         self.state = init_state(
-            self.mesh, params, self.optimizer, train_vision=config.model.train_vision
+            self.mesh, params, self.optimizer, train_vision=model.train_vision, keep=False
         )
-        self.reference_params = params if config.rl.kl_coef else None
+        self.reference_params = None
+        if config.rl.kl_coef:  # never trained, so in the dtype of its matmuls
+            _, self.reference_params = load_pretrained(
+                self.folder, dtype=model.dtype, mesh=self.mesh
+            )
         self.step = 0
         self.seconds = 0.0  # of earlier starts of this run
         self.summary: dict[str, Any] = {}
@@ -309,23 +315,42 @@ class Trainer:
     def finish(self) -> None:
         """The trained policy, summary.json, the pictures, and the table on the screen."""
         save_pretrained(
-            self.run / POLICY, self.policy, jax.device_get(self.state.params), source=self.folder
+            self.run / POLICY,
+            self.policy,
+            jax.device_get(self.state.params),
+            dtype=self.config.model.dtype,
+            source=self.folder,
         )
         self.summary |= {
             "seconds": round(self.seconds + time.perf_counter() - self.started, 1),
             "steps": self.step,
             "peak_memory_mb": round(peak_memory_mb(), 1),
             "skipped_updates": int(jax.device_get(self.state.skipped)),
+            "prompt_shapes": sorted(self.captioner.shapes | self.tester.shapes),
+            "programs": self.compilations.programs,
+            "compile_seconds": round(self.compilations.seconds, 1),
         }
         write_json_atomic(self.run / SUMMARY, self.summary)
+        self.compilations.close()
         self.metrics.close()
         self.samples.close()
         self.checkpoints.close()
         made = report(self.run, band=(self.config.reward.tau_l, self.config.reward.tau_u))
         screen = Console()
         screen.print(summary_table(self.summary))
+        screen.print(self._compiled(), highlight=False, soft_wrap=True)
         for path in (*made, self.run / SUMMARY, self.run / POLICY):
             screen.print(f"  {path}", highlight=False, soft_wrap=True)
+
+    def _compiled(self) -> str:
+        """What was compiled, and why."""
+        counts, shapes = self.compilations, self.summary["prompt_shapes"]
+        sizes = ", ".join(f"{tokens} tokens + {patches} patches" for tokens, patches in shapes)
+        return (
+            f"{counts.programs} programs were made ready in {counts.seconds:.0f} s, "
+            f"{counts.from_cache} of them from the cache, for {len(shapes)} shapes of prompts: "
+            f"{sizes}"
+        )
 
 
 def b_capscore_of(row: dict[str, Any]) -> float:

@@ -1,6 +1,7 @@
 """Hugging Face folders in and out, strict both ways."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import tiny_hf
 from safetensors.numpy import load_file, save_file
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
+from balcap_jax.models.hf_weights import Stored, load_pretrained, save_pretrained, transpose_into
+from balcap_jax.sharding import make_mesh
 
 UNTIED = tiny.config(tie_word_embeddings=False)
 
@@ -235,3 +237,36 @@ def test_to_transformers_and_back(config, tmp_path):
     assert theirs.keys() == ours.keys()
     for key in theirs:
         assert torch.equal(theirs[key], ours[key]), key
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 20), (8, 5), (37, 16)])
+def test_transposing_by_strips(dtype, shape):
+    matrix = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    out = np.zeros(shape[::-1], dtype)
+    transpose_into(out, matrix)
+    np.testing.assert_array_equal(out, matrix.T)
+    with pytest.raises(AssertionError):
+        transpose_into(out.astype(np.int8), matrix)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_device_reads_its_part(dtype, tmp_path, monkeypatch):
+    """Equal to loading on one device, and no tensor is read whole where it is cut."""
+    config = tiny.config(tie_word_embeddings=False)
+    save_pretrained(tmp_path / "policy", *tiny.policy(config=config), dtype="float32")
+    _, whole = load_pretrained(tmp_path / "policy", dtype=dtype)
+    read = []
+
+    def recorded(self, index=()):
+        out = original(self, index)
+        read.append((self.key, out.size / math.prod(self.shape)))
+        return out
+
+    original = Stored.read
+    monkeypatch.setattr(Stored, "read", recorded)
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    _, params = load_pretrained(tmp_path / "policy", dtype=dtype, mesh=mesh)
+    tiny.assert_equal_trees(params, whole)
+    shares = [share for key, share in read if key.endswith("q_proj.weight")]
+    assert set(shares) == {1 / 8}

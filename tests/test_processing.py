@@ -15,7 +15,7 @@ from PIL import Image
 from balcap_jax.data.processing import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
-from balcap_jax.models.layouts import CutImage
+from balcap_jax.models.layouts import CutImage, bucket
 
 # (width, height): a square, wide, high, an odd size that the processor rounds.
 SIZES = ((16, 16), (48, 16), (16, 40), (37, 21))
@@ -226,3 +226,15 @@ def test_pixels_equal_transformers_bit_for_bit(folder, processor):
     out = theirs(images=[example.image for example in examples()], return_tensors="pt")
     real = prompts.images.image_ids >= 0
     np.testing.assert_array_equal(prompts.images.pixels[real], out["pixel_values"].numpy())
+
+
+def test_buckets_are_few_and_hold_little_padding():
+    """16 sizes up to 16 steps, then eight per doubling; what is above a step is an eighth at
+    most."""
+    values = range(1, 16 * 64 + 1)
+    sizes = [bucket(value, 16) for value in values]
+    assert sorted(set(sizes)) == [*range(16, 257, 16), *range(288, 513, 32), *range(576, 1025, 64)]
+    for value, size in zip(values, sizes, strict=True):
+        assert value <= size < value * 1.125 + 16
+        assert bucket(size, 16) == size
+    assert bucket(0, 16) == 0

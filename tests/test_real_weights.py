@@ -183,10 +183,10 @@ def test_logits_behind_an_image_are_those_of_transformers(real, ours):
 def test_bfloat16_predicts_what_float32_predicts_but_for_near_ties(real, ours):
     """The likeliest token at each position.
 
-    Measured: equal at 399 of 404 positions, 98.8 %, which is also what transformers in bfloat16 has
-    against itself in float32. The bar of 99 % is missed by one position: of so small a model 3.5 %
-    of the positions are ties within 0.05, of a range of 68. Hence two bars: few differences, and
-    all of them at ties.
+    Measured: equal at 399 of these 404 positions, 98.8 %, and at 99.0 % of 4401 with captions of
+    photographs added, where a residual stream in bfloat16 would give 98.2 %. Of so small a model
+    3.5 % of the positions are ties within 0.05, of a range of 68. Hence two bars: few differences,
+    and all of them at ties.
     """
     folder, _, tokenizer = real
     inputs = batch(tokenizer, PARAGRAPHS)
@@ -200,5 +200,5 @@ def test_bfloat16_predicts_what_float32_predicts_but_for_near_ties(real, ours):
     lost = wide.max(axis=-1) - wide[np.arange(len(wide)), chosen]
     share = float((wide.argmax(axis=-1) == chosen).mean())
     print(f"top-1 agreement {share:.4f} of {len(wide)}, largest tie {lost.max():.4f}")
-    assert share >= 0.98
-    assert lost.max() < 2e-3 * (wide.max() - wide.min())
+    assert share >= 0.985
+    assert lost.max() < 1.5e-3 * (wide.max() - wide.min())

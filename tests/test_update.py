@@ -357,6 +357,19 @@ def test_init_state_leaves_the_parameters_to_the_caller(source):
     )
 
 
+def test_a_state_that_takes_the_parameters_over_copies_none():
+    mesh = make_mesh()
+
+    def place(params):
+        scale = params["language_model"]["norm"]["scale"]
+        return scale.addressable_data(0).unsafe_buffer_pointer()
+
+    given = {"language_model": {"norm": {"scale": jnp.ones(8)}}, "visual": {}}
+    given = jax.device_put(given, replicated(mesh))
+    assert place(init_state(mesh, given, optimizer(), keep=False).params) == place(given)
+    assert place(init_state(mesh, given, optimizer()).params) != place(given)
+
+
 def test_weight_decay_spares_norms_and_biases():
     mask = decays(PARAMS["language_model"])
     layers = mask["layers"]

@@ -32,8 +32,8 @@ class Processor:
       config: the policy's sizes and token ids.
       tokenizer, image_processor: of transformers.
       chat_template: Jinja text that makes a prompt of an image and a user's words.
-      prefix_step, patch_step: prefixes and patches are padded to multiples of these, so that few
-        shapes are ever compiled.
+      prefix_step, patch_step: prefixes and patches are padded to multiples of these (see `bucket`),
+        so that few shapes are ever compiled.
     """
 
     config: PolicyConfig
@@ -49,7 +49,7 @@ class Processor:
                 f"prefix_step={self.prefix_step} and patch_step={self.patch_step} must be "
                 "positive; set them so."
             )
-        self.layout.bucket(self.patch_step)  # refuses what does not fit
+        self.layout.step_for(self.patch_step)  # refuses what does not fit
 
     @classmethod
     def load(
@@ -126,7 +126,7 @@ class Processor:
             rows,
             pad_token_id=self.pad_token_id,
             prefix_step=self.prefix_step,
-            patch_step=self.layout.bucket(self.patch_step),
+            patch_step=self.layout.step_for(self.patch_step),
         )
 
     def _row(self, example: Example) -> Row:

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from balcap_jax.sharding import param_shardings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Threads that read a folder; each holds one tensor.
+READERS = min(8, os.cpu_count() or 1)
 
 # What a policy folder holds besides config.json and weights; copied as it is.
 COMPANIONS = (
@@ -53,13 +56,14 @@ class Stored(NamedTuple):
     key: str
     shape: tuple[int, ...]
 
-    def read(self) -> np.ndarray:
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """What `index` takes of the tensor; nothing else is read."""
         from safetensors import safe_open
 
         # Opened for this tensor alone: an open file is mapped, and what was read of it would stay
         # in memory until it is closed.
         with safe_open(self.path, framework="numpy") as file:
-            return file.get_tensor(self.key)
+            return file.get_slice(self.key)[index] if index else file.get_tensor(self.key)
 
 
 class Weight(NamedTuple):
@@ -244,8 +248,12 @@ def _export(
         layers = leaf if weight.stacked else leaf[None]
         assert layers.shape == (len(weight.keys), *weight.shape), weight.path
         for key, layer in zip(weight.keys, layers, strict=True):
-            transposed = layer.T if weight.path[-1] == "kernel" else layer
-            tensors[key] = np.ascontiguousarray(transposed.reshape(weight.stored_shape))
+            if weight.path[-1] == "kernel":
+                stored = np.empty(layer.shape[::-1], layer.dtype)
+                transpose_into(stored, layer)
+            else:
+                stored = np.ascontiguousarray(layer)
+            tensors[key] = stored.reshape(weight.stored_shape)
     return tensors
 
 
@@ -255,13 +263,19 @@ def _read_part(
     dtype: np.dtype,
     index: tuple[slice, ...],
 ) -> np.ndarray:
-    """What `index` takes of a leaf of `params`; no more than one whole tensor is held beside it."""
+    """What `index` takes of a leaf of `params`; beside it are held the tensors being read only."""
     layers, index = (index[0], index[1:]) if weight.stacked else (slice(None), index)
     keys = weight.keys[layers]
     shape = tuple(len(range(*i.indices(n))) for i, n in zip(index, weight.shape, strict=True))
     part = _aligned_empty((len(keys), *shape), dtype)
-    for layer, key in zip(part, keys, strict=True):
-        layer[...] = _read(tensors[key], weight, dtype)[index]
+
+    def fill(layer: np.ndarray, key: str) -> None:
+        _read_into(layer, tensors[key], weight, index)
+
+    # Reading and copying leave Python, so that threads share the work.
+    with ThreadPoolExecutor(min(READERS, len(keys))) as readers:
+        for _ in readers.map(fill, part, keys):
+            pass
     return part if weight.stacked else part[0]
 
 
@@ -273,12 +287,32 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _read(stored: Stored, weight: Weight, dtype: np.dtype) -> np.ndarray:
-    """One tensor of a file in our layout."""
-    tensor = stored.read()
-    if weight.path[-1] == "kernel":
-        tensor = tensor.reshape(tensor.shape[0], -1).T
-    return tensor.astype(dtype, copy=False)
+def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[slice, ...]) -> None:
+    """What `index` takes of one tensor of a file, in our layout and in the dtype of `out`."""
+    if weight.path[-1] != "kernel":
+        out[...] = stored.read(index)
+        return
+    if len(weight.stored_shape) == len(index):
+        tensor = stored.read(index[::-1])
+    else:  # a convolution: its axes are those of a matrix after a reshape only
+        tensor = stored.read()
+        tensor = tensor.reshape(tensor.shape[0], -1)[index[::-1]]
+    transpose_into(out, tensor.astype(out.dtype, copy=False))
+
+
+def transpose_into(out: np.ndarray, matrix: np.ndarray) -> None:
+    """out[...] = matrix.T for a matrix in order of rows, with no regard to what its bytes mean.
+
+    numpy goes through `out` row by row, so that every number it reads is in another cache line, and
+    copies bfloat16, which is not its own, by a call for each number. Strips of eight rows of
+    `matrix` are many times as fast, and long enough for threads that take turns in Python.
+    """
+    assert out.dtype == matrix.dtype, (out.dtype, matrix.dtype)
+    number = np.dtype(f"u{out.dtype.itemsize}")
+    out, matrix = out.view(number), matrix.view(number)
+    for top in range(0, len(matrix), 8):
+        rows = slice(top, top + 8)
+        out[:, rows] = matrix[rows].T
 
 
 # ---- files

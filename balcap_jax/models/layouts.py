@@ -48,9 +48,9 @@ class Layout(ABC):
         """A bucket of patches where the caller has no wish: few shapes, little padding."""
         return self.granule
 
-    def bucket(self, step: int) -> int:
-        """The step to which patches are padded where the caller wishes for `step`."""
-        return round_up(step, self.granule)
+    def step_for(self, wish: int) -> int:
+        """The step of `bucket` for patches where the caller wishes for `wish`."""
+        return round_up(wish, self.granule)
 
     @property
     @abstractmethod
@@ -176,13 +176,13 @@ class QwenLayout(Layout):
                     "config.json; use the files of one model."
                 )
 
-    def bucket(self, step: int) -> int:
-        if step % self.granule:
+    def step_for(self, wish: int) -> int:
+        if wish % self.granule:
             raise UserError(
-                f"patch_step={step} must be a multiple of {self.granule}, the patches of one image "
+                f"patch_step={wish} must be a multiple of {self.granule}, the patches of one image "
                 "token; set it so."
             )
-        return step
+        return wish
 
     @property
     def patch_dim(self) -> int:
@@ -272,8 +272,8 @@ def layout_of(config: PolicyConfig) -> Layout:
 def pad_rows(
     rows: Sequence[Row], *, pad_token_id: int, prefix_step: int, patch_step: int
 ) -> Prompts:
-    """Rows as a batch: prefix and patches padded on the right to multiples of the steps."""
-    prefix = round_up(max(len(row.tokens) for row in rows) - 1, prefix_step)
+    """Rows as a batch: prefix and patches padded on the right to the next bucket."""
+    prefix = bucket(max(len(row.tokens) for row in rows) - 1, prefix_step)
     return Prompts(
         tokens=np.stack([_pad(row.tokens[:-1], prefix, pad_token_id) for row in rows]),
         mask=np.stack([np.arange(prefix) < len(row.tokens) - 1 for row in rows]),
@@ -285,8 +285,8 @@ def pad_rows(
 
 
 def pad_images(rows: Sequence[Row], patch_step: int) -> ImagePatches:
-    """The images of a batch, patches padded on the right to a multiple of the step."""
-    patches = round_up(max(len(row.images.pixels) for row in rows), patch_step)
+    """The images of a batch, patches padded on the right to the next bucket."""
+    patches = bucket(max(len(row.images.pixels) for row in rows), patch_step)
 
     def stack(name: str, value: int) -> np.ndarray:
         return np.stack([_pad(getattr(row.images, name), patches, value) for row in rows])
@@ -297,6 +297,17 @@ def pad_images(rows: Sequence[Row], patch_step: int) -> ImagePatches:
         image_ids=stack("image_ids", -1),
         window_ids=stack("window_ids", -1),
     )
+
+
+def bucket(value: int, step: int) -> int:
+    """The smallest padded size that holds `value`.
+
+    Sizes are multiples of `step` up to 16 of them, and from there eight per doubling. So at most an
+    eighth is padding, and up to n steps there are no more than 16 + 8 log2(n / 16) sizes, each of
+    which compiles the programs once.
+    """
+    steps = -(-value // step)
+    return round_up(value, step << max(0, steps.bit_length() - 4))
 
 
 def round_up(value: int, step: int) -> int:

@@ -42,7 +42,8 @@ class VisionLanguagePolicy(ABC):
     Attributes:
       config: sizes and token ids.
       dtype: of matmuls and activations; weights keep the dtype they have in `params`. Norms, rotary
-        angles, softmax and logits are float32 always.
+        angles, softmax, logits and the decoder's residual stream are float32 always: a stream in
+        bfloat16 would be rounded twice per layer (docs/checkpoints.md has what that costs).
       remat: recompute each layer in the backward pass instead of storing its activations.
     """
 
@@ -234,11 +235,15 @@ class VisionLanguagePolicy(ABC):
         return tuple(KV(empty(), empty()) for _ in range(text.num_hidden_layers))
 
     def unstack(self, params: Params) -> Params:
-        """The decoder's weights as `decode_step` takes them: layers as a tuple, taken out once."""
-        model = params["language_model"]
+        """The decoder's weights as `decode_step` and `project` take them, made once: layers as a
+        tuple, matrices in the dtype of matmuls.
+        """
+        decoder = {name: params[name] for name in ("language_model", "lm_head") if name in params}
+        narrow = jax.tree.map(lambda x: x.astype(self.dtype) if x.ndim > 1 else x, decoder)
+        model = narrow["language_model"]
         count = self.config.text.num_hidden_layers
         layers = tuple(take_layer(model["layers"], i) for i in range(count))
-        return {"language_model": {**model, "layers": layers}}
+        return {**narrow, "language_model": {**model, "layers": layers}}
 
     def decode_step(
         self,
@@ -303,7 +308,11 @@ class VisionLanguagePolicy(ABC):
         return jax.lax.scan(self.rematerialised(body), x, params["language_model"]["layers"])
 
     def _embed(self, params: Params, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
-        return params["language_model"]["embed_tokens"]["embedding"][tokens].astype(self.dtype)
+        """The residual stream's beginning; rounded to `dtype` whatever the weights are, so that the
+        sampler, which keeps them so, and the update begin alike.
+        """
+        embedding = params["language_model"]["embed_tokens"]["embedding"]
+        return embedding[tokens].astype(self.dtype).astype(jnp.float32)
 
     def _embed_prompt(
         self, params: Params, tokens: Int[AnyArray, "b t"], features: Float[Array, "b m d"]
@@ -318,7 +327,9 @@ class VisionLanguagePolicy(ABC):
         is_image = tokens == self.config.image_token_id
         index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
         placed = jnp.take_along_axis(features.astype(self.dtype), index[..., None], axis=1)
-        return jnp.where(is_image[..., None], placed, self._embed(params, tokens))
+        return jnp.where(
+            is_image[..., None], placed.astype(jnp.float32), self._embed(params, tokens)
+        )
 
     def _norm(self, params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return self.definitions["language_model.norm"](params["language_model"]["norm"])(x)

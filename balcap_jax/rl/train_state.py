@@ -136,11 +136,19 @@ def init_state(
     optimizer: optax.GradientTransformation,
     *,
     train_vision: bool = False,
+    keep: bool = True,
 ) -> TrainState:
-    """A state at step 0 on the mesh. `params` may be host arrays; they stay the caller's."""
+    """A state at step 0 on the mesh. `params` may be host arrays.
+
+    Args:
+      keep: the caller goes on using `params`, so that the state gets a copy. False: they are the
+        state's from here on, and what already lies as it should stays where it is.
+    """
     shardings = state_shardings(mesh, params, optimizer, train_vision=train_vision)
 
     def own(x, sharding):
+        if not keep:
+            return jax.device_put(x, sharding)
         # The update donates its state, and the caller may keep `params` as the frozen reference.
         # may_alias=False is not enough: of a replicated array the shard on the old device aliases.
         x = jnp.copy(x) if isinstance(x, jax.Array) else x

@@ -126,7 +126,7 @@ def sample(
     """
     B, G = keys.shape
     # Once, before the loop: a slice of the stacked weights inside it would be a copy every step.
-    layers = policy.unstack(params)
+    weights = policy.unstack(params)
     prompt_cache = policy.prefill(params, prompts, features)
 
     def unfinished(loop: _Loop):
@@ -135,7 +135,7 @@ def sample(
     def decode(loop: _Loop) -> _Loop:
         step, token, cache, rollout = loop
         hidden, cache = policy.decode_step(
-            layers,
+            weights,
             prompt_cache,
             prompts.mask,
             cache,
@@ -144,7 +144,7 @@ def sample(
             step,
         )
         logprobs = policy_logprobs(
-            policy.project(params, hidden), temperature=temperature, banned_tokens=banned_tokens
+            policy.project(weights, hidden), temperature=temperature, banned_tokens=banned_tokens
         )
         step_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
         token = draw(logprobs, step_keys, temperature=temperature, top_p=top_p)
