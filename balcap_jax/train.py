@@ -348,8 +348,7 @@ class Trainer:
         sizes = ", ".join(f"{tokens} tokens + {patches} patches" for tokens, patches in shapes)
         return (
             f"{counts.programs} programs were made ready in {counts.seconds:.0f} s, "
-            f"{counts.from_cache} of them from the cache, for {len(shapes)} shapes of prompts: "
-            f"{sizes}"
+            f"{counts.from_cache} of them from the cache; shapes of prompts: {sizes}"
         )
 
 

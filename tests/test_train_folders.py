@@ -16,9 +16,10 @@ from balcap_jax.export import _last_checkpoint, export
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 from balcap_jax.train import train
 
+# The seed is one whose captions are not all worth the same.
 FAMILIES = {
-    "qwen2_5_vl": (tiny, tiny_hf, ("visual.",)),
-    "llava": (tiny_llava, tiny_llava, ("vision_tower.", "multi_modal_projector.")),
+    "qwen2_5_vl": (tiny, tiny_hf, ("visual.",), 0),
+    "llava": (tiny_llava, tiny_llava, ("vision_tower.", "multi_modal_projector."), 2),
 }
 
 
@@ -31,7 +32,7 @@ def stored(folder):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsys):
     """Also steps far below the rounding of bfloat16, which the trained float32 weights keep."""
-    module, processor, frozen = FAMILIES[family]
+    module, processor, frozen, seed = FAMILIES[family]
     start = tmp_path / "start"
     policy, params = module.policy()
     processor.write_processor(start)
@@ -40,10 +41,13 @@ def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsy
     config = dataclasses.replace(
         small_run.small(tmp_path / "runs"),
         steps=1,
+        seed=seed,
         model=ModelConfig(path=str(start), dtype="bfloat16"),
         optim=OptimConfig(learning_rate=2e-2, warmup_steps=1),
     )
     run = train(config)
+    [row] = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert row["grad_norm"] > 0
     assert "shapes of prompts" in " ".join(capsys.readouterr().out.split())
     summary = json.loads((run / "summary.json").read_text())
     assert summary["prompt_shapes"] == sorted(summary["prompt_shapes"])
