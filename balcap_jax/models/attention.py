@@ -62,6 +62,17 @@ def attend_segments(
     return attend(q, k, v, mask)[0].astype(q.dtype)
 
 
+def attend_rows(
+    q: Float[Array, "r t n h"],
+    k: Float[Array, "r t n h"],
+    v: Float[Array, "r t n h"],
+    sizes: Int[Array, " r"],
+) -> Float[Array, "r t n h"]:
+    """Attention among the first `sizes` tokens of each row; what comes after them is no result."""
+    mask = jnp.arange(q.shape[1])[None] < sizes[:, None]
+    return attend(q, k, v, mask[:, None])[0].astype(q.dtype)
+
+
 def attend_causal(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b t k h"],

@@ -1,17 +1,18 @@
 """Qwen2.5-VL (arXiv 2502.13923): its vision tower, written once for all sizes."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from balcap_jax.models.attention import attend_rows, attend_segments
 from balcap_jax.models.inputs import ImagePatches
-from balcap_jax.models.layers import Definition, Params
+from balcap_jax.models.layers import Definition, Params, scan_kinds
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
 from balcap_jax.models.vision import PatchEmbed, PatchMerger, VisionBlock, patch_angles
+from balcap_jax.models.windows import attend_windows, index_windows
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,20 @@ class Qwen2_5_VL(VisionLanguagePolicy):  # noqa: N801 - the name in Hugging Face
         """Features of all images [b, s / merge**2, d]."""
         visual, vision = params["visual"], self.config.vision
         angles = patch_angles(images.positions, head_dim=vision.head_dim, theta=vision.rope_theta)
-        image_ids, window_ids = jnp.asarray(images.image_ids), jnp.asarray(images.window_ids)
-        full = jnp.asarray([i in vision.fullatt_block_indexes for i in range(vision.depth)])
+        index = index_windows(images.windows, images.pixels.shape[1])
+        attends = {
+            True: partial(attend_segments, segments=jnp.asarray(images.image_ids)),
+            False: partial(attend_windows, index=index, attend_rows=attend_rows),
+        }
 
-        def block(x, layer):
-            weights, is_full = layer
-            segments = jnp.where(is_full, image_ids, window_ids)
-            return self.definitions["visual.blocks"](weights)(x, angles, segments), None
+        def block(x, weights, *, full):
+            return self.definitions["visual.blocks"](weights)(x, angles, attends[full])
 
         x = self.definitions["visual.patch_embed"](visual["patch_embed"])(images.pixels)
-        x, _ = jax.lax.scan(self.rematerialised(block), x, (visual["blocks"], full))
+        x = scan_kinds(
+            {full: self.rematerialised(partial(block, full=full)) for full in (True, False)},
+            [i in vision.fullatt_block_indexes for i in range(vision.depth)],
+            x,
+            visual["blocks"],
+        )
         return self.definitions["visual.merger"](visual["merger"])(x)
