@@ -4,6 +4,7 @@ Scenes are captioned by the fault corpus, so that the base policy has the faults
 have; rows of a file by their reference.
 """
 
+import dataclasses
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -134,15 +135,16 @@ def _start(config: SFTConfig, new: Path) -> tuple[Path, VisionLanguagePolicy, di
     """The folder with the processor's files, the policy and its parameters before the first
     step.
     """
+    options = {"attention": config.model.attention, "remat": config.model.remat}
     if config.model.path != SCRATCH:
         folder = policy_folder(config.model.path)
         policy, params = load_pretrained(folder, dtype=config.model.dtype)
-        return folder, policy, params
+        return folder, dataclasses.replace(policy, **options), params
     # Imported here: only a new policy needs the tokenizer's trainer.
     from balcap_jax.data.new_policy import write_new_policy  # noqa: PLC0415
 
     sizes = write_new_policy(new)
-    policy = Qwen2_5_VL(sizes, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+    policy = Qwen2_5_VL(sizes, dtype=jnp.dtype(config.model.dtype), **options)
     return new, policy, jax.jit(policy.init)(jax.random.key(config.seed))
 
 

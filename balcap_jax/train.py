@@ -96,9 +96,10 @@ class Trainer:
         self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
         self.folder = policy_folder(config.model.path)
         self.processor = Processor.load(self.folder)
-        self.policy, params = load_pretrained(self.folder, dtype=config.model.dtype)
-        if config.model.remat:
-            self.policy = dataclasses.replace(self.policy, remat=True)
+        policy, params = load_pretrained(self.folder, dtype=config.model.dtype)
+        self.policy = dataclasses.replace(
+            policy, attention=config.model.attention, remat=config.model.remat
+        )
         self._make_functions()
         self.state = init_state(
             self.mesh, params, self.optimizer, train_vision=config.model.train_vision

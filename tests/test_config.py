@@ -281,6 +281,7 @@ MAY_CHANGE = {
     "steps",
     "log_every",
     "sample_every",
+    "model.attention",
     "model.remat",
     "data.max_bad_images",
     "reward.max_no_signal_share",

@@ -1,5 +1,7 @@
 """LLaVA against Hugging Face's torch model, block by block and whole, in float32."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import tiny_llava
 
 import balcap_jax
-from balcap_jax.models.attention import attend_causal
+from balcap_jax.models.attention import attend_causal, attend_rows
 from balcap_jax.models.hf_keys import key_table
 from balcap_jax.models.hf_weights import _export, load_pretrained, save_pretrained
 from balcap_jax.models.llava import Llava
@@ -190,7 +192,9 @@ def test_clip_block(traced, i):
     policy, params, seen = traced
     hidden, out = seen[f"clip{i}"]
     weights = take_layer(params["vision_tower"]["encoder"]["layers"], i)
-    close(policy.definitions["vision_tower.encoder.layers"](weights)(jnp.asarray(hidden)), out)
+    x = jnp.asarray(hidden)
+    attend = partial(attend_rows, sizes=jnp.full(x.shape[0], x.shape[1]))
+    close(policy.definitions["vision_tower.encoder.layers"](weights)(x, attend), out)
 
 
 def test_projector(traced):

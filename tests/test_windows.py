@@ -5,11 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from balcap_jax.models.attention import attend_rows, attend_segments
 from balcap_jax.models.geometry import window_ids, window_patches
-from balcap_jax.models.layers import scan_kinds
 from balcap_jax.models.layouts import pad_windows
 from balcap_jax.models.windows import attend_windows, index_windows, rearrange
 
@@ -87,26 +85,3 @@ def test_windows_are_padded_in_half_steps():
     # No more slots than patches, and none for prompts without images.
     assert pad_windows([np.full((1, 64), -1, np.int32)], 8).shape == (1, 1, 8)
     assert pad_windows([np.zeros((0, 0), np.int32)], 0).shape == (1, 0, 0)
-
-
-@pytest.mark.parametrize("kinds", ["aabaab", "abbbba", "a", "bb", "abab"])
-def test_scan_over_kinds_equals_a_loop(kinds):
-    """One layer adds, the other multiplies, so that their order shows; so do the gradients."""
-    layers = {"a": lambda x, w: x + w, "b": lambda x, w: x * w}
-    weights = jnp.arange(1.0, len(kinds) + 1)
-
-    def scanned(x, weights):
-        bodies = {
-            kind: lambda x, w, layer=layer: layer(x, w["w"]) for kind, layer in layers.items()
-        }
-        return scan_kinds(bodies, list(kinds), x, {"w": weights})
-
-    def looped(x, weights):
-        for i, kind in enumerate(kinds):
-            x = layers[kind](x, weights[i])
-        return x
-
-    ours, theirs = (
-        jax.value_and_grad(f, (0, 1))(jnp.asarray(2.0), weights) for f in (scanned, looped)
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)

@@ -1,8 +1,7 @@
 """Building blocks of the vision tower and the decoder, and how module definitions meet `params`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import jax
@@ -102,39 +101,6 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-def scan_kinds(
-    layers: Mapping[Any, Callable[[Array, Params], Array]],
-    kinds: Sequence[Any],
-    x: Array,
-    stacked: Params,
-) -> Array:
-    """`x` through a stack of layers of several kinds, each kind compiled for itself.
-
-    A scan over the period of `kinds`, and within it one over each run of layers of a kind.
-
-    Args:
-      layers: kind -> `layer(x, weights)`, which gives the next `x`.
-      kinds: of each layer of `stacked`.
-    """
-    kinds = list(kinds)
-    depth = len(kinds)
-    period = next(
-        p for p in range(1, depth + 1) if depth % p == 0 and kinds == kinds[:p] * (depth // p)
-    )
-    runs = [(kind, len(list(run))) for kind, run in groupby(kinds[:period])]
-
-    def one_period(x, weights):
-        first = 0
-        for kind, length in runs:
-            run = jax.tree.map(lambda w, a=first, b=first + length: w[a:b], weights)
-            x, _ = jax.lax.scan(lambda x, w, kind=kind: (layers[kind](x, w), None), x, run)
-            first += length
-        return x, None
-
-    periods = jax.tree.map(lambda w: w.reshape(depth // period, period, *w.shape[1:]), stacked)
-    return jax.lax.scan(one_period, x, periods)[0]
 
 
 def linear(

@@ -1,20 +1,16 @@
 """The vision tower of Qwen2.5-VL: patches of any number of images to tokens of the decoder."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from balcap_jax.models.attention import Attend
 from balcap_jax.models.inputs import AnyArray
 from balcap_jax.models.layers import GatedMLP, RMSNorm, linear
 from balcap_jax.models.qwen2_5_vl_config import VisionConfig
 from balcap_jax.models.rotary import rotary_frequencies, rotate
-
-# Attention of any kind among patches: q, k, v [b s n h] -> [b s n h].
-Attend = Callable[[Array, Array, Array], Array]
 
 # Hugging Face fixes it in code, not in config.json.
 EPS = 1e-6
