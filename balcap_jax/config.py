@@ -36,6 +36,8 @@ class ModelConfig(Settings):
     # Of matmuls and of the written policy. Trained parameters, norms, softmax and losses are always
     # float32: small steps would vanish in the rounding of bfloat16.
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs), "xla" (anywhere), or "auto": what fits.
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     train_vision: bool = False  # Also train the vision tower; it is frozen otherwise.
     remat: bool = False  # Recompute activations in the backward pass: slower, less memory.
     room = "model."

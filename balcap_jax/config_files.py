@@ -19,6 +19,7 @@ RESUMABLE = frozenset(
         "steps",
         "log_every",
         "sample_every",
+        "model.attention",
         "model.remat",
         "data.max_bad_images",
         "reward.max_no_signal_share",

@@ -37,12 +37,15 @@ def policy_folder(path: str) -> Path:
 
 
 def load_to_train(
-    folder: Path, *, dtype: str, remat: bool, mesh: Mesh
+    folder: Path, *, mesh: Mesh, dtype: str, attention: str, remat: bool
 ) -> tuple[VisionLanguagePolicy, Params]:
     """The policy that computes in `dtype`, and float32 parameters, each device with its part.
 
     Raises:
-      UserError: see `load_pretrained`.
+      UserError: see `load_pretrained`; or the attention cannot run here.
     """
     policy, params = load_pretrained(folder, dtype="float32", mesh=mesh)
-    return dataclasses.replace(policy, dtype=jnp.dtype(dtype), remat=remat), params
+    return (
+        dataclasses.replace(policy, dtype=jnp.dtype(dtype), attention=attention, remat=remat),
+        params,
+    )

@@ -134,15 +134,15 @@ def _start(config: SFTConfig, new: Path, mesh: Mesh) -> tuple[Path, VisionLangua
     """The folder with the processor's files, the policy and its parameters before the first
     step.
     """
+    options = {"attention": config.model.attention, "remat": config.model.remat}
     if config.model.path != SCRATCH:
         folder = policy_folder(config.model.path)
-        model = config.model
-        return folder, *load_to_train(folder, dtype=model.dtype, remat=model.remat, mesh=mesh)
+        return folder, *load_to_train(folder, mesh=mesh, dtype=config.model.dtype, **options)
     # Imported here: only a new policy needs the tokenizer's trainer.
     from balcap_jax.data.new_policy import write_new_policy  # noqa: PLC0415
 
     sizes = write_new_policy(new)
-    policy = Qwen2_5_VL(sizes, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+    policy = Qwen2_5_VL(sizes, dtype=jnp.dtype(config.model.dtype), **options)
     return new, policy, jax.jit(policy.init)(jax.random.key(config.seed))
 
 

@@ -99,7 +99,11 @@ class Trainer:
         self.processor = Processor.load(self.folder)
         model = config.model
         self.policy, params = load_to_train(
-            self.folder, dtype=model.dtype, remat=model.remat, mesh=self.mesh
+            self.folder,
+            mesh=self.mesh,
+            dtype=model.dtype,
+            attention=model.attention,
+            remat=model.remat,
         )
         self._make_functions()
         self.state = init_state(
@@ -345,7 +349,7 @@ class Trainer:
     def _compiled(self) -> str:
         """What was compiled, and why."""
         counts, shapes = self.compilations, self.summary["prompt_shapes"]
-        sizes = ", ".join(f"{tokens} tokens + {patches} patches" for tokens, patches in shapes)
+        sizes = ", ".join(f"{t} tokens + {p} patches in {w} windows" for t, p, w in shapes)
         return (
             f"{counts.programs} programs were made ready in {counts.seconds:.0f} s, "
             f"{counts.from_cache} of them from the cache; shapes of prompts: {sizes}"

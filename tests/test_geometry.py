@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from balcap_jax.models.geometry import patch_positions, token_positions, window_ids
+from balcap_jax.models.geometry import (
+    patch_positions,
+    token_positions,
+    window_ids,
+    window_patches,
+)
 
 IMAGE = 4
 # (rows, columns) in patches; merge 2, windows of 2 x 2 merged tokens: multiples and odd ones.
@@ -18,7 +23,18 @@ def test_patches_come_merged_token_by_merged_token():
 
 def test_windows_at_the_border_are_smaller():
     # 2 x 6 patches are 1 x 3 merged tokens: a window of 2 x 2 takes two of them, then one is left.
-    np.testing.assert_array_equal(window_ids((2, 6), merge=2, window=2), [0] * 8 + [1] * 4)
+    ids = window_ids((2, 6), merge=2, window=2)
+    np.testing.assert_array_equal(ids, [0] * 8 + [1] * 4)
+    np.testing.assert_array_equal(
+        window_patches(ids, slots=16)[:, :9],
+        [[0, 1, 2, 3, 4, 5, 6, 7, -1], [8, 9, 10, 11, -1, -1, -1, -1, -1]],
+    )
+    # 4 x 4 patches in windows of one merged token, row by row; patch ids are merged ones together.
+    ids = window_ids((4, 4), merge=2, window=1)
+    np.testing.assert_array_equal(window_patches(ids, slots=4), np.arange(16).reshape(4, 4))
+    # Patches of a window need not be neighbours in the sequence.
+    scattered = window_patches(np.array([1, 0, 1, 1, 0]), slots=4)
+    np.testing.assert_array_equal(scattered, [[1, 4, -1, -1], [0, 2, 3, -1]])
 
 
 def test_text_goes_on_after_the_larger_side_of_an_image():

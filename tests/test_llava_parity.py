@@ -1,5 +1,7 @@
 """LLaVA against Hugging Face's torch model, block by block and whole, in float32."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import tiny_llava
 import torch_gradient
 
 import balcap_jax
-from balcap_jax.models.attention import attend_causal
+from balcap_jax.models.attention import attend_causal, attend_rows
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 from balcap_jax.models.llava import Llava
 from balcap_jax.models.policy import take_layer
@@ -178,7 +180,9 @@ def test_clip_block(traced, i):
     policy, params, seen = traced
     hidden, out = seen[f"clip{i}"]
     weights = take_layer(params["vision_tower"]["encoder"]["layers"], i)
-    close(policy.definitions["vision_tower.encoder.layers"](weights)(jnp.asarray(hidden)), out)
+    x = jnp.asarray(hidden)
+    attend = partial(attend_rows, sizes=jnp.full(x.shape[0], x.shape[1]))
+    close(policy.definitions["vision_tower.encoder.layers"](weights)(x, attend), out)
 
 
 def test_projector(traced):

@@ -58,6 +58,12 @@ def test_prompt_of_a_square_image(processor):
     np.testing.assert_array_equal(prompts.positions[0, 2, :9], [0, 1, 2, 1, 2, 3, 4, 5, 6])
 
 
+def windows_of(windows: np.ndarray) -> list[tuple[int, ...]]:
+    """The patches of each window that has any."""
+    members = [tuple(row[row >= 0].tolist()) for row in windows]
+    return [window for window in members if window]
+
+
 def test_batch_is_padded_to_buckets_and_rows_do_not_change(processor):
     together = processor.prompts(examples())
     assert together.tokens.shape[1] % 8 == 0
@@ -69,10 +75,13 @@ def test_batch_is_padded_to_buckets_and_rows_do_not_change(processor):
         np.testing.assert_array_equal(together.tokens[i, :n], alone.tokens[0, :n])
         np.testing.assert_array_equal(together.positions[i, :, :n], alone.positions[0, :, :n])
         assert together.last_position[i] == alone.last_position[0]
-        for ours, theirs in zip(together.images, alone.images, strict=True):
+        for name in ("pixels", "positions", "image_ids"):
+            ours, theirs = (getattr(x.images, name) for x in (together, alone))
             np.testing.assert_array_equal(ours[i, :s], theirs[0, :s])
+        ours, theirs = (windows_of(x.images.windows[j]) for x, j in ((together, i), (alone, 0)))
+        assert ours == theirs
+        assert sorted(sum(ours, ())) == list(range(s))  # every real patch in one window, no other
         assert (together.images.image_ids[i, s:] == -1).all()
-        assert (together.images.window_ids[i, s:] == -1).all()
         assert (together.tokens[i] == tiny.IMAGE).sum() * 4 == s
 
 
@@ -91,7 +100,9 @@ def test_several_images_in_a_prompt(processor):
     row = processor.layout.expand([9, tiny.IMAGE, 9, tiny.IMAGE, 9], images)
     assert row.tokens.tolist() == [9, *[tiny.IMAGE] * 6, 9, *[tiny.IMAGE] * 3, 9]
     np.testing.assert_array_equal(row.images.image_ids, [0] * 24 + [1] * 12)
-    assert not set(row.images.window_ids[:24]) & set(row.images.window_ids[24:])
+    windows = windows_of(row.images.windows)
+    assert sorted(sum(windows, ())) == list(range(36))
+    assert all((min(window) >= 24) == (max(window) >= 24) for window in windows)
     # word 0, image 1..3, word 4, image 5..7, word 8
     assert row.positions[0, -1] == 8
 

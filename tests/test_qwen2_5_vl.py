@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from balcap_jax.models.attention import KV, attend, attend_prompt_and_past
+from balcap_jax.models.geometry import window_ids
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
 
@@ -218,12 +219,17 @@ def test_image_reaches_its_own_captions_only(policy, forward, prompts, completio
 def padded(images: ImagePatches, length: int = 48) -> ImagePatches:
     """One shape for all, so that the vision tower is compiled once."""
 
-    def pad(x, value):
+    def pad(x, length, value):
         x = np.asarray(x)
         widths = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
         return np.pad(x, widths, constant_values=value)
 
-    return ImagePatches(*(pad(x, value) for x, value in zip(images, (0, 0, -1, -1), strict=True)))
+    return ImagePatches(
+        pad(images.pixels, length, 0),
+        pad(images.positions, length, 0),
+        pad(images.image_ids, length, -1),
+        pad(images.windows, 6, -1),
+    )
 
 
 def test_windows_equal_explicit_attention_in_each_window():
@@ -235,9 +241,13 @@ def test_windows_equal_explicit_attention_in_each_window():
     encode = jax.jit(model.encode_images)
     features = np.asarray(encode(params, padded(images))[0])
     sizes = []
-    for window in range(4):
-        where = np.flatnonzero(images.window_ids[0] == window)
-        alone = encode(params, padded(jax.tree.map(lambda x, w=where: x[:, w], images)))
+    for window in images.windows[0]:
+        where = window[window >= 0]
+        if len(where) == 0:
+            continue
+        pixels, positions, ids = (x[:, where] for x in images[:3])
+        own = np.where(window < 0, -1, np.cumsum(window >= 0) - 1)[None, None].astype(np.int32)
+        alone = encode(params, padded(ImagePatches(pixels, positions, ids, own)))
         close(np.asarray(alone)[0, : len(where) // 4], features[where[::4] // 4])
         sizes.append(len(where))
     assert sizes == [16, 8, 8, 4]  # 3 x 3 merged tokens in windows of 2 x 2
@@ -248,11 +258,12 @@ def test_full_attention_joins_the_windows_of_one_image_only(policy):
     first, second = (tiny.prompts(1, seed=seed, grids=[(4, 6)]).images for seed in (0, 1))
     both = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), first, second)
     both.image_ids[:, 24:] += 1
-    both.window_ids[:, 24:] += 2
+    both.windows[:, first.windows.shape[1] :][second.windows >= 0] += 24
     encode = jax.jit(model.encode_images)
     alone = [np.asarray(encode(params, padded(images)))[:, :6] for images in (first, second)]
     close(np.asarray(encode(params, both)), np.concatenate(alone, axis=1))
-    apart = first._replace(image_ids=first.window_ids)
+    ids = window_ids((4, 6), merge=2, window=tiny.CONFIG.vision.window)
+    apart = first._replace(image_ids=ids[None])
     assert np.abs(np.asarray(encode(params, padded(apart)))[:, :6] - alone[0]).max() > 1e-2
 
 

@@ -8,9 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from balcap_jax.models.config import DecoderConfig
-from balcap_jax.models.geometry import patch_positions, token_positions, window_ids
+from balcap_jax.models.geometry import (
+    patch_positions,
+    token_positions,
+    window_ids,
+    window_patches,
+)
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.layers import Params
+from balcap_jax.models.layouts import pad_windows
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
 from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig, VisionConfig
@@ -129,7 +135,11 @@ def prompts(
     def stack(arrays: list[np.ndarray]) -> jax.Array:
         return jnp.asarray(np.stack(arrays))
 
-    windows = [window_ids(grid, merge=merge, window=vision.window) for grid, *_ in rows]
+    slots = (merge * vision.window) ** 2
+    windows = [
+        window_patches(window_ids(grid, merge=merge, window=vision.window), slots=slots)
+        for grid, *_ in rows
+    ]
     return Prompts(
         tokens=stack([pad(tokens[:-1], prefix, PAD) for _, tokens, _, _ in rows]),
         mask=stack([np.arange(prefix) < len(tokens) - 1 for _, tokens, _, _ in rows]),
@@ -139,8 +149,8 @@ def prompts(
         images=ImagePatches(
             pixels=stack([pad(pixels, patches, 0) for *_, pixels in rows]),
             positions=stack([pad(patch_positions(g, merge=merge), patches, 0) for g, *_ in rows]),
-            image_ids=stack([pad(np.zeros(len(w), np.int32), patches, -1) for w in windows]),
-            window_ids=stack([pad(w, patches, -1) for w in windows]),
+            image_ids=stack([pad(np.zeros(len(p), np.int32), patches, -1) for *_, p in rows]),
+            windows=jnp.asarray(pad_windows(windows, patches)),
         ),
     )
 

@@ -124,7 +124,7 @@ def prompts(
             pixels=patches.reshape(batch, most * per_image, vision.patch_dim),
             positions=np.tile(places, (batch, most, 1)).astype(np.int32),
             image_ids=ids,
-            window_ids=ids,
+            windows=np.zeros((batch, 0, 0), np.int32),
         ),
     )
 

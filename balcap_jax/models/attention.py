@@ -1,9 +1,10 @@
-"""Attention in plain XLA. A faster backend for one of these functions would be chosen here.
+"""Attention in plain XLA: the reference for the backends in `attention_backends`.
 
 Letters: b batch, g group, t queries, s keys, p prefix, n query heads, k key-value heads, h head
 size.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Finite, so that a row without any key is a harmless average and not NaN; far below any score.
 MASKED = -1e30
+
+
+# What layers call the attended values, for rematerialisation to keep them.
+OUTPUT = "attention"
+
+
+# Attention of any kind among the patches of a vision tower: q, k, v [b s n h] -> [b s n h].
+Attend = Callable[[Array, Array, Array], Array]
 
 
 class KV(NamedTuple):
@@ -62,6 +71,17 @@ def attend_segments(
     return attend(q, k, v, mask)[0].astype(q.dtype)
 
 
+def attend_rows(
+    q: Float[Array, "r t n h"],
+    k: Float[Array, "r t n h"],
+    v: Float[Array, "r t n h"],
+    sizes: Int[Array, " r"],
+) -> Float[Array, "r t n h"]:
+    """Attention among the first `sizes` tokens of each row; what comes after them is no result."""
+    mask = jnp.arange(q.shape[1])[None] < sizes[:, None]
+    return attend(q, k, v, mask[:, None])[0].astype(q.dtype)
+
+
 def attend_causal(
     q: Float[Array, "b t n h"],
     k: Float[Array, "b t k h"],
@@ -96,3 +116,25 @@ def attend_prompt_and_past(
     merged = jax.nn.sigmoid(odds) * from_prompt.reshape(q.shape)
     merged += jax.nn.sigmoid(-odds) * from_past.reshape(q.shape)
     return merged.astype(q.dtype)
+
+
+def attend_group(
+    prefix_q: Float[Array, "b p n h"],
+    prefix: KV,
+    prefix_mask: Bool[Array, "b p"],
+    own_q: Float[Array, "b g c n h"],
+    own: KV,
+) -> tuple[Float[Array, "b p n h"], Float[Array, "b g c n h"]]:
+    """Causal attention of a prompt, and of G completions to the prompt and each to its own past.
+
+    Args:
+      prefix: keys and values [b p k h].
+      prefix_mask: the real tokens; padding is on the right.
+      own: keys and values [b g c k h].
+    """
+    length = own_q.shape[2]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    return (
+        attend_causal(prefix_q, *prefix, prefix_mask),
+        attend_prompt_and_past(own_q, prefix, prefix_mask, own, causal),
+    )

@@ -5,7 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from balcap_jax.models.attention import attend
+from balcap_jax.models.attention import Attend
 from balcap_jax.models.layers import ACTIVATIONS, LayerNorm, linear
 from balcap_jax.models.llava_config import ClipConfig, LlavaConfig
 
@@ -35,7 +35,7 @@ class ClipEmbeddings(nnx.Module):
 
 
 class ClipAttention(nnx.Module):
-    """Multi-head attention among all tokens of an image."""
+    """The projections of multi-head attention among all tokens of an image."""
 
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, std: float, rngs: nnx.Rngs) -> None:
         size = config.hidden_size
@@ -46,14 +46,12 @@ class ClipAttention(nnx.Module):
         self.v_proj = linear(size, size, **options)
         self.out_proj = linear(size, size, **options)
 
-    def __call__(self, x: Float[Array, "i q d"]) -> Float[Array, "i q d"]:
+    def __call__(self, x: Float[Array, "i q d"], attend: Attend) -> Float[Array, "i q d"]:
         q, k, v = (
             project(x).reshape(*x.shape[:2], self.num_heads, -1)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        everywhere = jnp.ones((1, 1, x.shape[1]), bool)
-        attended, _ = attend(q, k, v, everywhere)
-        return self.out_proj(attended.astype(x.dtype).reshape(x.shape))
+        return self.out_proj(attend(q, k, v).reshape(x.shape))
 
 
 class ClipMLP(nnx.Module):
@@ -78,8 +76,8 @@ class ClipLayer(nnx.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ClipMLP(config, dtype=dtype, std=std, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "i q d"]) -> Float[Array, "i q d"]:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def __call__(self, x: Float[Array, "i q d"], attend: Attend) -> Float[Array, "i q d"]:
+        x = x + self.self_attn(self.layer_norm1(x), attend)
         return x + self.mlp(self.layer_norm2(x))
 
 

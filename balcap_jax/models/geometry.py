@@ -29,6 +29,20 @@ def window_ids(grid: Grid, *, merge: int, window: int) -> Int[np.ndarray, " s"]:
     return (rows * -(-grid[1] // side) + columns).astype(np.int32)
 
 
+def window_patches(ids: Int[np.ndarray, " s"], *, slots: int) -> Int[np.ndarray, "w {slots}"]:
+    """The patches of each window in ascending order, then -1 in the slots that are left.
+
+    Args:
+      ids: as `window_ids` gives them: every window from 0 to the largest has patches.
+      slots: patches of a whole window.
+    """
+    order, sizes = np.argsort(ids, kind="stable"), np.bincount(ids)
+    first = np.cumsum(sizes) - sizes
+    windows = np.full((len(sizes), slots), -1, np.int32)
+    windows[ids[order], np.arange(len(ids)) - first[ids[order]]] = order
+    return windows
+
+
 def token_positions(
     tokens: Int[np.ndarray, " t"], grids: Sequence[Grid], *, image_token_id: int, merge: int
 ) -> Int[np.ndarray, "3 t"]:

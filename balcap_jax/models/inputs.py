@@ -19,14 +19,14 @@ class ImagePatches(NamedTuple):
       positions: row and column of each patch in its image.
       image_ids: index of the image within its prompt; -1 is padding. Full attention joins equal
         ids.
-      window_ids: index of the attention window within the prompt; -1 is padding. Without windows
-        equal to image_ids.
+      windows: the patches of each attention window, as indices into the prompt's patches; -1 is an
+        empty slot. [b 0 0] where the tower has no windows.
     """
 
     pixels: Float[AnyArray, "b s c"]
     positions: Int[AnyArray, "b s 2"]
     image_ids: Int[AnyArray, "b s"]
-    window_ids: Int[AnyArray, "b s"]
+    windows: Int[AnyArray, "b w l"]
 
 
 class Prompts(NamedTuple):

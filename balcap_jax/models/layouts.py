@@ -11,7 +11,13 @@ from jaxtyping import Float, Int
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
-from balcap_jax.models.geometry import Grid, patch_positions, token_positions, window_ids
+from balcap_jax.models.geometry import (
+    Grid,
+    patch_positions,
+    token_positions,
+    window_ids,
+    window_patches,
+)
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.llava_config import LlavaConfig
 from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
@@ -77,7 +83,7 @@ class Layout(ABC):
 
     @abstractmethod
     def patches(self, image: CutImage) -> tuple[np.ndarray, np.ndarray]:
-        """Position [s, 2] and window [s] (from 0) of each patch of an image."""
+        """Position [s, 2] of each patch of an image, and its windows [w, l] of patches."""
 
     def check_image_processor(self, processor: Any) -> None:
         """Refuses settings of preprocessor_config.json that the cut images would not show.
@@ -132,20 +138,19 @@ class Layout(ABC):
                 pixels=np.zeros((0, self.patch_dim), np.float32),
                 positions=np.zeros((0, 2), np.int32),
                 image_ids=np.zeros(0, np.int32),
-                window_ids=np.zeros(0, np.int32),
+                windows=np.zeros((0, 0), np.int32),
             )
-        positions, windows, first = [], [], 0
-        for image in images:
-            places, window = self.patches(image)
-            positions.append(places)
-            windows.append(first + window)
-            first = windows[-1].max() + 1
         sizes = [len(image.pixels) for image in images]
+        positions, windows = [], []
+        for image, first in zip(images, np.cumsum([0, *sizes]), strict=False):
+            places, members = self.patches(image)
+            positions.append(places)
+            windows.append(np.where(members < 0, -1, first + members))
         return ImagePatches(
             pixels=np.concatenate([image.pixels for image in images]),
             positions=np.concatenate(positions).astype(np.int32),
             image_ids=np.repeat(np.arange(len(images), dtype=np.int32), sizes),
-            window_ids=np.concatenate(windows).astype(np.int32),
+            windows=np.concatenate(windows).astype(np.int32),
         )
 
 
@@ -219,7 +224,8 @@ class QwenLayout(Layout):
 
     def patches(self, image: CutImage) -> tuple[np.ndarray, np.ndarray]:
         vision, merge = self.config.vision, self.config.vision.spatial_merge_size
-        windows = window_ids(image.grid, merge=merge, window=vision.window)
+        ids = window_ids(image.grid, merge=merge, window=vision.window)
+        windows = window_patches(ids, slots=(merge * vision.window) ** 2)
         return patch_positions(image.grid, merge=merge), windows
 
 
@@ -258,7 +264,7 @@ class LlavaLayout(Layout):
         return np.arange(len(tokens), dtype=np.int32)[None]
 
     def patches(self, image: CutImage) -> tuple[np.ndarray, np.ndarray]:
-        return patch_positions(image.grid, merge=1), np.zeros(len(image.pixels), np.int32)
+        return patch_positions(image.grid, merge=1), np.zeros((0, 0), np.int32)
 
 
 def layout_of(config: PolicyConfig) -> Layout:
@@ -295,7 +301,7 @@ def pad_images(rows: Sequence[Row], patch_step: int) -> ImagePatches:
         pixels=stack("pixels", 0),
         positions=stack("positions", 0),
         image_ids=stack("image_ids", -1),
-        window_ids=stack("window_ids", -1),
+        windows=pad_windows([row.images.windows for row in rows], patches),
     )
 
 
@@ -308,6 +314,24 @@ def bucket(value: int, step: int) -> int:
     """
     steps = -(-value // step)
     return round_up(value, step << max(0, steps.bit_length() - 4))
+
+
+def pad_windows(
+    rows: Sequence[Int[np.ndarray, "_ _"]], patches: int
+) -> Int[np.ndarray, "b windows slots"]:
+    """The windows of a batch of prompts, padded with empty ones.
+
+    To a multiple of half the whole windows that so many patches fill: small windows at the borders
+    add some, and every count is a program to compile.
+    """
+    # No window has more patches than there are, and a prompt without images has no slots at all.
+    slots = min(max(windows.shape[1] for windows in rows), patches)
+    step = round_up(patches, 2 * slots) // (2 * slots) if slots else 1
+    count = round_up(max(map(len, rows)), step)
+    padded = np.full((len(rows), count, slots), -1, np.int32)
+    for b, windows in enumerate(rows):
+        padded[b, : len(windows), : windows.shape[1]] = windows[:, :slots]
+    return padded
 
 
 def round_up(value: int, step: int) -> int:

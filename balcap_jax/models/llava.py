@@ -1,7 +1,7 @@
 """LLaVA-1.5 (arXiv 2310.03744): CLIP tower, projector and any decoder of Llama's family."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,10 @@ class Llava(VisionLanguagePolicy):
     def vision_stacks(self) -> dict[str, int]:
         return {"vision_tower.encoder.layers": self.config.vision.num_hidden_layers}
 
+    @property
+    def vision_head_dim(self) -> int:
+        return self.config.vision.head_dim
+
     def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
         """Features of all images [b, images * image_tokens, d]."""
         batch, length, channels = images.pixels.shape
@@ -64,10 +68,13 @@ class Llava(VisionLanguagePolicy):
         """What the projector reads; layers above the last one that is asked for do not run."""
         part, config = self.definitions, self.config
 
-        def layer(x, weights):
-            return part["vision_tower.encoder.layers"](weights)(x), None
-
         x = part["vision_tower.embeddings"](tower["embeddings"])(pixels.astype(self.dtype))
+        # All tokens of an image attend to each other; none is padding.
+        attend = partial(self.attends.rows, sizes=jnp.full(x.shape[0], x.shape[1], jnp.int32))
+
+        def layer(x, weights):
+            return part["vision_tower.encoder.layers"](weights)(x, attend), None
+
         x = part["vision_tower.pre_layrnorm"](tower["pre_layrnorm"])(x)
         states, done = {}, 0
         for asked in sorted(set(config.feature_layers)):

@@ -101,6 +101,10 @@ class ClipConfig:
         check_divides("patch_size", self.patch_size, "image_size", self.image_size)
 
     @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
     def side(self) -> int:
         """Patches along a side of an image."""
         return self.image_size // self.patch_size

@@ -10,7 +10,7 @@ v vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from balcap_jax.models.attention import KV, attend_causal, attend_prompt_and_past
+from balcap_jax.models.attention_backends import Attention, choose
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.decoder import DecoderLayer
 from balcap_jax.models.hf_inputs import PaddedPrompts, padded_prompts
@@ -44,13 +45,20 @@ class VisionLanguagePolicy(ABC):
       dtype: of matmuls and activations; weights keep the dtype they have in `params`. Norms, rotary
         angles, softmax, logits and the decoder's residual stream are float32 always: a stream in
         bfloat16 would be rounded twice per layer (docs/checkpoints.md has what that costs).
+      attention: the backend, by a name of `attention_backends`; or the backend itself, which is not
+        checked against this machine: to compile for another one, or to test.
       remat: recompute each layer in the backward pass instead of storing its activations.
     """
 
     config: PolicyConfig
     _: KW_ONLY
     dtype: DTypeLike = jnp.float32
+    attention: str | Attention = "auto"
     remat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention != "auto":  # that needs a look at the devices, and always fits
+            _ = self.attends
 
     # ---- what a family adds
 
@@ -64,9 +72,26 @@ class VisionLanguagePolicy(ABC):
     def vision_stacks(self) -> dict[str, int]:
         """Path in `params` -> number of layers, for the stacked ones of `vision_definitions`."""
 
+    @property
+    @abstractmethod
+    def vision_head_dim(self) -> int:
+        """Head size of the vision tower."""
+
     @abstractmethod
     def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
         """`encode_images` of at least one patch."""
+
+    @cached_property
+    def attends(self) -> Attention:
+        """The attention that everything but decoding and `token_logits` computes with.
+
+        Raises:
+          UserError: the backend that `attention` names cannot compute this.
+        """
+        if isinstance(self.attention, Attention):
+            return self.attention
+        sizes = (self.config.text.head_dim, self.vision_head_dim)
+        return choose(self.attention, dtype=self.dtype, head_dims=sizes)
 
     # ---- weights
 
@@ -155,7 +180,9 @@ class VisionLanguagePolicy(ABC):
         features: Float[Array, "b m d"],
     ) -> Float[Array, "b t v"]:
         """`logits` inside jit, of encoded images: the reference for all faster paths."""
-        x, _ = self._run_prefix(params, tokens, positions, mask, features)
+        x, _ = self._run_prefix(
+            params, tokens, positions, mask, features, attend_causal=attend_causal
+        )
         return self.project(params, self._norm(params, x))
 
     def project(self, params: Params, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
@@ -195,7 +222,6 @@ class VisionLanguagePolicy(ABC):
         inputs = jnp.concatenate([first.astype(completions.dtype), completions[..., :-1]], axis=-1)
         positions = jnp.asarray(prompts.last_position)[:, None, None] + jnp.arange(C)[None, None]
         own_angles = self._text_angles(positions)
-        own_mask = jnp.tril(jnp.ones((C, C), bool))
         prefix_mask = jnp.asarray(prompts.mask)
         prefix_angles = self.prompt_angles(prompts.positions)
 
@@ -203,10 +229,9 @@ class VisionLanguagePolicy(ABC):
             prefix, own = streams
             layer = self.definitions["language_model.layers"](weights)
             q, kv = layer.project(prefix, prefix_angles)
-            prefix = layer.finish(prefix, attend_causal(q, *kv, prefix_mask))
-            q, own_kv = layer.project(own, own_angles)
-            attended = attend_prompt_and_past(q, kv, prefix_mask, own_kv, own_mask)
-            return (prefix, layer.finish(own, attended)), None
+            own_q, own_kv = layer.project(own, own_angles)
+            of_prefix, of_own = self.attends.group(q, kv, prefix_mask, own_q, own_kv)
+            return (layer.finish(prefix, of_prefix), layer.finish(own, of_own)), None
 
         streams = (
             self._embed_prompt(params, prompts.tokens, features),
@@ -223,7 +248,12 @@ class VisionLanguagePolicy(ABC):
     ) -> PromptCache:
         """Keys and values [b p k h] of the prefix, per layer."""
         _, stacked = self._run_prefix(
-            params, prompts.tokens, prompts.positions, prompts.mask, features
+            params,
+            prompts.tokens,
+            prompts.positions,
+            prompts.mask,
+            features,
+            attend_causal=self.attends.causal,
         )
         return tuple(take_layer(stacked, i) for i in range(self.config.text.num_hidden_layers))
 
@@ -293,7 +323,14 @@ class VisionLanguagePolicy(ABC):
     # ---- parts
 
     def _run_prefix(
-        self, params: Params, tokens: Any, positions: Any, mask: Any, features: Array
+        self,
+        params: Params,
+        tokens: Any,
+        positions: Any,
+        mask: Any,
+        features: Array,
+        *,
+        attend_causal: Callable,
     ) -> tuple[Float[Array, "b t d"], KV]:
         """Hidden states before the final norm, and keys and values stacked over the layers."""
         angles = self.prompt_angles(positions)

@@ -1,7 +1,7 @@
 """Qwen2.5-VL (arXiv 2502.13923): its vision tower, written once for all sizes."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from balcap_jax.models.layers import Definition, Params
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
 from balcap_jax.models.vision import PatchEmbed, PatchMerger, VisionBlock, patch_angles
+from balcap_jax.models.windows import attend_windows, index_windows
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,24 @@ class Qwen2_5_VL(VisionLanguagePolicy):  # noqa: N801 - the name in Hugging Face
     def vision_stacks(self) -> dict[str, int]:
         return {"visual.blocks": self.config.vision.depth}
 
+    @property
+    def vision_head_dim(self) -> int:
+        return self.config.vision.head_dim
+
     def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
         """Features of all images [b, s / merge**2, d]."""
         visual, vision = params["visual"], self.config.vision
         angles = patch_angles(images.positions, head_dim=vision.head_dim, theta=vision.rope_theta)
-        image_ids, window_ids = jnp.asarray(images.image_ids), jnp.asarray(images.window_ids)
+        image_ids = jnp.asarray(images.image_ids)
+        index = index_windows(images.windows, images.pixels.shape[1])
         full = jnp.asarray([i in vision.fullatt_block_indexes for i in range(vision.depth)])
+        to_image = partial(self.attends.segments, segments=image_ids)
+        to_window = partial(attend_windows, index=index, attend_rows=self.attends.rows)
 
         def block(x, layer):
             weights, is_full = layer
-            segments = jnp.where(is_full, image_ids, window_ids)
-            return self.definitions["visual.blocks"](weights)(x, angles, segments), None
+            attend = partial(jax.lax.cond, is_full, to_image, to_window)
+            return self.definitions["visual.blocks"](weights)(x, angles, attend), None
 
         x = self.definitions["visual.patch_embed"](visual["patch_embed"])(images.pixels)
         x, _ = jax.lax.scan(self.rematerialised(block), x, (visual["blocks"], full))

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from balcap_jax.models.attention import attend_segments
+from balcap_jax.models.attention import Attend
 from balcap_jax.models.inputs import AnyArray
 from balcap_jax.models.layers import GatedMLP, RMSNorm, linear
 from balcap_jax.models.qwen2_5_vl_config import VisionConfig
@@ -31,7 +31,7 @@ class PatchEmbed(nnx.Module):
 
 
 class VisionAttention(nnx.Module):
-    """Multi-head attention among the patches of one segment (a window or an image)."""
+    """The projections of multi-head attention; which patches attend to which is the caller's."""
 
     def __init__(
         self, config: VisionConfig, *, dtype: DTypeLike, std: float, rngs: nnx.Rngs
@@ -45,12 +45,12 @@ class VisionAttention(nnx.Module):
         self,
         x: Float[Array, "b s d"],
         angles: Float[Array, "b s half"],
-        segments: Int[Array, "b s"],
+        attend: Attend,
     ) -> Float[Array, "b s d"]:
         B, S, D = x.shape
         qkv = self.qkv(x).reshape(B, S, 3, self.heads, D // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        out = attend_segments(rotate(q, angles), rotate(k, angles), v, segments)
+        out = attend(rotate(q, angles), rotate(k, angles), v)
         return self.proj(out.reshape(B, S, D))
 
 
@@ -72,9 +72,9 @@ class VisionBlock(nnx.Module):
         self,
         x: Float[Array, "b s d"],
         angles: Float[Array, "b s half"],
-        segments: Int[Array, "b s"],
+        attend: Attend,
     ) -> Float[Array, "b s d"]:
-        x = x + self.attn(self.norm1(x), angles, segments)
+        x = x + self.attn(self.norm1(x), angles, attend)
         return x + self.mlp(self.norm2(x))
 
 

@@ -47,8 +47,8 @@ class Captioner:
     ):
         self.processor = processor
         self.mesh = mesh
-        # (prefix tokens, patches) of the prompts so far; for each the programs are compiled once.
-        self.shapes: set[tuple[int, int]] = set()
+        # (prefix tokens, patches, windows) of the prompts so far: each compiles the programs once.
+        self.shapes: set[tuple[int, int, int]] = set()
         self._encode = jax.jit(policy.encode_images)
         self._keys = jax.jit(partial(caption_keys, group_size=group_size))
         self._sample = partial(
@@ -81,7 +81,8 @@ class Captioner:
         """
         numbers = np.arange(len(examples)) if images is None else np.asarray(images)
         prompts = shard_batch(self.mesh, self.processor.prompts(examples))
-        self.shapes.add((prompts.tokens.shape[1], prompts.images.pixels.shape[1]))
+        images = prompts.images
+        self.shapes.add((prompts.tokens.shape[1], images.pixels.shape[1], images.windows.shape[1]))
         with jax.set_mesh(self.mesh):
             keys = self._keys(
                 jax.device_put(key, replicated(self.mesh)),

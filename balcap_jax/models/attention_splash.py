@@ -1,0 +1,182 @@
+"""Attention by splash attention (TPU, Pallas): flash attention that skips what a static mask hides.
+
+One call per layer: the static mask says what may see what by position, segment ids hide padding.
+The kernel takes grouped queries as they are. `interpret` runs it on any machine, slowly.
+
+Letters: b batch, g group, t tokens, p prefix, c completion, n query heads, k key-value heads,
+h head size, r rows.
+"""
+
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from balcap_jax.models import attention as plain
+from balcap_jax.models.attention import KV, OUTPUT
+from balcap_jax.sharding import BATCH_AXES
+
+# Least and largest side of the kernel's blocks of queries and keys.
+LANES, BLOCK = 128, 512
+
+
+def attend_causal(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t k h"],
+    v: Float[Array, "b t k h"],
+    mask: Bool[Array, "b t"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "b t n h"]:
+    """Causal attention; `mask` marks the real keys."""
+    return _attend(q, k, v, mask.astype(jnp.int32), (q.shape[1], 0, 0), interpret=interpret)
+
+
+def attend_group(
+    prefix_q: Float[Array, "b p n h"],
+    prefix: KV,
+    prefix_mask: Bool[Array, "b p"],
+    own_q: Float[Array, "b g c n h"],
+    own: KV,
+    *,
+    interpret: bool = False,
+) -> tuple[Float[Array, "b p n h"], Float[Array, "b g c n h"]]:
+    """See `attention.attend_group`; prefix and completions are one sequence of p + g * c."""
+    B, G, C = own_q.shape[:3]
+    prefix_length = prefix_mask.shape[1]
+
+    def joined(shared: Array, each: Array) -> Array:
+        return jnp.concatenate([shared, each.reshape(B, G * C, *each.shape[3:])], axis=1)
+
+    segments = jnp.pad(prefix_mask.astype(jnp.int32), [(0, 0), (0, G * C)], constant_values=1)
+    out = _attend(
+        joined(prefix_q, own_q),
+        joined(prefix.k, own.k),
+        joined(prefix.v, own.v),
+        segments,
+        (prefix_length, G, C),
+        interpret=interpret,
+    )
+    return out[:, :prefix_length], out[:, prefix_length:].reshape(own_q.shape)
+
+
+def attend_segments(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t n h"],
+    v: Float[Array, "b t n h"],
+    segments: Int[Array, "b t"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "b t n h"]:
+    """See `attention.attend_segments`."""
+    return _attend(q, k, v, segments, None, interpret=interpret)
+
+
+def attend_rows(
+    q: Float[Array, "r t n h"],
+    k: Float[Array, "r t n h"],
+    v: Float[Array, "r t n h"],
+    sizes: Int[Array, " r"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "r t n h"]:
+    """See `attention.attend_rows`. Rows below one block, such as windows, are left to XLA."""
+    if q.shape[1] < LANES:
+        return plain.attend_rows(q, k, v, sizes)
+    real = jnp.arange(q.shape[1])[None] < sizes[:, None]
+    return _attend(q, k, v, real.astype(jnp.int32), None, interpret=interpret)
+
+
+def shared_prompt_mask(
+    prefix: int, group: int, length: int, total: int
+) -> Bool[np.ndarray, "{total} {total}"]:
+    """What may see what in [prefix, group completions of `length`, padding up to `total`].
+
+    All is causal; a completion sees the prefix and itself, padding only itself.
+    """
+    position = np.arange(total)
+    part = np.where(position < prefix, -1, (position - prefix) // max(length, 1))
+    part = np.where(position < prefix + group * length, part, group)
+    see_prefix = (part[:, None] < group) & (part[None] == -1)
+    same = part[:, None] == part[None]
+    return (same | see_prefix) & (position[:, None] >= position[None])
+
+
+@lru_cache(maxsize=64)
+def _kernel(layout: tuple[int, int, int] | None, total: int, heads: int, interpret: bool) -> Any:  # noqa: FBT001
+    """The kernel for sequences of `total`; without a layout all may see all."""
+    if layout is None:
+        mask = splash.FullMask((total, total))
+    else:
+        mask = splash.NumpyMask(shared_prompt_mask(*layout, total))
+    block = min(total, BLOCK)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    # Made while a program is traced, kept for the next one: its arrays must be no tracers.
+    with jax.ensure_compile_time_eval():
+        return splash.make_splash_mha(
+            splash.MultiHeadMask([mask] * heads),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name=OUTPUT,
+            interpret=interpret,
+        )
+
+
+def _attend(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t k h"],
+    v: Float[Array, "b t k h"],
+    segments: Int[Array, "b t"],
+    layout: tuple[int, int, int] | None,
+    *,
+    interpret: bool,
+) -> Float[Array, "b t n h"]:
+    T, H = q.shape[1], q.shape[3]
+    step = LANES if T <= BLOCK else BLOCK
+    padding = -T % step
+    # Every row sees itself, so that no softmax is empty: padding is a segment of its own.
+    segments = jnp.pad(segments, [(0, 0), (0, padding)], constant_values=-1)
+
+    def inward(x: Array) -> Array:  # [b t n h] -> [b n t h]
+        return jnp.pad(x, [(0, 0), (0, padding), (0, 0), (0, 0)]).swapaxes(1, 2)
+
+    # The kernel does not scale.
+    scaled = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
+    run = partial(_run, layout=layout, interpret=interpret)
+    out = _over_mesh(run, q.shape[0], k.shape[2])(inward(scaled), inward(k), inward(v), segments)
+    return out.swapaxes(1, 2)[:, :T].astype(q.dtype)
+
+
+def _run(
+    q: Array, k: Array, v: Array, segments: Array, *, layout: Any, interpret: bool
+) -> Float[Array, "b n t h"]:
+    kernel = _kernel(layout, q.shape[2], q.shape[1], interpret)
+    return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(q, k, v, segments)
+
+
+def _over_mesh(run: Any, batch: int, kv_heads: int) -> Any:
+    """`run` on each device's share: XLA cannot split a kernel by itself.
+
+    Batch over the batch axes, heads over `tensor`; what does not divide is computed by all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run
+    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    rows = BATCH_AXES if batch % shards == 0 else None
+    heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+    spec = P(rows, heads)
+    return jax.shard_map(run, in_specs=(spec, spec, spec, P(rows)), out_specs=spec, check_vma=False)
