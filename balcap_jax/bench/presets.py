@@ -8,6 +8,8 @@ from balcap_jax.models.config import DecoderConfig, PolicyConfig
 from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig, VisionConfig
 from balcap_jax.settings import nearest
 
+LEARNING_RATE = 1e-6  # of all sides
+
 
 @dataclass(frozen=True)
 class Preset:

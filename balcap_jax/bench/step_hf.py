@@ -5,20 +5,19 @@ and in the forward of the loss. Logits are made at the positions of the captions
 """
 
 import os
-import tempfile
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from balcap_jax.bench.presets import Preset
+from balcap_jax.bench.presets import LEARNING_RATE, Preset
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf_weights import save_pretrained
 from balcap_jax.rl.train_state import VISION
 
 Arrays = dict[str, np.ndarray]
+WEIGHTS, CAPTIONS, PROMPTS = "policy", "captions.npz", "prompts.npz"
 
 
 def check_installed() -> None:
@@ -31,21 +30,13 @@ def check_installed() -> None:
 
 
 class HuggingFace:
-    """The model with given weights, its tower frozen, and the two halves of a training step.
-
-    Attributes:
-      captions: what the updates are on; set before the first one.
+    """The model and inputs that `write_inputs` wrote, its tower frozen, and the two halves of a
+    training step. `rollout` and `update` run one each and wait for it.
     """
 
     name = "hf"
 
-    def __init__(
-        self, preset: Preset, folder: str | Path, arrays: Arrays, *, learning_rate: float
-    ) -> None:
-        """Args:
-        folder: holds the weights.
-        arrays: what the processor returns for the B prompts.
-        """
+    def __init__(self, preset: Preset, folder: Path) -> None:
         import torch
         from transformers import AutoModelForImageTextToText
 
@@ -54,7 +45,7 @@ class HuggingFace:
         self.torch, self.preset = torch, preset
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForImageTextToText.from_pretrained(
-            folder,
+            folder / WEIGHTS,
             dtype=getattr(torch, preset.dtype),
             attn_implementation="sdpa",
             local_files_only=True,
@@ -70,14 +61,17 @@ class HuggingFace:
         self.model.generation_config.pad_token_id = preset.config.pad_token_id
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trainable, lr=learning_rate, eps=1e-8, weight_decay=0.0, fused=True
+            trainable, lr=LEARNING_RATE, eps=1e-8, weight_decay=0.0, fused=True
         )
         self.inputs = {
             name: torch.from_numpy(x).to(self.device)
-            for name, x in each_group_times(arrays, preset).items()
+            for name, x in each_group_times(_read(folder / PROMPTS), preset).items()
         }
         self.inputs["pixel_values"] = self.inputs["pixel_values"].to(self.model.dtype)
-        self.captions: Any = None
+        captions = _read(folder / CAPTIONS)
+        self.captions = {
+            name: torch.from_numpy(x).flatten(0, 1).to(self.device) for name, x in captions.items()
+        }
 
     def rollout(self) -> None:
         """B G captions of C tokens by `generate`: temperature 1, all tokens."""
@@ -95,16 +89,6 @@ class HuggingFace:
             )
         self._wait()
         assert out.shape[1] == self.inputs["input_ids"].shape[1] + self.preset.completion
-
-    def set_captions(
-        self, tokens: np.ndarray, old_logprobs: np.ndarray, advantages: np.ndarray
-    ) -> None:
-        """The captions [b g c] that updates are on, with what the loss reads."""
-        torch = self.torch
-        self.captions = tuple(
-            torch.from_numpy(np.array(x)).flatten(0, 1).to(self.device)
-            for x in (tokens.astype(np.int64), old_logprobs, advantages)
-        )
 
     def update(self) -> float:
         """Forward, clipped loss, backward, clipped gradients, AdamW; the loss before the step."""
@@ -125,14 +109,13 @@ class HuggingFace:
     def loss(self, rows: slice) -> Any:
         """The clipped objective of some sequences, summed over their tokens."""
         torch = self.torch
-        _, old, advantages = (x[rows] for x in self.captions)
-        ratio = torch.exp(self.logprobs(rows) - old)
-        advantages = advantages[:, None]
+        ratio = torch.exp(self.logprobs(rows) - self.captions["old_logprobs"][rows])
+        advantages = self.captions["advantages"][rows, None]
         return -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).sum()
 
     def logprobs(self, rows: slice) -> Any:
         """[sequences, c] of the captions, float32."""
-        torch, tokens = self.torch, self.captions[0][rows]
+        torch, tokens = self.torch, self.captions["tokens"][rows]
         own = rows_of(self.inputs, rows, self.preset)
         ids = torch.cat([own.pop("input_ids"), tokens], dim=1)
         if "mm_token_type_ids" in own:
@@ -149,6 +132,11 @@ class HuggingFace:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             self.torch.cuda.synchronize()
+
+
+def _read(path: Path) -> Arrays:
+    with np.load(path) as arrays:
+        return dict(arrays)
 
 
 def each_group_times(arrays: Arrays, preset: Preset) -> Arrays:
@@ -173,20 +161,16 @@ def rows_of(inputs: dict[str, Any], rows: slice, preset: Preset) -> dict[str, An
     return part
 
 
-def from_ours(side: Any) -> HuggingFace:
-    """The same weights and captions as `side`, which is an `Ours`."""
+def write_inputs(side: Any, folder: Path) -> None:
+    """The weights, prompts and captions of `side`, an `Ours`, for `HuggingFace(preset, folder)`."""
     import jax
 
-    from balcap_jax.bench.step_ours import LEARNING_RATE
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(Path(folder) / "policy", side.policy, jax.device_get(side.state.params))
-        theirs = HuggingFace(
-            side.preset,
-            Path(folder) / "policy",
-            side.processor.hf_arrays,
-            learning_rate=LEARNING_RATE,
-        )
+    save_pretrained(folder / WEIGHTS, side.policy, jax.device_get(side.state.params))
     batch = jax.device_get(side.batch)
-    theirs.set_captions(batch.tokens, batch.old_logprobs, batch.advantages)
-    return theirs
+    np.savez(
+        folder / CAPTIONS,
+        tokens=np.asarray(batch.tokens, np.int64),
+        old_logprobs=batch.old_logprobs,
+        advantages=batch.advantages,
+    )
+    np.savez(folder / PROMPTS, **side.processor.hf_arrays)

@@ -5,18 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from balcap_jax.bench.presets import Preset
+from balcap_jax.bench.presets import LEARNING_RATE, Preset
 from balcap_jax.bench.workload import RandomProcessor, random_objective, random_params
 from balcap_jax.models.families import make_policy
-from balcap_jax.models.logprobs import policy_logprobs
+from balcap_jax.models.logprobs import completion_logprobs, policy_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.rl.losses import mean_of, policy_loss
 from balcap_jax.rl.train_state import init_state, make_optimizer
 from balcap_jax.rl.update import Batch, make_update
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.sharding import make_mesh, shard_batch
-
-LEARNING_RATE = 1e-6
 
 
 class Ours:
@@ -31,9 +29,7 @@ class Ours:
         self.preset = preset
         self.mesh = make_mesh(devices=jax.devices()[:1])
         self.processor = RandomProcessor(preset)
-        self.policy = make_policy(
-            preset.config, dtype=jnp.dtype(preset.dtype), remat=preset.remat
-        )
+        self.policy = make_policy(preset.config, dtype=jnp.dtype(preset.dtype), remat=preset.remat)
         self.captioner = Captioner(
             self.policy,
             self.processor,
@@ -52,8 +48,7 @@ class Ours:
         """B G captions of C tokens; the next round's are others."""
         key = jax.random.key(self.rounds)
         self.rounds += 1
-        numbers = range(self.preset.batch)
-        generation = self.captioner.generate(self.state.params, numbers, key)
+        generation = self.captioner.generate(self.state.params, self.processor.examples, key)
         rollout = jax.block_until_ready(generation.rollout)
         if self._batch is None:  # every update is on the captions of the first rollout
             self._batch = Batch(
@@ -77,6 +72,24 @@ class Ours:
         jax.block_until_ready(self.state)
         return float(metrics["loss"])
 
+    def logprob_checksum(self) -> dict[str, float]:
+        """Mean logprob of the batch's tokens, by the sampler and by the update's forward."""
+        batch = self.batch
+        forward = jax.jit(completion_logprobs, static_argnames=("policy", "banned_tokens"))
+        logprobs, _ = forward(
+            self.policy,
+            self.state.params,
+            batch.prompts,
+            batch.features,
+            batch.tokens,
+            banned_tokens=self.policy.config.banned_tokens,
+        )
+        sampled = np.asarray(batch.old_logprobs) - self.objective.shift
+        return {
+            "rollout_logprob": float(np.mean(sampled)),
+            "update_logprob": float(jnp.mean(logprobs)),
+        }
+
     @property
     def batch(self) -> Batch:
         """The batch of all updates."""
@@ -92,28 +105,31 @@ def new_update(side: Ours):
     )
 
 
-def plain_checksum(
-    policy: VisionLanguagePolicy, params: dict, batch: Batch
-) -> tuple[float, float]:
-    """(loss, mean logprob) without any fast path: every caption joined with its own prompt and
-    image, one sequence at a time, logits at all positions, plain log softmax.
-
-    All prompts must have one length, as those of `RandomProcessor` have.
+def plain_checksum(side: Ours) -> dict[str, float]:
+    """Loss and mean logprob of the batch without any fast path: every caption joined with its own
+    prompt and image, one sequence at a time, logits at all positions, plain log softmax.
     """
-    logprobs = jax.jit(plain_logprobs, static_argnames="policy")(policy, params, batch)
+    batch = side.batch
+    logprobs = jax.jit(plain_logprobs, static_argnames="policy")(
+        side.policy, side.state.params, batch
+    )
     loss = policy_loss(logprobs, batch.old_logprobs, batch.advantages, batch.mask)
-    return float(mean_of(loss.total, loss.count)), float(jnp.mean(logprobs))
+    return {
+        "plain_loss": float(mean_of(loss.total, loss.count)),
+        "plain_logprob": float(jnp.mean(logprobs)),
+    }
 
 
 def plain_logprobs(
     policy: VisionLanguagePolicy, params: dict, batch: Batch
 ) -> Float[Array, "b g c"]:
-    """See `plain_checksum`."""
+    """Logprob of each token; see `plain_checksum`."""
     prompts, C = batch.prompts, batch.tokens.shape[-1]
     P = prompts.tokens.shape[1]
 
     def caption(prompt, tokens):
         length = jnp.sum(prompt.mask)
+
         # Padding of the prefix would stand between prompt and caption: rolled to the front.
         def joined(prefix, last, rest):
             return jnp.concatenate([jnp.roll(prefix, P - length, axis=-1), last, rest], axis=-1)

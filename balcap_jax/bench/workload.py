@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
+from PIL import Image
 
 from balcap_jax.bench.presets import Preset
+from balcap_jax.data.examples import Example
 from balcap_jax.data.processing import Processor
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.inputs import Prompts
@@ -23,8 +25,6 @@ from balcap_jax.sharding import param_shardings
 class RandomProcessor(Processor):
     """The processor of a preset: no image file is opened and no text is cut to tokens, the rest
     is as in training, padding to buckets included. No token ends a caption.
-
-    Its B "examples" are the numbers of the images.
     """
 
     def __init__(self, preset: Preset) -> None:
@@ -52,7 +52,13 @@ class RandomProcessor(Processor):
         cut = self.layout.cut(self.hf_arrays)
         return self.pad([self.layout.expand(self._ids(i), [x]) for i, x in enumerate(cut)])
 
-    def prompts(self, examples: Sequence[Any]) -> Prompts:
+    @cached_property
+    def examples(self) -> list[Example]:
+        """B examples; only their number is read."""
+        image = Image.new("RGB", (1, 1))
+        return [Example(str(i), image, prompt="", reference="") for i in range(self.preset.batch)]
+
+    def prompts(self, examples: Sequence[Example]) -> Prompts:
         assert len(examples) == self.preset.batch
         return self.batch
 
@@ -135,5 +141,3 @@ def size_of(tree: Any) -> int:
 def abstract(tree: Any) -> Any:
     """Shapes and dtypes only."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
