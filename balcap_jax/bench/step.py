@@ -33,15 +33,18 @@ MATRIX = {"cpu": 2048, "gpu": 8192}
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock seconds of one half of a step.
+    """Seconds of one half of a step.
 
     Attributes:
       first: the first call, which compiles (ours) or warms up.
       rounds: later ones, in order.
+      cpu_rounds: seconds of processors that the same took, which other work on the machine
+        prolongs less.
     """
 
     first: float
     rounds: tuple[float, ...]
+    cpu_rounds: tuple[float, ...]
 
     @property
     def median(self) -> float:
@@ -152,7 +155,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
     """The report for people."""
     times = _table(
         f"{report['preset']}: wall-clock seconds",
-        ("side", "part", "median", "min", "max", "tokens/s", "first call", "peak memory"),
+        ("side", "part", "median", "min", "max", "CPU", "tokens/s", "first call", "peak memory"),
     )
     for label, side in report["sides"].items():
         for part in PARTS:
@@ -160,7 +163,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
             times.add_row(
                 label,
                 part,
-                *(f"{row[name]:.3f}" for name in ("median", "min", "max")),
+                *(f"{row[name]:.3f}" for name in ("median", "min", "max", "cpu_median")),
                 f"{row['tokens_per_second']:.0f}",
                 f"{row['first']:.1f}",
                 f"{side['peak_bytes'] / 1e9:.2f} GB",
@@ -191,16 +194,18 @@ def tables(report: dict[str, Any]) -> list[Table]:
 def _timings(
     sides: dict[str, Any], firsts: dict[str, dict[str, float]], rounds: int
 ) -> dict[str, dict[str, Timing]]:
-    seconds: dict[str, dict[str, list[float]]] = {
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {
         label: {part: [] for part in PARTS} for label in sides
     }
     for i in range(rounds):
         for label in list(sides)[:: -1 if i % 2 else 1]:
             for part in PARTS:
-                seconds[label][part].append(_seconds(getattr(sides[label], part)))
+                before = time.process_time()
+                seconds = _seconds(getattr(sides[label], part))
+                found[label][part].append((seconds, time.process_time() - before))
     return {
-        label: {part: Timing(firsts[label][part], tuple(seconds[label][part])) for part in PARTS}
-        for label in sides
+        label: {part: Timing(firsts[label][part], *zip(*rows, strict=True)) for part, rows in own}
+        for label, own in ((label, found[label].items()) for label in sides)
     }
 
 
@@ -211,6 +216,7 @@ def _summary(preset: Preset, timings: dict[str, Timing], memory: Memory) -> dict
             "median": timing.median,
             "min": min(timing.rounds),
             "max": max(timing.rounds),
+            "cpu_median": statistics.median(timing.cpu_rounds),
             "rounds": timing.rounds,
             "first": timing.first,
             "compile": timing.compile,
