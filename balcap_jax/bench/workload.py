@@ -62,7 +62,7 @@ class RandomProcessor(Processor):
         assert len(examples) == self.preset.batch
         return self.batch
 
-    def _ids(self, i: int) -> np.ndarray:
+    def _ids(self, i: int) -> list[int]:
         """Random words around one placeholder, itself between the tokens that open and close an
         image where the family has such.
         """
@@ -71,17 +71,15 @@ class RandomProcessor(Processor):
         if isinstance(config, Qwen2_5_VLConfig):
             image = [config.vision_start_token_id, *image, config.vision_end_token_id]
         count = self.preset.text_tokens + 1 - len(image)
-        words = random_words(config, (count,), np.random.default_rng([1, i]))
-        return np.concatenate([words[: count // 2], image, words[count // 2 :]])
+        words = random_words(config, count, np.random.default_rng([1, i])).tolist()
+        return [*words[: count // 2], *image, *words[count // 2 :]]
 
 
-def random_words(
-    config: PolicyConfig, shape: tuple[int, ...], generator: np.random.Generator
-) -> np.ndarray:
+def random_words(config: PolicyConfig, count: int, generator: np.random.Generator) -> np.ndarray:
     """Random token ids that are none of the special ones."""
     special = (*config.banned_tokens, *config.stop_tokens, config.pad_token_id)
     words = np.setdiff1d(np.arange(config.vocab_size, dtype=np.int32), special)
-    return generator.choice(words, shape)
+    return generator.choice(words, count)
 
 
 def random_images(preset: Preset) -> dict[str, np.ndarray]:
