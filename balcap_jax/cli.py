@@ -4,24 +4,21 @@ Commands import what they run when they run it, so that `balcap --help` is immed
 device. A mistake of the user ends with one sentence on stderr and exit code 2.
 """
 
-import contextlib
 import dataclasses
 import errno
-import io
-import itertools
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import tyro
 
 from balcap_jax import config_files
+from balcap_jax.bench.cli import bench
 from balcap_jax.config import (
     CaptionConfig,
     ExportConfig,
@@ -32,9 +29,9 @@ from balcap_jax.config import (
     TrainConfig,
 )
 from balcap_jax.errors import UserError
+from balcap_jax.flags import chain, parse
 from balcap_jax.settings import nearest
 
-T = TypeVar("T")
 ConfigT = TypeVar("ConfigT", TrainConfig, SFTConfig)
 
 _EXIT_MISTAKE = 2
@@ -88,24 +85,6 @@ class SFTFlags:
     settings: Annotated[SFTConfig, tyro.conf.arg(name="")] = SFTConfig()
 
 
-@dataclass(frozen=True)
-class AdvantageBenchFlags:
-    """Times the advantage kernels against numpy and, where installed, TRL's torch code."""
-
-    json: bool = False  # Print JSON instead of a table.
-
-
-@dataclass(frozen=True)
-class LoadBenchFlags:
-    """Times loading a folder and its peak memory beside transformers, a process per load."""
-
-    folder: Path  # The Hugging Face folder to load.
-    # Write random weights of this shape to the folder first (3b: 7.5 GB on the disk).
-    make: Literal["no", "qwen2.5-vl-3b"] = "no"
-    rounds: int = 2  # Loads by each side.
-    json: bool = False  # Print JSON instead of a table.
-
-
 def _train(arguments: list[str]) -> None:
     resume = _origin(arguments, "resume")
     if resume is None:
@@ -115,7 +94,7 @@ def _train(arguments: list[str]) -> None:
         # The folder may have been moved since.
         folder = resume.resolve()
         settings = dataclasses.replace(settings, out=folder.parent, name=folder.name)
-    given = _parse(TrainFlags, arguments, "train", default=TrainFlags(settings=settings))
+    given = parse(TrainFlags, arguments, "train", default=TrainFlags(settings=settings))
     if resume is not None:
         _check_resume(resume, settings, given)
 
@@ -147,7 +126,7 @@ def _check_resume(resume: Path, old: TrainConfig, given: TrainFlags) -> None:
 
 def _sft(arguments: list[str]) -> None:
     settings = _load_config(SFTConfig, arguments)
-    given = _parse(SFTFlags, arguments, "sft", default=SFTFlags(settings=settings))
+    given = parse(SFTFlags, arguments, "sft", default=SFTFlags(settings=settings))
 
     from balcap_jax.compilation import use_persistent_cache
     from balcap_jax.sft import sft
@@ -157,7 +136,7 @@ def _sft(arguments: list[str]) -> None:
 
 
 def _caption(arguments: list[str]) -> None:
-    config = _parse(CaptionConfig, arguments, "caption")
+    config = parse(CaptionConfig, arguments, "caption")
 
     from balcap_jax.caption import caption
     from balcap_jax.compilation import use_persistent_cache
@@ -168,50 +147,15 @@ def _caption(arguments: list[str]) -> None:
 
 
 def _score(arguments: list[str]) -> None:
-    config = _parse(ScoreConfig, arguments, "score")
+    config = parse(ScoreConfig, arguments, "score")
 
     from balcap_jax.score import score
 
     print(json.dumps(score(config), indent=2))
 
 
-def _bench(arguments: list[str]) -> None:
-    if arguments[:1] in ([], ["--help"], ["-h"]):
-        print(_BENCH_HELP)
-        return
-    if arguments[0] not in _BENCHMARKS:
-        raise UserError(
-            f"{arguments[0]!r} is not a benchmark, known are {', '.join(_BENCHMARKS)}; did you "
-            f"mean `balcap bench {nearest(arguments[0], _BENCHMARKS)}`?"
-        )
-    _BENCHMARKS[arguments[0]](arguments[1:])
-
-
-def _bench_advantages(arguments: list[str]) -> None:
-    flags = _parse(AdvantageBenchFlags, arguments, "bench advantages")
-
-    from balcap_jax.bench.advantages import run_and_print
-
-    run_and_print(json=flags.json)
-
-
-def _bench_load(arguments: list[str]) -> None:
-    flags = _parse(LoadBenchFlags, arguments, "bench load", positional=False)
-    if flags.make != "no":
-        from balcap_jax.bench.random_folder import config_of, write_random_folder
-
-        write_random_folder(flags.folder, config_of(flags.make))
-
-    from balcap_jax.bench.load import run_and_print
-
-    run_and_print(flags.folder, json=flags.json, rounds=flags.rounds)
-
-
-_BENCHMARKS = {"advantages": _bench_advantages, "load": _bench_load}
-
-
 def _report(arguments: list[str]) -> None:
-    config = _parse(ReportConfig, arguments, "report")
+    config = parse(ReportConfig, arguments, "report")
 
     from balcap_jax.report import report
 
@@ -221,7 +165,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    config = _parse(ExportConfig, arguments, "export", positional=False)
+    config = parse(ExportConfig, arguments, "export", positional=False)
 
     from balcap_jax.export import export
 
@@ -229,7 +173,7 @@ def _export(arguments: list[str]) -> None:
 
 
 def _scenes(arguments: list[str]) -> None:
-    config = _parse(ScenesConfig, arguments, "scenes")
+    config = parse(ScenesConfig, arguments, "scenes")
 
     from balcap_jax.data.scenes import export
 
@@ -247,7 +191,7 @@ _COMMANDS = {
     "sft": _Command("supervised training of a policy on reference captions", _sft),
     "caption": _Command("caption your own images", _caption),
     "score": _Command("score captions: precision, recall, linguistic, b-CapScore", _score),
-    "bench": _Command("time the kernels side by side with other codes", _bench),
+    "bench": _Command("time the kernels side by side with other codes", bench),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
     "scenes": _Command("write generated scenes as image files", _scenes),
@@ -269,12 +213,6 @@ examples:
   balcap caption photo.jpg --model runs/balcap
 
 `balcap COMMAND --help` explains the flags of a command; `balcap --version` prints the version."""
-
-_BENCH_HELP = """\
-usage: balcap bench BENCHMARK [FLAGS]
-
-  advantages  the advantage kernels against numpy and, where installed, TRL's torch code
-  load        seconds and peak memory of loading a folder, beside transformers"""
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -319,113 +257,6 @@ def _load_config(kind: type[ConfigT], arguments: list[str]) -> ConfigT:
     return kind() if path is None else config_files.load_toml(kind, path)
 
 
-def _parse(
-    kind: type[T],
-    arguments: list[str],
-    command: str,
-    *,
-    default: T | None = None,
-    positional: bool = True,
-) -> T:
-    """`arguments` as an instance of `kind`; --help prints and exits.
-
-    Args:
-      positional: what has no default is given by place, not by flag.
-
-    Raises:
-      UserError: for an unknown flag, a missing or a bad value.
-    """
-    keywords: dict[str, Any] = {} if default is None else {"default": default}
-    prog = f"balcap {command}"
-    with _one_sentence(prog):
-        parsed, unknown = tyro.cli(
-            kind,
-            args=arguments,
-            prog=prog,
-            return_unknown_args=True,
-            config=(tyro.conf.PositionalRequiredArgs,) if positional else (),
-            **keywords,
-        )
-    if unknown:
-        raise _unknown_argument(unknown, kind, prog)
-    return parsed
-
-
-@contextlib.contextmanager
-def _one_sentence(prog: str) -> Iterator[None]:
-    """Turns tyro's boxed errors into one UserError; our own pass through as they were."""
-    caught = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(caught):
-            yield
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        for error in _chain(stop):
-            if isinstance(error, UserError):  # raised by the settings, which tyro was making
-                raise error from None
-        sentence = _unboxed(caught.getvalue())
-        raise UserError(f"{sentence}; `{prog} --help` explains the flags.") from None
-    sys.stderr.write(caught.getvalue())
-
-
-def _unboxed(box: str) -> str:
-    """The first paragraph of a message that is drawn in a box of lines, as one line."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│ ") for line in plain.splitlines()[1:]]  # the first holds the title
-    body = itertools.dropwhile(_is_rule, lines)
-    paragraph = itertools.takewhile(lambda line: not _is_rule(line), body)
-    sentence = " ".join(paragraph).rstrip(".")
-    for technical, plain_words in (
-        ("Error parsing ", ""),
-        (" (required)", ""),
-        (". Expected", ", expected"),
-        ("invalid literal for int() with base 10", "not a whole number"),
-        ("could not convert string to float", "not a number"),
-    ):
-        sentence = sentence.replace(technical, plain_words)
-    return sentence
-
-
-def _is_rule(line: str) -> bool:
-    return not line.strip("─╭╮╰╯-")
-
-
-def _unknown_argument(unknown: list[str], kind: type, prog: str) -> UserError:
-    for argument in unknown:
-        if argument.startswith("-"):
-            flag = argument.partition("=")[0].replace("_", "-")
-            return UserError(
-                f"{prog} has no flag {flag}; did you mean {_nearest_flag(flag, _flags(kind))}?"
-            )
-    return UserError(
-        f"{prog} does not take the argument {unknown[0]!r}; flags start with --, "
-        f"`{prog} --help` lists them."
-    )
-
-
-def _nearest_flag(flag: str, known: list[str]) -> str:
-    """A flag that only lacks its room (`--group-size`) is found whatever the room's name."""
-    name = flag.lstrip("-")
-    same = [other for other in known if other.rpartition(".")[2] == name]
-    return same[0] if same else nearest(flag, known)
-
-
-def _flags(kind: type, prefix: str = "") -> list[str]:
-    """Every flag of a (nested) dataclass, in tyro's spelling."""
-    flags = []
-    for item in dataclasses.fields(kind):
-        inner = getattr(item.type, "__origin__", item.type)  # Annotated[X, ...] -> X
-        if dataclasses.is_dataclass(inner):
-            room = prefix if item.name == "settings" else f"{prefix}{item.name}."
-            flags += _flags(inner, room)  # type: ignore[arg-type]
-        else:
-            flags.append("--" + f"{prefix}{item.name}".replace("_", "-"))
-            if item.type is bool:
-                flags.append("--" + f"{prefix}no-{item.name}".replace("_", "-"))
-    return flags
-
-
 # Errors -----------------------------------------------------------------------------------------
 
 
@@ -434,15 +265,9 @@ def _mistake(sentence: str) -> int:
     return _EXIT_MISTAKE
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _disk_mistake(error: BaseException) -> str | None:
     """One sentence when `error` is, or comes from, a full disk or a lack of permission."""
-    for cause in _chain(error):
+    for cause in chain(error):
         if not isinstance(cause, OSError):
             continue
         where = cause.filename or "a file"

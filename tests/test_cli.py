@@ -23,6 +23,7 @@ from balcap_jax.config import (
     TrainConfig,
 )
 from balcap_jax.errors import UserError
+from balcap_jax.flags import flags_of
 from balcap_jax.settings import to_dict
 
 
@@ -340,7 +341,7 @@ def test_each_command_explains_itself(calls, command, capsys):
 def test_help_explains_every_setting(capsys):
     assert cli.main(["train", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for flag in cli._flags(TrainConfig):
+    for flag in flags_of(TrainConfig):
         assert flag in words
     # Every field has a comment, which precedes its default; tyro shows "(default" alone without.
     explained = [

@@ -4,8 +4,6 @@ import dataclasses
 import importlib.util
 import json as json_text
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from balcap_jax.bench.process import in_process, peak_bytes
 from balcap_jax.errors import UserError
-from balcap_jax.metrics import peak_memory_mb
 
 PAGE = 4096  # bytes
 SIDES = ("balcap", "transformers")
@@ -103,9 +101,9 @@ def run_and_print(folder: str | Path, *, json: bool = False, rounds: int = 2) ->
 def measure(side: str, folder: str) -> None:
     """Loads `folder` by `side` in this process and prints the `Load` as a line of JSON."""
     load = {"balcap": _ours, "transformers": _theirs}[side]()
-    before, start = _peak_bytes(), time.perf_counter()
+    before, start = peak_bytes(), time.perf_counter()
     size = load(folder)
-    found = Load(side, time.perf_counter() - start, size, before, _peak_bytes())
+    found = Load(side, time.perf_counter() - start, size, before, peak_bytes())
     print(json_text.dumps(dataclasses.asdict(found)))  # noqa: T201 - read by the parent
 
 
@@ -140,24 +138,9 @@ def _theirs() -> Callable[[str], int]:
 
 
 def _in_process(side: str, folder: str | Path) -> Load:
-    code = "import sys; from balcap_jax.bench.load import measure; measure(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, side, os.fspath(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}"])[-1]
-        raise UserError(f"{side} cannot load {folder} ({reason}); give a folder that both load.")
-    return Load(**json_text.loads(done.stdout.splitlines()[-1]))
-
-
-def _peak_bytes() -> int:
-    """The most memory this process has had resident."""
     try:
-        # getrusage would count what the parent had when it started this process.
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return int(peak_memory_mb() * 1e6)
+        return Load(**in_process("balcap_jax.bench.load", side, os.fspath(folder)))
+    except RuntimeError as error:
+        raise UserError(
+            f"{side} cannot load {folder} ({error}); give a folder that both load."
+        ) from error

@@ -8,39 +8,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from balcap_jax.bench.published import SHAPES
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import FAMILIES, make_policy
 from balcap_jax.models.hf_weights import INDEX, stored_shapes
 
-# config.json of published repositories, as far as it is read. 3,754,622,976 parameters:
-QWEN2_5_VL_3B = {
-    "model_type": "qwen2_5_vl",
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "eos_token_id": 151645,
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "rope_theta": 1e6,
-    "rms_norm_eps": 1e-6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": True,
-    "vocab_size": 151936,
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    },
-}
-SHAPES = {"qwen2.5-vl-3b": QWEN2_5_VL_3B}
 SHARD_BYTES = 4_000_000_000
 STD = 0.02
 
@@ -77,7 +50,7 @@ def write_random_folder(
 
 
 def config_of(shape: str) -> PolicyConfig:
-    """The sizes of one of SHAPES."""
+    """The sizes of one of `published.SHAPES`."""
     published = SHAPES[shape]
     return FAMILIES[published["model_type"]].config.from_hf(published)
 

@@ -1,6 +1,7 @@
 """The update of the policy: clipped objective over micro-batches and one optimizer step, jitted."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -222,6 +223,7 @@ def make_reference_logprobs(
 
 
 def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    @wraps(function)  # `__wrapped__` is the jitted function: to trace or to compile, on the mesh
     def call(*args):
         with jax.set_mesh(mesh):
             return function(*args)

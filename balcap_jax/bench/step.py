@@ -1,0 +1,275 @@
+"""`balcap bench step`: rollout and update of a preset, beside Hugging Face and the limits."""
+
+import json as json_text
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from balcap_jax.bench import floors
+from balcap_jax.bench.presets import Preset, preset_of
+from balcap_jax.bench.step_hf import HuggingFace, check_installed, write_inputs
+from balcap_jax.bench.step_memory import Memory, memory_of
+from balcap_jax.bench.step_ours import Ours, plain_checksum
+from balcap_jax.bench.step_profile import rollout_parts, update_parts
+from balcap_jax.errors import UserError
+
+PARTS = ("rollout", "update")
+# Larger than caches; a GPU needs more work to be busy.
+COPY_BYTES = {"cpu": 2**28, "gpu": 2**31}
+MATRIX = {"cpu": 2048, "gpu": 8192}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one half of a step.
+
+    Attributes:
+      first: the first call, which compiles (ours) or warms up.
+      rounds: later ones, in order.
+      cpu_rounds: seconds of processors that the same took, which other work on the machine
+        prolongs less.
+    """
+
+    first: float
+    rounds: tuple[float, ...]
+    cpu_rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def compile(self) -> float:
+        """What the first call took beyond a later one."""
+        return max(self.first - self.median, 0.0)
+
+
+def run(
+    name: str, *, against: str | None = None, rounds: int = 5, profile: bool = False
+) -> dict[str, Any]:
+    """Everything measured, as plain numbers.
+
+    The sides take turns within one process, and the order changes every round, so that other work
+    on the machine slows both.
+
+    Args:
+      name: of the preset.
+      against: "hf" or None.
+      rounds: of rollout and update by each side, after a first one that is told apart.
+      profile: also time the parts of our step.
+
+    Raises:
+      UserError: an unknown preset, `rounds` below 1, or no torch.
+    """
+    preset = preset_of(name)
+    if rounds < 1:
+        raise UserError(f"rounds={rounds} must be at least 1; 5 gives a steady median.")
+    if against is not None:
+        check_installed()
+    ours = Ours(preset)
+    sides: dict[str, Any] = {ours.name: ours}
+    firsts: dict[str, dict[str, float]] = {ours.name: {"rollout": _seconds(ours.rollout)}}
+    checksum = plain_checksum(ours) | ours.logprob_checksum()
+    memory: dict[str, Memory] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if against is not None:
+            write_inputs(ours, Path(folder))
+            memory["hf"] = memory_of("hf", name, Path(folder))
+            sides["hf"] = HuggingFace(preset, Path(folder))
+            firsts["hf"] = {"rollout": _seconds(sides["hf"].rollout)}
+        memory["balcap"] = memory_of("balcap", name, Path(folder))
+    for label, side in sides.items():
+        firsts[label]["update"] = _seconds(
+            lambda side=side, label=label: checksum.update({f"{label}_loss": side.update()})
+        )
+    timings = _timings(sides, firsts, rounds)
+    medians = {part: timings["balcap"][part].median for part in PARTS}
+    parts = rollout_parts(ours, medians["rollout"])
+    report = {
+        "preset": name,
+        "versions": versions(against),
+        "sides": {label: _summary(preset, timings[label], memory[label]) for label in sides},
+        "checksum": checksum,
+        "limits": _limits(ours, {"decode_step": parts["decode_step"], "update": medians["update"]}),
+    }
+    if against is not None:
+        report["ratios"] = {part: timings["hf"][part].median / medians[part] for part in PARTS} | {
+            "memory": memory["hf"].peak_bytes / memory["balcap"].peak_bytes
+        }
+    if profile:
+        report["profile"] = parts | update_parts(ours, medians["update"])
+    return report
+
+
+def versions(against: str | None) -> dict[str, str]:
+    """What was compared, where."""
+    names = ["jax", "jaxlib"] + (["torch", "transformers"] if against is not None else [])
+    device = jax.devices()[0]
+    kind = _processor() if device.platform == "cpu" else device.device_kind
+    return {
+        **{name: version(name) for name in names},
+        "python": platform.python_version(),
+        "device": f"{kind}, {_cores()} cores" if device.platform == "cpu" else kind,
+        "load": f"{os.getloadavg()[0]:.1f}",
+    }
+
+
+def run_and_print(
+    preset: str,
+    *,
+    against: str | None = None,
+    json: bool = False,
+    rounds: int = 5,
+    profile: bool = False,
+) -> None:
+    """`balcap bench step`: tables, or one line of JSON for programs."""
+    report = run(preset, against=against, rounds=rounds, profile=profile)
+    if json:
+        print(json_text.dumps(report))  # noqa: T201 - exactly one line, whatever its width
+        return
+    console = Console()
+    for table in tables(report):
+        console.print(table)
+    if "ratios" in report:
+        ratios = report["ratios"]
+        console.print(
+            f"Hugging Face takes {ratios['rollout']:.2f} times our rollout, "
+            f"{ratios['update']:.2f} times our update and {ratios['memory']:.2f} times our memory."
+        )
+    console.print("; ".join(f"{name} {value}" for name, value in report["versions"].items()))
+
+
+def tables(report: dict[str, Any]) -> list[Table]:
+    """The report for people."""
+    times = _table(
+        f"{report['preset']}: wall-clock seconds",
+        ("side", "part", "median", "min", "max", "CPU", "tokens/s", "first call", "peak memory"),
+    )
+    for label, side in report["sides"].items():
+        for part in PARTS:
+            row = side[part]
+            times.add_row(
+                label,
+                part,
+                *(f"{row[name]:.3f}" for name in ("median", "min", "max", "cpu_median")),
+                f"{row['tokens_per_second']:.0f}",
+                f"{row['first']:.1f}",
+                f"{side['peak_bytes'] / 1e9:.2f} GB",
+            )
+    limits = _table(
+        "beside the limits of this device, as measured: "
+        f"{report['limits']['bytes_per_second'] / 1e9:.1f} GB/s, "
+        f"{report['limits']['flops_per_second'] / 1e9:.0f} GFLOP/s",
+        ("work", "seconds", "GB", "floor, s", "GFLOP", "floor, s", "reached"),
+    )
+    for name in ("decode_step", "update"):
+        row = report["limits"][name]
+        limits.add_row(
+            name,
+            f"{row['seconds']:.4f}",
+            f"{row['bytes'] / 1e9:.3f}",
+            f"{row['bytes_floor']:.4f}",
+            f"{row['flops'] / 1e9:.1f}",
+            f"{row['flops_floor']:.4f}",
+            f"{row['reached']:.0%}",
+        )
+    made = [times, limits, _pairs("checksum, before the first update", report["checksum"], ".7f")]
+    if "profile" in report:
+        made.append(_pairs("parts, seconds", report["profile"], ".4f"))
+    return made
+
+
+def _timings(
+    sides: dict[str, Any], firsts: dict[str, dict[str, float]], rounds: int
+) -> dict[str, dict[str, Timing]]:
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {
+        label: {part: [] for part in PARTS} for label in sides
+    }
+    for i in range(rounds):
+        for label in list(sides)[:: -1 if i % 2 else 1]:
+            for part in PARTS:
+                before = time.process_time()
+                seconds = _seconds(getattr(sides[label], part))
+                found[label][part].append((seconds, time.process_time() - before))
+    return {
+        label: {part: Timing(firsts[label][part], *zip(*rows, strict=True)) for part, rows in own}
+        for label, own in ((label, found[label].items()) for label in sides)
+    }
+
+
+def _summary(preset: Preset, timings: dict[str, Timing], memory: Memory) -> dict[str, Any]:
+    tokens = preset.batch * preset.group * preset.completion
+    return asdict(memory) | {
+        part: {
+            "median": timing.median,
+            "min": min(timing.rounds),
+            "max": max(timing.rounds),
+            "cpu_median": statistics.median(timing.cpu_rounds),
+            "rounds": timing.rounds,
+            "first": timing.first,
+            "compile": timing.compile,
+            "tokens_per_second": tokens / timing.median,
+        }
+        for part, timing in timings.items()
+    }
+
+
+def _limits(ours: Ours, seconds: dict[str, float]) -> dict[str, Any]:
+    device = "cpu" if jax.devices()[0].platform == "cpu" else "gpu"
+    rates = floors.measured_rates(
+        ours.preset.dtype, copy_bytes=COPY_BYTES[device], matrix=MATRIX[device]
+    )
+    works = {"decode_step": floors.decode_work(ours), "update": floors.update_work(ours)}
+    found: dict[str, Any] = rates._asdict()
+    for name, work in works.items():
+        limit = floors.floors(work, rates)
+        found[name] = work._asdict() | {
+            "seconds": seconds[name],
+            "bytes_floor": limit.bytes_seconds,
+            "flops_floor": limit.flops_seconds,
+            "reached": limit.share(seconds[name]),
+        }
+    return found
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    made = Table(title=title, box=box.SIMPLE)
+    for column in columns:
+        made.add_column(column, justify="right", no_wrap=True)
+    return made
+
+
+def _pairs(title: str, numbers: dict[str, float], form: str) -> Table:
+    made = _table(title, tuple(numbers))
+    made.add_row(*(format(number, form) for number in numbers.values()))
+    return made
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        return platform.processor() or platform.machine()
