@@ -146,6 +146,8 @@ OTHER = {
     "out": Path("elsewhere"),
     "model.path": "folder",
     "model.dtype": "bfloat16",
+    "model.attention": "xla",
+    "model.remat": "full",
     "data.path": "a.jsonl",
     "reward.names": ("recall", "linguistic", "precision"),
     "reward.tau_l": 0.75,
