@@ -39,7 +39,9 @@ class ModelConfig(Settings):
     # "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs), "xla" (anywhere), or "auto": what fits.
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     train_vision: bool = False  # Also train the vision tower; it is frozen otherwise.
-    remat: bool = False  # Recompute activations in the backward pass: slower, less memory.
+    # What the backward pass keeps of a layer and does not compute again, from fast to small: all
+    # ("none"), the outputs of matmuls ("dots"), of attention ("attention"), nothing ("full").
+    remat: Literal["none", "dots", "attention", "full"] = "none"
     room = "model."
 
 

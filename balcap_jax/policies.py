@@ -37,7 +37,7 @@ def policy_folder(path: str) -> Path:
 
 
 def load_to_train(
-    folder: Path, *, mesh: Mesh, dtype: str, attention: str, remat: bool
+    folder: Path, *, mesh: Mesh, dtype: str, attention: str, remat: str
 ) -> tuple[VisionLanguagePolicy, Params]:
     """The policy that computes in `dtype`, and float32 parameters, each device with its part.
 

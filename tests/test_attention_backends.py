@@ -5,7 +5,6 @@ gradients are compared, and they are lowered for CUDA. Splash attention runs in 
 """
 
 import dataclasses
-import os
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tpu_compiler
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.attention import KV
@@ -270,21 +270,7 @@ def test_cudnn_lowers_for_cuda(monkeypatch):
     assert "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
 
 
-@pytest.fixture(scope="module")
-def tpu():
-    """A v5e chip that is not there; its compiler is."""
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here touches a chip
-    pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
-    from jax.experimental import topologies
-
-    try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    except Exception as error:  # noqa: BLE001 - whatever the plugin raises where it cannot start
-        pytest.skip(f"the TPU compiler does not start: {error}")
-    return topology.devices
-
-
-def test_splash_compiles_for_tpu(tpu):
+def test_splash_compiles_for_tpu():
     """Loss and gradient of a policy with heads of 128, in its tower of 80, by the real compiler."""
     config = tiny.config(
         text={"hidden_size": 512, "num_attention_heads": 4, "mrope_section": (16, 24, 24)},
@@ -295,9 +281,9 @@ def test_splash_compiles_for_tpu(tpu):
     model, params = tiny.policy(config=config, attention=splash(), dtype=jnp.bfloat16)
     prompts = tiny.prompts(2, config=config, prefix=200, patches=256)
     arguments = jax.eval_shape(lambda: (params, prompts, tiny.completions(2, length=40)))
-    mesh = jax.sharding.SingleDeviceSharding(tpu[0])
+    chip = tpu_compiler.chip()
     arguments = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh), arguments
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), arguments
     )
 
     def objective(params, prompts, completions):

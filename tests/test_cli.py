@@ -89,14 +89,14 @@ def test_train_with_no_flags_is_the_default_run(calls):
 
 def test_flags_set_typed_fields(calls):
     arguments = "train --rl.advantage grpo --rollout.group-size 4 --optim.learning-rate 1e-5"
-    arguments += " --model.remat --rl.no-whiten --name x --reward.weights 1 0.5 2"
+    arguments += " --model.remat full --rl.no-whiten --name x --reward.weights 1 0.5 2"
     # grpo does not whiten, so leaving whitening on is what it accepts.
     assert cli.main(arguments.replace(" --rl.no-whiten", "").split()) == 0
     config = calls[0][1][0]
     assert config.rl == RLConfig(advantage="grpo")
     assert config.rollout == RolloutConfig(group_size=4)
     assert config.optim.learning_rate == 1e-5
-    assert config.model.remat is True
+    assert config.model.remat == "full"
     assert config.name == "x"
     assert config.reward.weights == (1.0, 0.5, 2.0)
 

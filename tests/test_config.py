@@ -147,6 +147,7 @@ OTHER = {
     "model.path": "folder",
     "model.dtype": "bfloat16",
     "model.attention": "xla",
+    "model.remat": "full",
     "data.path": "a.jsonl",
     "reward.names": ("recall", "linguistic", "precision"),
     "reward.tau_l": 0.75,

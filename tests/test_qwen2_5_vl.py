@@ -94,7 +94,7 @@ def close(a, b, relative=1e-5):
 def test_shared_prompt_equals_the_plain_forward_and_gradient(policy, prompts, completions):
     """Also in the gradient of the image features, the sum over the group; also recomputed."""
     plain, params = policy
-    remat = Qwen2_5_VL(tiny.CONFIG, remat=True)
+    remat = Qwen2_5_VL(tiny.CONFIG, remat="full")
     rows = joined(prompts, completions)
     features = np.random.default_rng(0).normal(size=(B, 8, 32)).astype(np.float32)
 

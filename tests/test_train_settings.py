@@ -27,7 +27,7 @@ from balcap_jax.train import train
                 names=("recall", "precision"), weights=(1.0, 2.0), length_control="none"
             )
         },
-        {"model": ModelConfig(train_vision=True, remat=True)},
+        {"model": ModelConfig(train_vision=True, remat="full")},
     ],
     ids=["grpo", "verl-kl-updates", "linear-tokens", "two-rewards", "vision-remat"],
 )

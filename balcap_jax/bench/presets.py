@@ -17,12 +17,12 @@ class Preset:
 
     Attributes:
       config: sizes of the policy.
-      dtype: of weights and computation.
+      dtype: of the computation; our trained weights are float32, the torch side's are of it.
       batch, group: B images, G captions of each.
       image: height and width in pixels, a multiple of what the tower merges to one token.
       text_tokens: of the prompt, all that are no image placeholder.
       completion: C tokens of each caption.
-      remat: our update makes the activations of a layer again.
+      remat: what our update keeps of a layer, by a name of `models.remat`.
       torch_sequences: of these many the torch side runs a forward and a backward at a time, with
         gradient checkpointing if they are fewer than B G; None: all at once.
     """
@@ -34,7 +34,7 @@ class Preset:
     image: tuple[int, int]
     text_tokens: int
     completion: int
-    remat: bool = False
+    remat: str = "none"
     torch_sequences: int | None = None
 
 
@@ -69,7 +69,7 @@ _REAL = {
     "group": 8,
     "text_tokens": 24,
     "completion": 256,
-    "remat": True,
+    "remat": "full",
     "torch_sequences": 4,
 }
 

@@ -165,7 +165,8 @@ def write_inputs(side: Any, folder: Path) -> None:
     """The weights, prompts and captions of `side`, an `Ours`, for `HuggingFace(preset, folder)`."""
     import jax
 
-    save_pretrained(folder / WEIGHTS, side.policy, jax.device_get(side.state.params))
+    params = jax.device_get(side.state.params)
+    save_pretrained(folder / WEIGHTS, side.policy, params, dtype=side.preset.dtype)
     batch = jax.device_get(side.batch)
     np.savez(
         folder / CAPTIONS,

@@ -39,7 +39,9 @@ class Ours:
         )
         self.optimizer = make_optimizer(learning_rate=LEARNING_RATE)
         self.apply = new_update(self)
-        self.state = init_state(self.mesh, random_params(self.policy, self.mesh), self.optimizer)
+        self.state = init_state(
+            self.mesh, random_params(self.policy, self.mesh), self.optimizer, keep=False
+        )
         self.objective = random_objective(preset)
         self.rounds = 0
         self._batch: Batch | None = None

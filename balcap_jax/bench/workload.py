@@ -99,13 +99,9 @@ def random_images(preset: Preset) -> dict[str, np.ndarray]:
 
 
 def random_params(policy: VisionLanguagePolicy, mesh: Mesh) -> Params:
-    """Random weights in the policy's dtype, made where they live."""
-
-    def init(key):
-        return jax.tree.map(lambda x: x.astype(policy.dtype), policy.init(key))
-
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.jit(init, out_shardings=param_shardings(mesh, shapes))(jax.random.key(0))
+    """Random float32 weights, as they are trained, made where they live."""
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    return jax.jit(policy.init, out_shardings=param_shardings(mesh, shapes))(jax.random.key(0))
 
 
 class Objective(NamedTuple):

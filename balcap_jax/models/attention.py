@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 # Finite, so that a row without any key is a harmless average and not NaN; far below any score.
 MASKED = -1e30
 
 
-# What layers call the attended values, for rematerialisation to keep them.
+# What the attended values are called, for rematerialisation to keep them.
 OUTPUT = "attention"
 
 
@@ -68,7 +69,7 @@ def attend_segments(
 ) -> Float[Array, "b t n h"]:
     """Attention among equal segment ids; padding (-1) sees padding only, and nothing sees it."""
     mask = segments[:, :, None] == segments[:, None, :]
-    return attend(q, k, v, mask)[0].astype(q.dtype)
+    return checkpoint_name(attend(q, k, v, mask)[0].astype(q.dtype), OUTPUT)
 
 
 def attend_rows(
@@ -79,7 +80,7 @@ def attend_rows(
 ) -> Float[Array, "r t n h"]:
     """Attention among the first `sizes` tokens of each row; what comes after them is no result."""
     mask = jnp.arange(q.shape[1])[None] < sizes[:, None]
-    return attend(q, k, v, mask[:, None])[0].astype(q.dtype)
+    return checkpoint_name(attend(q, k, v, mask[:, None])[0].astype(q.dtype), OUTPUT)
 
 
 def attend_causal(
@@ -91,7 +92,8 @@ def attend_causal(
     """Causal attention; `mask` marks the real keys."""
     T = q.shape[1]
     causal = jnp.tril(jnp.ones((T, T), bool))
-    return attend(q, k, v, causal[None] & mask[:, None, :])[0].astype(q.dtype)
+    attended, _ = attend(q, k, v, causal[None] & mask[:, None, :])
+    return checkpoint_name(attended.astype(q.dtype), OUTPUT)
 
 
 def attend_prompt_and_past(
@@ -115,7 +117,7 @@ def attend_prompt_and_past(
     odds = prompt_lse.reshape(B, G, T, N, 1) - past_lse.reshape(B, G, T, N, 1)
     merged = jax.nn.sigmoid(odds) * from_prompt.reshape(q.shape)
     merged += jax.nn.sigmoid(-odds) * from_past.reshape(q.shape)
-    return merged.astype(q.dtype)
+    return checkpoint_name(merged.astype(q.dtype), OUTPUT)
 
 
 def attend_group(

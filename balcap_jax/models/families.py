@@ -65,7 +65,7 @@ def load_config(folder: str | Path) -> PolicyConfig:
 
 
 def make_policy(
-    config: PolicyConfig, *, dtype: DTypeLike = "float32", remat: bool = False
+    config: PolicyConfig, *, dtype: DTypeLike = "float32", remat: str = "none"
 ) -> VisionLanguagePolicy:
     """The computation for these sizes."""
     kind = next(f.policy for f in FAMILIES.values() if f.config is type(config))

@@ -12,6 +12,7 @@ from balcap_jax.models.inputs import ImagePatches
 from balcap_jax.models.layers import Definition, LayerNorm, Params
 from balcap_jax.models.llava_config import LlavaConfig
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.remat import rematerialise
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Llava(VisionLanguagePolicy):
         states, done = {}, 0
         for asked in sorted(set(config.feature_layers)):
             between = jax.tree.map(lambda w, a=done, b=asked: w[a:b], tower["encoder"]["layers"])
-            x, _ = jax.lax.scan(self.rematerialised(layer), x, between)
+            x, _ = jax.lax.scan(rematerialise(self.remat, layer), x, between)
             states[asked], done = x, asked
         selected = jnp.concatenate([states[asked] for asked in config.feature_layers], axis=-1)
         first = 1 if config.vision_feature_select_strategy == "default" else 0

@@ -29,6 +29,7 @@ from balcap_jax.models.decoder import DecoderLayer
 from balcap_jax.models.hf_inputs import PaddedPrompts, padded_prompts
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.layers import Definition, Params, RMSNorm
+from balcap_jax.models.remat import check_remat, rematerialise
 from balcap_jax.models.rotary import axis_angles, rotary_frequencies, text_angles
 
 # One entry per layer: keys and values [b p k h] of a prompt, or [b g length k h] of completions.
@@ -47,16 +48,17 @@ class VisionLanguagePolicy(ABC):
         bfloat16 would be rounded twice per layer (docs/checkpoints.md has what that costs).
       attention: the backend, by a name of `attention_backends`; or the backend itself, which is not
         checked against this machine: to compile for another one, or to test.
-      remat: recompute each layer in the backward pass instead of storing its activations.
+      remat: what each layer keeps for the backward pass, by a name of `remat.POLICIES`.
     """
 
     config: PolicyConfig
     _: KW_ONLY
     dtype: DTypeLike = jnp.float32
     attention: str | Attention = "auto"
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self) -> None:
+        check_remat(self.remat)
         if self.attention != "auto":  # that needs a look at the devices, and always fits
             _ = self.attends
 
@@ -238,7 +240,7 @@ class VisionLanguagePolicy(ABC):
             self._embed(params, inputs),
         )
         layers = params["language_model"]["layers"]
-        (_, own), _ = jax.lax.scan(self.rematerialised(body), streams, layers)
+        (_, own), _ = jax.lax.scan(rematerialise(self.remat, body), streams, layers)
         return self._norm(params, own)
 
     # ---- rollout
@@ -342,7 +344,7 @@ class VisionLanguagePolicy(ABC):
             return layer.finish(x, attend_causal(q, *kv, mask)), kv
 
         x = self._embed_prompt(params, tokens, features)
-        return jax.lax.scan(self.rematerialised(body), x, params["language_model"]["layers"])
+        return jax.lax.scan(rematerialise(self.remat, body), x, params["language_model"]["layers"])
 
     def _embed(self, params: Params, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
         """The residual stream's beginning; rounded to `dtype` whatever the weights are, so that the
@@ -384,11 +386,6 @@ class VisionLanguagePolicy(ABC):
 
     def _text_angles(self, positions: Int[AnyArray, "*b t"]) -> Float[Array, "*b t half"]:
         return text_angles(positions, frequencies=self._frequencies)
-
-    def rematerialised(self, body: Any) -> Any:
-        """The body of a scan, its activations recomputed in the backward pass if `remat`."""
-        # Inside a scan XLA cannot merge the recomputation with the first computation anyway.
-        return jax.checkpoint(body, prevent_cse=False) if self.remat else body
 
 
 @partial(jax.jit, static_argnames="policy")

@@ -11,6 +11,7 @@ from balcap_jax.models.inputs import ImagePatches
 from balcap_jax.models.layers import Definition, Params
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
+from balcap_jax.models.remat import rematerialise
 from balcap_jax.models.vision import PatchEmbed, PatchMerger, VisionBlock, patch_angles
 from balcap_jax.models.windows import attend_windows, index_windows
 
@@ -58,5 +59,5 @@ class Qwen2_5_VL(VisionLanguagePolicy):  # noqa: N801 - the name in Hugging Face
             return self.definitions["visual.blocks"](weights)(x, angles, attend), None
 
         x = self.definitions["visual.patch_embed"](visual["patch_embed"])(images.pixels)
-        x, _ = jax.lax.scan(self.rematerialised(block), x, (visual["blocks"], full))
+        x, _ = jax.lax.scan(rematerialise(self.remat, block), x, (visual["blocks"], full))
         return self.definitions["visual.merger"](visual["merger"])(x)
