@@ -226,6 +226,8 @@ def test_memory_of_a_step(monkeypatch, capsys):
 
 
 def test_a_step_that_fails_is_one_sentence():
-    with pytest.raises(UserError, match="balcap cannot run one step .*'no-such' is unknown") as error:
+    with pytest.raises(
+        UserError, match="balcap cannot run one step .*'no-such' is unknown"
+    ) as error:
         step_memory.memory_of("balcap", "no-such", "")
     assert "\n" not in str(error.value)
