@@ -23,41 +23,41 @@ BATCH_AXES = ("data", "fsdp")
 RULES: tuple[tuple[str, P], ...] = (
     # Into heads and MLP by column, out of them by row: one sum over `tensor` per pair. The layers
     # of the CLIP tower are called as those of the decoder, and their q, k and v are cut alike.
-    (r"layers/(self_attn|mlp)/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/(self_attn|mlp)/(q|k|v|gate|up)_proj/weight", P(None, "tensor", "fsdp")),
     (r"layers/(self_attn|mlp)/(q|k|v|gate|up)_proj/bias", P(None, "tensor")),
-    (r"layers/(self_attn|mlp)/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/(self_attn|mlp)/(o|down)_proj/weight", P(None, "fsdp", "tensor")),
     # Biases after the row-wise cut are added to the sum: every device has them whole.
     (r"layers/(self_attn|mlp)/(o|down)_proj/bias", P()),
     (r"layers/(input|post_attention)_layernorm/scale", P()),
     (r"language_model/norm/scale", P()),
     (r"embed_tokens/embedding", P("tensor", "fsdp")),
-    (r"lm_head/kernel", P("fsdp", "tensor")),
+    (r"lm_head/weight", P("tensor", "fsdp")),
     # q, k and v of the vision tower are one matrix; a cut by columns would not respect its parts.
-    (r"blocks/attn/qkv/kernel", P(None, "fsdp", None)),
-    (r"blocks/attn/proj/kernel", P(None, None, "fsdp")),
-    (r"blocks/mlp/(gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"blocks/attn/qkv/weight", P(None, None, "fsdp")),
+    (r"blocks/attn/proj/weight", P(None, "fsdp", None)),
+    (r"blocks/mlp/(gate|up)_proj/weight", P(None, "tensor", "fsdp")),
     (r"blocks/mlp/(gate|up)_proj/bias", P(None, "tensor")),
-    (r"blocks/mlp/down_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"blocks/mlp/down_proj/weight", P(None, "fsdp", "tensor")),
     (r"blocks/(attn/qkv|attn/proj|mlp/down_proj)/bias", P()),
     (r"blocks/norm[12]/scale", P()),
-    (r"visual/patch_embed/proj/kernel", P(None, "fsdp")),
-    (r"merger/mlp/0/kernel", P("fsdp", "tensor")),
+    (r"visual/patch_embed/proj/weight", P("fsdp", None)),
+    (r"merger/mlp/0/weight", P("tensor", "fsdp")),
     (r"merger/mlp/0/bias", P("tensor")),
-    (r"merger/mlp/2/kernel", P("tensor", "fsdp")),
+    (r"merger/mlp/2/weight", P("fsdp", "tensor")),
     (r"merger/(mlp/2/bias|ln_q/scale)", P()),
-    (r"encoder/layers/self_attn/out_proj/kernel", P(None, "tensor", "fsdp")),
-    (r"encoder/layers/mlp/fc1/kernel", P(None, "fsdp", "tensor")),
+    (r"encoder/layers/self_attn/out_proj/weight", P(None, "fsdp", "tensor")),
+    (r"encoder/layers/mlp/fc1/weight", P(None, "tensor", "fsdp")),
     (r"encoder/layers/mlp/fc1/bias", P(None, "tensor")),
-    (r"encoder/layers/mlp/fc2/kernel", P(None, "tensor", "fsdp")),
+    (r"encoder/layers/mlp/fc2/weight", P(None, "fsdp", "tensor")),
     (r"encoder/layers/(self_attn/out_proj|mlp/fc2)/bias", P()),
     (r"encoder/layers/layer_norm[12]/(scale|bias)", P()),
     (r"vision_tower/(pre_layrnorm|post_layernorm)/(scale|bias)", P()),
     (r"vision_tower/embeddings/class_embedding", P()),
     (r"vision_tower/embeddings/position_embedding/embedding", P(None, "fsdp")),
-    (r"vision_tower/embeddings/patch_embedding/kernel", P(None, "fsdp")),
-    (r"multi_modal_projector/linear_1/kernel", P("fsdp", "tensor")),
+    (r"vision_tower/embeddings/patch_embedding/weight", P("fsdp", None)),
+    (r"multi_modal_projector/linear_1/weight", P("tensor", "fsdp")),
     (r"multi_modal_projector/linear_1/bias", P("tensor")),
-    (r"multi_modal_projector/linear_2/kernel", P("tensor", "fsdp")),
+    (r"multi_modal_projector/linear_2/weight", P("fsdp", "tensor")),
     (r"multi_modal_projector/linear_2/bias", P()),
 )
 
@@ -101,7 +101,7 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def path_name(path: tuple) -> str:
-    """`language_model/layers/mlp/up_proj/kernel` from the key path of a leaf."""
+    """`language_model/layers/mlp/up_proj/weight` from the key path of a leaf."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

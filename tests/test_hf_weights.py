@@ -12,7 +12,7 @@ import tiny_hf
 from safetensors.numpy import load_file, save_file
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.hf_weights import Stored, load_pretrained, save_pretrained, transpose_into
+from balcap_jax.models.hf_weights import Stored, load_pretrained, save_pretrained
 from balcap_jax.sharding import make_mesh
 
 UNTIED = tiny.config(tie_word_embeddings=False)
@@ -237,17 +237,6 @@ def test_to_transformers_and_back(config, tmp_path):
     assert theirs.keys() == ours.keys()
     for key in theirs:
         assert torch.equal(theirs[key], ours[key]), key
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 20), (8, 5), (37, 16)])
-def test_transposing_by_strips(dtype, shape):
-    matrix = np.random.default_rng(0).normal(size=shape).astype(dtype)
-    out = np.zeros(shape[::-1], dtype)
-    transpose_into(out, matrix)
-    np.testing.assert_array_equal(out, matrix.T)
-    with pytest.raises(AssertionError):
-        transpose_into(out.astype(np.int8), matrix)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

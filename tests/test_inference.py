@@ -109,9 +109,9 @@ def test_folder_to_policy_and_back(family, tmp_path):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     _, spread = balcap_jax.load_pretrained(tmp_path / "policy", "float32", mesh)
     jax.tree.map(np.testing.assert_array_equal, spread, params)
-    up = spread["language_model"]["layers"]["mlp"]["up_proj"]["kernel"]
-    assert up.sharding.spec == P(None, "fsdp", "tensor")
-    assert up.addressable_shards[0].data.shape == (2, 16, 24)
+    up = spread["language_model"]["layers"]["mlp"]["up_proj"]["weight"]
+    assert up.sharding.spec == P(None, "tensor", "fsdp")
+    assert up.addressable_shards[0].data.shape == (2, 24, 16)
 
 
 def cut_inside_an_image(inputs):

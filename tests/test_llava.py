@@ -336,8 +336,8 @@ def test_no_image_token_is_ever_sampled():
     model, params = tiny_llava.policy()
     prompts = tiny_llava.prompts(COUNTS)
     # Without the ban the placeholder would be the likeliest token everywhere.
-    params["lm_head"]["kernel"] = params["lm_head"]["kernel"].at[:, tiny_llava.IMAGE].set(0)
-    params["lm_head"]["kernel"] = params["lm_head"]["kernel"] * 1e-6
+    params["lm_head"]["weight"] = params["lm_head"]["weight"].at[tiny_llava.IMAGE].set(0)
+    params["lm_head"]["weight"] = params["lm_head"]["weight"] * 1e-6
     features = jax.jit(model.encode_images)(params, prompts.images)
     keys = caption_keys(jax.random.key(0), np.arange(3), group_size=16)
     options = {"max_new_tokens": 16, "stop_tokens": (tiny_llava.STOP,), "pad_token_id": 0}

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 
 from balcap_jax.models.attention import KV, attend, attend_prompt_and_past
 from balcap_jax.models.geometry import window_ids
 from balcap_jax.models.inputs import ImagePatches, Prompts
+from balcap_jax.models.layers import FEW_ROWS, Linear, _matmul, rows_times
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 B, G, C = 3, 2, 4
@@ -126,8 +128,8 @@ def test_project_tied_and_untied():
     embedding = np.asarray(params["language_model"]["embed_tokens"]["embedding"])
     close(tied.project(params, jnp.asarray(hidden)), hidden @ embedding.T)
     untied, params = tiny.policy(config=tiny.config(tie_word_embeddings=False))
-    head = np.asarray(params["lm_head"]["kernel"])
-    close(untied.project(params, jnp.asarray(hidden)), hidden @ head)
+    head = np.asarray(params["lm_head"]["weight"])
+    close(untied.project(params, jnp.asarray(hidden)), hidden @ head.T)
 
 
 # ---- decoding
@@ -322,10 +324,10 @@ def test_init_has_the_distribution_it_says():
     model = Qwen2_5_VL(tiny.config(initializer_range=0.02))
     # One kind of module: compiling the random numbers of all of them takes many seconds.
     stacked = jax.jit(lambda key: model.definitions["visual.patch_embed"].init_stacked(key, 2))
-    kernel = np.asarray(stacked(jax.random.key(0))["proj"]["kernel"])
-    assert kernel.shape == (2, 96, 16)
-    assert kernel.std() == pytest.approx(0.02, rel=0.1)
-    assert np.abs(kernel[0] - kernel[1]).max() > 0.02  # the layers differ
+    weight = np.asarray(stacked(jax.random.key(0))["proj"]["weight"])
+    assert weight.shape == (2, 16, 96)
+    assert weight.std() == pytest.approx(0.02, rel=0.1)
+    assert np.abs(weight[0] - weight[1]).max() > 0.02  # the layers differ
     norm = model.definitions["language_model.norm"].init(jax.random.key(0))
     np.testing.assert_array_equal(norm["scale"], np.ones(32, np.float32))
 
@@ -338,11 +340,11 @@ def test_init_has_the_structure_of_the_config():
 
     tied = shapes(tie_word_embeddings=True)
     assert tied["language_model"]["layers"]["self_attn"]["k_proj"] == {
-        "kernel": (2, 32, 16),
+        "weight": (2, 16, 32),
         "bias": (2, 16),
     }
-    assert tied["visual"]["merger"]["mlp"]["2"]["kernel"] == (64, 32)
-    assert shapes(tie_word_embeddings=False) == {**tied, "lm_head": {"kernel": (32, 48)}}
+    assert tied["visual"]["merger"]["mlp"]["2"]["weight"] == (32, 64)
+    assert shapes(tie_word_embeddings=False) == {**tied, "lm_head": {"weight": (48, 32)}}
 
 
 def test_params_of_other_names_are_refused(policy):
@@ -364,3 +366,22 @@ def test_bfloat16_computes_near_float32(policy, forward, prompts, completions):
     reference = np.asarray(forward(policy[1], prompts, completions))
     # bfloat16 has 8 bits: a few percent of the range after four blocks, and not more.
     assert 1e-4 < np.abs(logits - reference).max() / np.abs(reference).max() < 0.1
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_matmuls_of_few_and_many_rows(rows):
+    """Both ways to multiply, and the gradient, against numpy."""
+    rng = np.random.default_rng(0)
+    x, weight, g = (rng.normal(size=shape) for shape in ((rows, 6), (5, 6), (rows, 5)))
+    x, weight, g = (jnp.asarray(a, jnp.float32) for a in (x, weight, g))
+    layer = Linear(6, 5, use_bias=True, dtype=jnp.float32, std=0.1, rngs=nnx.Rngs(0))
+    layer.weight[...] = weight
+    layer.bias[...] = bias = np.arange(5, dtype=np.float32)
+    close(layer(x[None]), (x @ weight.T + bias)[None])
+    close(rows_times(x, weight), x @ weight.T)
+    narrow = rows_times(x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    out, pull = jax.vjp(_matmul, x, weight)
+    close(out, x @ weight.T)
+    for ours, theirs in zip(pull(g), (g @ weight, g.T @ x), strict=True):
+        close(ours, theirs)

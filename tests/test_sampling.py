@@ -12,7 +12,14 @@ import tiny
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
-from balcap_jax.rollout.sampling import Rollout, caption_keys, draw, nucleus, sample
+from balcap_jax.rollout.sampling import (
+    Rollout,
+    caption_keys,
+    draw,
+    invert_cumulative,
+    nucleus,
+    sample,
+)
 
 BANNED = (tiny.VISION_START, tiny.VISION_END, tiny.IMAGE, tiny.VIDEO)
 STOPS = (tiny.STOP, 7, 8)  # three of 48 words, so that some captions end and some are truncated
@@ -168,6 +175,30 @@ def test_samples_follow_the_distribution():
         tokens = np.asarray(draw(logprobs, keys, temperature=1.0, top_p=top_p))
         shares = np.bincount(tokens.ravel(), minlength=4) / count
         assert np.abs(shares - expected).max() < 4 * np.sqrt(0.25 / count)
+
+
+def test_the_cumulative_sum_is_inverted_by_hand():
+    weights = jnp.array([0.0, 1.0, 0.0, 2.0, 1.0, 0.0])
+    uniforms = np.array([0.0, 0.2, 0.25, 0.7, 0.75, 0.999], np.float32)
+    every = jnp.broadcast_to(weights, (len(uniforms), 6))
+    for block in (1, 2, 4, 256):
+        words = invert_cumulative(every, jnp.asarray(uniforms), block=block)
+        np.testing.assert_array_equal(words, [1, 1, 3, 3, 4, 4])
+
+
+def test_inverting_is_a_cumulative_sum_over_all_words():
+    """Many words of very different weights, three of four of them 0."""
+    rng = np.random.default_rng(0)
+    weights = np.exp(rng.normal(size=(50, 3001), scale=4)) * (rng.random((50, 3001)) < 0.25)
+    uniforms = rng.random(50).astype(np.float32)
+    weights, uniforms = weights.astype(np.float32), np.append(uniforms[2:], [0.0, 1 - 2**-23])
+    words = np.asarray(invert_cumulative(jnp.asarray(weights), jnp.float32(uniforms)))
+    rows = np.arange(50)
+    assert (weights[rows, words] > 0).all()
+    ends = np.cumsum(weights, axis=1, dtype=np.float64)
+    target, rounding = uniforms * ends[:, -1], 1e-6 * ends[:, -1]
+    assert (ends[rows, words] > target - rounding).all()
+    assert (ends[rows, words] - weights[rows, words] <= target + rounding).all()
 
 
 def test_nucleus_by_hand():

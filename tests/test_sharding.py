@@ -68,13 +68,13 @@ def test_every_rule_is_used():
 def test_optimizer_moments_follow_their_parameters():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     shardings = state_shardings(mesh, abstract_params(), make_optimizer(learning_rate=1e-3))
-    up = shardings.params["language_model"]["layers"]["mlp"]["up_proj"]["kernel"]
-    assert up.spec == P(None, "fsdp", "tensor")
+    up = shardings.params["language_model"]["layers"]["mlp"]["up_proj"]["weight"]
+    assert up.spec == P(None, "tensor", "fsdp")
     specs = {
         path_name(path): leaf.spec
         for path, leaf in jax.tree_util.tree_flatten_with_path(shardings.opt_state)[0]
     }
-    moments = [n for n in specs if n.endswith("language_model/layers/mlp/up_proj/kernel")]
+    moments = [n for n in specs if n.endswith("language_model/layers/mlp/up_proj/weight")]
     assert len(moments) == 2  # mu and nu
     assert {specs[name] for name in moments} == {up.spec}
     assert not any("visual" in name for name in specs)  # frozen: no state
@@ -83,15 +83,15 @@ def test_optimizer_moments_follow_their_parameters():
 
 def test_a_dimension_that_does_not_divide_is_replicated():
     mesh = make_mesh(data=1, fsdp=8)
-    tree = {"lm_head": {"kernel": jnp.zeros((12, 16))}}
-    assert param_shardings(mesh, tree)["lm_head"]["kernel"].spec == P(None, "tensor")
-    tree = {"lm_head": {"kernel": jnp.zeros((16, 16))}}
-    assert param_shardings(mesh, tree)["lm_head"]["kernel"].spec == P("fsdp", "tensor")
+    tree = {"lm_head": {"weight": jnp.zeros((16, 12))}}
+    assert param_shardings(mesh, tree)["lm_head"]["weight"].spec == P("tensor", None)
+    tree = {"lm_head": {"weight": jnp.zeros((16, 16))}}
+    assert param_shardings(mesh, tree)["lm_head"]["weight"].spec == P("tensor", "fsdp")
 
 
 def test_an_unknown_parameter_is_a_bug():
-    with pytest.raises(AssertionError, match="lora/kernel matches 0 rules"):
-        param_shardings(make_mesh(), {"lora": {"kernel": jnp.zeros((8, 8))}})
+    with pytest.raises(AssertionError, match="lora/weight matches 0 rules"):
+        param_shardings(make_mesh(), {"lora": {"weight": jnp.zeros((8, 8))}})
 
 
 def test_mesh_sizes():

@@ -41,8 +41,8 @@ def test_other_settings_run_and_learn(changes, tmp_path):
         # k3 against the start: moved after the first of two updates, so above 0 at the second
         assert rows[0]["kl"] > 0
     if changes.get("model", ModelConfig()).train_vision:
-        before = load_pretrained(BASE)[1]["visual"]["patch_embed"]["proj"]["kernel"]
-        after = params_of(run)["visual"]["patch_embed"]["proj"]["kernel"]
+        before = load_pretrained(BASE)[1]["visual"]["patch_embed"]["proj"]["weight"]
+        after = params_of(run)["visual"]["patch_embed"]["proj"]["weight"]
         assert float(np.abs(before - after).max()) > 0
 
 

@@ -373,7 +373,7 @@ def test_a_state_that_takes_the_parameters_over_copies_none():
 def test_weight_decay_spares_norms_and_biases():
     mask = decays(PARAMS["language_model"])
     layers = mask["layers"]
-    assert layers["mlp"]["up_proj"]["kernel"]
+    assert layers["mlp"]["up_proj"]["weight"]
     assert mask["embed_tokens"]["embedding"]
     assert not layers["self_attn"]["q_proj"]["bias"]
     assert not layers["input_layernorm"]["scale"]

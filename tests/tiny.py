@@ -89,7 +89,11 @@ def random_params(model: VisionLanguagePolicy, seed: int = 0) -> Params:
     def draw(path, leaf):
         name = path[-1].key
         std = 0.1 if name in ("scale", "bias") else model.config.initializer_range
-        return jnp.asarray((name == "scale") + std * rng.normal(size=leaf.shape), leaf.dtype)
+        # Matrices [out, in] are drawn as [in, out]: tests/golden has answers with these numbers.
+        turned = name == "weight"
+        shape = (*leaf.shape[:-2], *leaf.shape[:-3:-1]) if turned else leaf.shape
+        drawn = (name == "scale") + std * rng.normal(size=shape)
+        return jnp.asarray(np.swapaxes(drawn, -1, -2) if turned else drawn, leaf.dtype)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)

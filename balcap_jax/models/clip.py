@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from balcap_jax.models.attention import Attend
-from balcap_jax.models.layers import ACTIVATIONS, LayerNorm, linear
+from balcap_jax.models.layers import ACTIVATIONS, LayerNorm, Linear
 from balcap_jax.models.llava_config import ClipConfig, LlavaConfig
 
 
@@ -18,7 +18,7 @@ class ClipEmbeddings(nnx.Module):
         normal = nnx.initializers.normal(std)
         self.dtype = dtype
         self.class_embedding = nnx.Param(normal(rngs.params(), (size,)))
-        self.patch_embedding = linear(
+        self.patch_embedding = Linear(
             config.patch_dim, size, use_bias=False, dtype=dtype, std=std, rngs=rngs
         )
         self.position_embedding = nnx.Embed(
@@ -41,10 +41,10 @@ class ClipAttention(nnx.Module):
         size = config.hidden_size
         self.num_heads = config.num_attention_heads
         options = {"use_bias": True, "dtype": dtype, "std": std, "rngs": rngs}
-        self.q_proj = linear(size, size, **options)
-        self.k_proj = linear(size, size, **options)
-        self.v_proj = linear(size, size, **options)
-        self.out_proj = linear(size, size, **options)
+        self.q_proj = Linear(size, size, **options)
+        self.k_proj = Linear(size, size, **options)
+        self.v_proj = Linear(size, size, **options)
+        self.out_proj = Linear(size, size, **options)
 
     def __call__(self, x: Float[Array, "i q d"], attend: Attend) -> Float[Array, "i q d"]:
         q, k, v = (
@@ -60,8 +60,8 @@ class ClipMLP(nnx.Module):
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, std: float, rngs: nnx.Rngs) -> None:
         self.activation = config.hidden_act
         options = {"use_bias": True, "dtype": dtype, "std": std, "rngs": rngs}
-        self.fc1 = linear(config.hidden_size, config.intermediate_size, **options)
-        self.fc2 = linear(config.intermediate_size, config.hidden_size, **options)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, **options)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, **options)
 
     def __call__(self, x: Float[Array, "i q d"]) -> Float[Array, "i q d"]:
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
@@ -93,8 +93,8 @@ class Projector(nnx.Module):
         width, out = config.vision.hidden_size * len(config.feature_layers), config.text.hidden_size
         bias = config.multimodal_projector_bias
         self.activation = config.projector_hidden_act
-        self.linear_1 = linear(width, out, use_bias=bias, dtype=dtype, std=std, rngs=rngs)
-        self.linear_2 = linear(out, out, use_bias=bias, dtype=dtype, std=std, rngs=rngs)
+        self.linear_1 = Linear(width, out, use_bias=bias, dtype=dtype, std=std, rngs=rngs)
+        self.linear_2 = Linear(out, out, use_bias=bias, dtype=dtype, std=std, rngs=rngs)
 
     def __call__(self, x: Float[Array, "i q d"]) -> Float[Array, "i q e"]:
         return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(x)))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from balcap_jax.models.attention import KV
 from balcap_jax.models.config import DecoderConfig
-from balcap_jax.models.layers import GatedMLP, RMSNorm, linear
+from balcap_jax.models.layers import GatedMLP, Linear, RMSNorm
 from balcap_jax.models.rotary import rotate
 
 
@@ -23,10 +23,10 @@ class SelfAttention(nnx.Module):
         wide = config.num_attention_heads * config.head_dim
         narrow = config.num_key_value_heads * config.head_dim
         options = {"dtype": dtype, "std": std, "rngs": rngs}
-        self.q_proj = linear(size, wide, use_bias=bias, **options)
-        self.k_proj = linear(size, narrow, use_bias=bias, **options)
-        self.v_proj = linear(size, narrow, use_bias=bias, **options)
-        self.o_proj = linear(wide, size, use_bias=config.attention_out_bias, **options)
+        self.q_proj = Linear(size, wide, use_bias=bias, **options)
+        self.k_proj = Linear(size, narrow, use_bias=bias, **options)
+        self.v_proj = Linear(size, narrow, use_bias=bias, **options)
+        self.o_proj = Linear(wide, size, use_bias=config.attention_out_bias, **options)
 
     def heads(self, x: Float[Array, "*b d"]) -> Float[Array, "*b n h"]:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)

@@ -18,7 +18,7 @@ class KeyTable(NamedTuple):
       published: name in `params`, its parts joined by dots -> name in the published repository.
       other_layouts: name in another layout (transformers v5) -> published name.
       convolution: `params` path of the patch embedding, a convolution in torch.
-      patch: its kernel's shape after the output axis.
+      patch: its shape in the files after the output axis.
     """
 
     published: tuple[tuple[str, str], ...]

@@ -1,6 +1,7 @@
-"""Hugging Face folders in and out. The only place that knows Hugging Face's keys and transposes.
+"""Hugging Face folders in and out. The only place that knows Hugging Face's keys.
 
-`params` has one array per kind of weight, layers stacked; a safetensors file has one per layer.
+`params` has one array per kind of weight, layers stacked; a safetensors file has one per layer. The
+arrays themselves are the same: nothing is transposed.
 Both directions are strict: every weight is set exactly once and every key is used.
 """
 
@@ -71,7 +72,7 @@ class Weight(NamedTuple):
 
     Attributes:
       path: keys into `params`.
-      shape: of one layer, in our layout.
+      shape: of one layer.
       keys: published keys; one per layer if stacked, else one.
       stacked: the leaf has a leading layer axis.
       stored_shape: of each tensor in the file.
@@ -213,7 +214,7 @@ def _shapes(policy: VisionLanguagePolicy) -> Params:
 def _keys(path: tuple[str, ...], table: KeyTable, stack: str | None, count: int) -> tuple[str, ...]:
     """Published keys of one leaf, one per layer of its stack."""
     *module, name = path
-    if name in ("kernel", "scale", "embedding"):
+    if name in ("scale", "embedding"):
         name = "weight"
     dotted = ".".join([*module, name])
     if stack is None:
@@ -226,12 +227,10 @@ def _keys(path: tuple[str, ...], table: KeyTable, stack: str | None, count: int)
 def _stored_shape(
     path: tuple[str, ...], shape: tuple[int, ...], table: KeyTable
 ) -> tuple[int, ...]:
-    """The shape that torch gives a weight of one layer."""
-    if path[-1] != "kernel":
-        return shape
-    if ".".join(path[:-1]) == table.convolution:
-        return (shape[1], *table.patch)
-    return shape[::-1]  # torch.nn.Linear keeps [out, in]
+    """The shape in the files of a weight of one layer: ours, but for the one convolution."""
+    if ".".join(path[:-1]) == table.convolution and path[-1] == "weight":
+        return (shape[0], *table.patch)
+    return shape
 
 
 def _export(
@@ -248,12 +247,7 @@ def _export(
         layers = leaf if weight.stacked else leaf[None]
         assert layers.shape == (len(weight.keys), *weight.shape), weight.path
         for key, layer in zip(weight.keys, layers, strict=True):
-            if weight.path[-1] == "kernel":
-                stored = np.empty(layer.shape[::-1], layer.dtype)
-                transpose_into(stored, layer)
-            else:
-                stored = np.ascontiguousarray(layer)
-            tensors[key] = stored.reshape(weight.stored_shape)
+            tensors[key] = np.ascontiguousarray(layer).reshape(weight.stored_shape)
     return tensors
 
 
@@ -288,31 +282,15 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[slice, ...]) -> None:
-    """What `index` takes of one tensor of a file, in our layout and in the dtype of `out`."""
-    if weight.path[-1] != "kernel":
-        out[...] = stored.read(index)
-        return
-    if len(weight.stored_shape) == len(index):
-        tensor = stored.read(index[::-1])
-    else:  # a convolution: its axes are those of a matrix after a reshape only
-        tensor = stored.read()
-        tensor = tensor.reshape(tensor.shape[0], -1)[index[::-1]]
-    transpose_into(out, tensor.astype(out.dtype, copy=False))
-
-
-def transpose_into(out: np.ndarray, matrix: np.ndarray) -> None:
-    """out[...] = matrix.T for a matrix in order of rows, with no regard to what its bytes mean.
-
-    numpy goes through `out` row by row, so that every number it reads is in another cache line, and
-    copies bfloat16, which is not its own, by a call for each number. Strips of eight rows of
-    `matrix` are many times as fast, and long enough for threads that take turns in Python.
-    """
-    assert out.dtype == matrix.dtype, (out.dtype, matrix.dtype)
+    """What `index` takes of one tensor of a file, in the shape and dtype of `out`."""
+    if stored.shape == weight.shape:
+        tensor = stored.read(index)
+    else:  # a convolution, which is a matrix after a reshape only
+        tensor = stored.read().reshape(weight.shape)[index]
+    tensor = tensor.astype(out.dtype, copy=False)
+    # As bytes: numpy copies bfloat16, which is not its own, number by number.
     number = np.dtype(f"u{out.dtype.itemsize}")
-    out, matrix = out.view(number), matrix.view(number)
-    for top in range(0, len(matrix), 8):
-        rows = slice(top, top + 8)
-        out[:, rows] = matrix[rows].T
+    out.view(number)[...] = tensor.view(number)
 
 
 # ---- files

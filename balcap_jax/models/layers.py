@@ -10,6 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from balcap_jax.models.inputs import AnyArray
+
 Params = dict[str, Any]
 
 # By their names in Hugging Face's config.json.
@@ -95,52 +97,69 @@ class GatedMLP(nnx.Module):
         std: float,
         rngs: nnx.Rngs,
     ) -> None:
-        self.gate_proj = linear(size, hidden, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
-        self.up_proj = linear(size, hidden, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
-        self.down_proj = linear(hidden, size, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
+        self.gate_proj = Linear(size, hidden, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
+        self.up_proj = Linear(size, hidden, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
+        self.down_proj = Linear(hidden, size, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def linear(
-    size: int, out: int, *, use_bias: bool, dtype: DTypeLike, std: float, rngs: nnx.Rngs
-) -> nnx.Linear:
-    """x @ kernel [size, out] + bias, computed in `dtype`; starts normal(std) with zero bias."""
-    return nnx.Linear(
-        size,
-        out,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=nnx.initializers.normal(std),
-        dot_general=_rows_times_kernel,
-        rngs=rngs,
-    )
+class Linear(nnx.Module):
+    """x @ weight.T + bias, computed in `dtype`; starts normal(std) with zero bias.
+
+    The weight is [out, size], as torch and so every file of Hugging Face has it.
+    """
+
+    def __init__(
+        self, size: int, out: int, *, use_bias: bool, dtype: DTypeLike, std: float, rngs: nnx.Rngs
+    ) -> None:
+        self.dtype = dtype
+        self.weight = nnx.Param(nnx.initializers.normal(std)(rngs.params(), (size, out)).T)
+        self.bias = nnx.Param(jnp.zeros(out, jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Float[AnyArray, "*b d"]) -> Float[Array, "*b f"]:
+        weight = self.weight[...].astype(self.dtype)
+        rows = jnp.asarray(x).astype(self.dtype).reshape(-1, x.shape[-1])
+        out = _matmul(rows, weight)
+        if self.bias is not None:
+            out = out + self.bias[...].astype(self.dtype)[None]
+        return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _rows_times_kernel(x: Array, kernel: Array, dimensions: Any, **_: Any) -> Array:
-    """`nnx.Linear`'s dot_general with the leading axes of `x` flattened to rows."""
-    assert dimensions == (((x.ndim - 1,), (0,)), ((), ())), dimensions
-    return _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+# Up to here the weights, not the rows, decide what a matmul costs.
+FEW_ROWS = 48
+
+
+def rows_times(x: Float[Array, "n d"], weight: Float[Array, "f d"], **options: Any) -> Array:
+    """x @ weight.T, for few rows as (weight @ x.T).T.
+
+    A matmul of XLA on CPUs copies its right operand to a layout of its own. For the few rows of a
+    decoding step that copy of all weights takes longer than the product.
+    """
+    if len(x) <= FEW_ROWS:
+        return jnp.matmul(weight, x.T, **options).T
+    return jnp.matmul(x, weight.T, **options)
 
 
 @jax.custom_vjp
-def _matmul(x: Array, kernel: Array) -> Array:
-    """x [n, d] @ kernel [d, f], whose backward pass transposes `x` for the kernel's gradient.
+def _matmul(x: Array, weight: Array) -> Array:
+    """`rows_times`, whose backward pass contracts the rows of the output's gradient where they lie.
 
-    JAX's own rule leaves XLA the choice, and XLA on CPUs transposes the output's gradient within
-    the loop that makes it, strided over every input of that loop: half of an update's time.
+    JAX's own rule leaves XLA the choice, and XLA on CPUs transposes that gradient within the loop
+    that makes it, strided over every input of that loop.
     """
-    return x @ kernel
+    return rows_times(x, weight)
 
 
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+def _matmul_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return rows_times(x, weight), (x, weight)
 
 
 def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    return gradient @ kernel.T, x.T @ gradient
+    x, weight = saved
+    rows = (((0,), (0,)), ((), ()))
+    return gradient @ weight, jax.lax.dot_general(gradient, x, rows)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)

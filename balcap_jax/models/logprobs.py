@@ -65,8 +65,8 @@ def token_logprobs(
         return chosen, jax.lax.stop_gradient(-jnp.sum(plogp, axis=-1))
 
     length = targets.shape[2]
-    chunk = min(chunk, length)
     chunks = -(-length // chunk)
+    chunk = -(-length // chunks)  # even ones, of little padding
     padding = chunks * chunk - length
 
     def cut(x):  # [b g c ...] -> [chunks, b g chunk ...]

@@ -28,7 +28,7 @@ from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.decoder import DecoderLayer
 from balcap_jax.models.hf_inputs import PaddedPrompts, padded_prompts
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
-from balcap_jax.models.layers import Definition, Params, RMSNorm
+from balcap_jax.models.layers import Definition, Params, RMSNorm, rows_times
 from balcap_jax.models.remat import check_remat, rematerialise
 from balcap_jax.models.rotary import axis_angles, rotary_frequencies, text_angles
 
@@ -144,7 +144,8 @@ class VisionLanguagePolicy(ABC):
         place("language_model.layers")
         place("language_model.norm")
         if not self.config.tie_word_embeddings:
-            params["lm_head"] = {"kernel": normal(next(keys), (text.hidden_size, text.vocab_size))}
+            head = normal(next(keys), (text.hidden_size, text.vocab_size)).T
+            params["lm_head"] = {"weight": head}
         return params
 
     # ---- vision
@@ -190,18 +191,12 @@ class VisionLanguagePolicy(ABC):
     def project(self, params: Params, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits in float32 of final-norm hidden states."""
         if self.config.tie_word_embeddings:
-            weights, equation = (
-                params["language_model"]["embed_tokens"]["embedding"],
-                "...d,vd->...v",
-            )
+            weight = params["language_model"]["embed_tokens"]["embedding"]
         else:
-            weights, equation = params["lm_head"]["kernel"], "...d,dv->...v"
-        return jnp.einsum(
-            equation,
-            hidden.astype(self.dtype),
-            weights.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+            weight = params["lm_head"]["weight"]
+        rows = hidden.astype(self.dtype).reshape(-1, hidden.shape[-1])
+        logits = rows_times(rows, weight.astype(self.dtype), preferred_element_type=jnp.float32)
+        return logits.reshape(*hidden.shape[:-1], len(weight))
 
     # ---- a group shares its prompt
 

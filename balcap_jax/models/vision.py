@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from balcap_jax.models.attention import Attend
 from balcap_jax.models.inputs import AnyArray
-from balcap_jax.models.layers import GatedMLP, RMSNorm, linear
+from balcap_jax.models.layers import GatedMLP, Linear, RMSNorm
 from balcap_jax.models.qwen2_5_vl_config import VisionConfig
 from balcap_jax.models.rotary import rotary_frequencies, rotate
 
@@ -22,7 +22,7 @@ class PatchEmbed(nnx.Module):
     def __init__(
         self, config: VisionConfig, *, dtype: DTypeLike, std: float, rngs: nnx.Rngs
     ) -> None:
-        self.proj = linear(
+        self.proj = Linear(
             config.patch_dim, config.hidden_size, use_bias=False, dtype=dtype, std=std, rngs=rngs
         )
 
@@ -38,8 +38,8 @@ class VisionAttention(nnx.Module):
     ) -> None:
         size = config.hidden_size
         self.heads = config.num_heads
-        self.qkv = linear(size, 3 * size, use_bias=True, dtype=dtype, std=std, rngs=rngs)
-        self.proj = linear(size, size, use_bias=True, dtype=dtype, std=std, rngs=rngs)
+        self.qkv = Linear(size, 3 * size, use_bias=True, dtype=dtype, std=std, rngs=rngs)
+        self.proj = Linear(size, size, use_bias=True, dtype=dtype, std=std, rngs=rngs)
 
     def __call__(
         self,
@@ -89,8 +89,8 @@ class PatchMerger(nnx.Module):
         # Named by their places in Hugging Face's nn.Sequential; place 1 is the GELU.
         self.mlp = nnx.Dict(
             {
-                "0": linear(self.size, self.size, use_bias=True, dtype=dtype, std=std, rngs=rngs),
-                "2": linear(self.size, out, use_bias=True, dtype=dtype, std=std, rngs=rngs),
+                "0": Linear(self.size, self.size, use_bias=True, dtype=dtype, std=std, rngs=rngs),
+                "2": Linear(self.size, out, use_bias=True, dtype=dtype, std=std, rngs=rngs),
             }
         )
 
