@@ -377,7 +377,7 @@ def test_matmuls_of_few_and_many_rows(rows):
     layer = Linear(6, 5, use_bias=True, dtype=jnp.float32, std=0.1, rngs=nnx.Rngs(0))
     layer.weight[...] = weight
     layer.bias[...] = bias = np.arange(5, dtype=np.float32)
-    close(layer(x[None]), (x @ weight.T + bias)[None])
+    close(layer(x[None]), (x @ weight.T + bias[None])[None])
     close(rows_times(x, weight), x @ weight.T)
     narrow = rows_times(x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16))
     assert narrow.dtype == jnp.bfloat16

@@ -97,6 +97,7 @@ PRESETS = {
         image=(280, 280),
         text_tokens=24,
         completion=48,
+        remat="dots",  # as fast as "none" on a CPU, with half a gigabyte less
     ),
     # 896 x 896 pixels are 1024 image tokens.
     "qwen3b": Preset(config_of("qwen2.5-vl-3b"), image=(896, 896), **_REAL),

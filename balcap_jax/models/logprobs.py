@@ -4,13 +4,19 @@ With 152K words and thousands of tokens that array is tens of gigabytes in float
 by chunk, and again chunk by chunk in the backward pass.
 """
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.policy import VisionLanguagePolicy
+
+LOG_SUM = "log_sum"  # its name for checkpoints
 
 
 def policy_logprobs(
@@ -26,12 +32,51 @@ def policy_logprobs(
       temperature: above 0; 0 stands for greedy decoding, whose logprobs are those of temperature 1.
       banned_tokens: ids that have probability 0.
     """
+    return jax.nn.log_softmax(
+        policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens)
+    )
+
+
+def policy_logits(
+    logits: Float[Array, "*batch v"], *, temperature: float, banned_tokens: tuple[int, ...]
+) -> Float[Array, "*batch v"]:
+    """`policy_logprobs` before the softmax."""
     logits = logits.astype(jnp.float32) / (temperature or 1.0)
     if banned_tokens:
         banned = np.zeros(logits.shape[-1], bool)
         banned[list(banned_tokens)] = True
         logits = jnp.where(banned.reshape((1,) * (logits.ndim - 1) + (-1,)), -jnp.inf, logits)
-    return jax.nn.log_softmax(logits)
+    return logits
+
+
+@jax.custom_vjp
+def logprob_of(
+    logits: Float[Array, "*batch v"], targets: Int[Array, "*batch"]
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """log softmax(logits) at the targets, and the entropy, which carries no gradient.
+
+    One pass over the logits backwards: neither the softmax nor its logarithm is an array of its
+    own, and the log-sum-exp is kept by its name where a checkpoint throws the logits away.
+    """
+    return _logprob_forward(logits, targets)[0]
+
+
+def _logprob_forward(logits: Array, targets: Array) -> tuple[tuple[Array, Array], Any]:
+    log_sum = checkpoint_name(jax.nn.logsumexp(logits, axis=-1), LOG_SUM)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # 0 times a banned token's -inf is nothing.
+    weighted = jnp.where(logits == -jnp.inf, 0.0, jnp.exp(logits - log_sum[..., None]) * logits)
+    return (chosen - log_sum, log_sum - jnp.sum(weighted, axis=-1)), (logits, targets, log_sum)
+
+
+def _logprob_backward(saved: Any, gradient: tuple[Array, Array]) -> tuple[Array, None]:
+    logits, targets, log_sum = saved
+    words = jnp.arange(logits.shape[-1]).reshape((1,) * targets.ndim + (-1,))
+    softmax = jnp.exp(logits - log_sum[..., None])
+    return gradient[0][..., None] * ((words == targets[..., None]) - softmax), None
+
+
+logprob_of.defvjp(_logprob_forward, _logprob_backward)
 
 
 def token_logprobs(
@@ -56,13 +101,13 @@ def token_logprobs(
       banned target is -inf.
     """
 
-    @jax.checkpoint  # the backward pass makes the logits of a chunk again rather than keep them
+    # The backward pass makes the logits of a chunk again rather than keep them.
+    @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(LOG_SUM))
     def one_chunk(hidden, targets):
         logits = policy.project(params, hidden)
-        logprobs = policy_logprobs(logits, temperature=temperature, banned_tokens=banned_tokens)
-        chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
-        plogp = jnp.where(logprobs == -jnp.inf, 0.0, jnp.exp(logprobs) * logprobs)
-        return chosen, jax.lax.stop_gradient(-jnp.sum(plogp, axis=-1))
+        return logprob_of(
+            policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens), targets
+        )
 
     length = targets.shape[2]
     chunks = -(-length // chunk)

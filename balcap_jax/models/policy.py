@@ -210,33 +210,39 @@ class VisionLanguagePolicy(ABC):
         """Final-norm hidden states of G completions; the t-th predicts the completion's token t.
 
         The inputs are [last_token, completions[..., :-1]]. Prefix and completions go through the
-        layers together: a layer's prefix keys and values serve all G completions and are not kept.
-        Equal to the forward of each prompt joined with each completion, gradients included.
+        layers as one sequence of p + g * c tokens, of which attention alone knows the parts: a
+        layer's prefix keys and values serve all G completions and are not kept. Equal to the
+        forward of each prompt joined with each completion, gradients included.
         """
         completions = jnp.asarray(completions)
         B, G, C = completions.shape
         first = jnp.broadcast_to(jnp.asarray(prompts.last_token)[:, None, None], (B, G, 1))
         inputs = jnp.concatenate([first.astype(completions.dtype), completions[..., :-1]], axis=-1)
         positions = jnp.asarray(prompts.last_position)[:, None, None] + jnp.arange(C)[None, None]
-        own_angles = self._text_angles(positions)
+        positions = jnp.broadcast_to(positions, (B, G, C))
         prefix_mask = jnp.asarray(prompts.mask)
-        prefix_angles = self.prompt_angles(prompts.positions)
+        P = prefix_mask.shape[1]
 
-        def body(streams, weights):
-            prefix, own = streams
+        def join(prefix: Array, own: Array) -> Array:
+            return jnp.concatenate([prefix, own.reshape(B, G * C, *own.shape[3:])], axis=1)
+
+        def split(x: Array) -> tuple[Array, Array]:
+            return x[:, :P], x[:, P:].reshape(B, G, C, *x.shape[2:])
+
+        angles = join(self.prompt_angles(prompts.positions), self._text_angles(positions))
+
+        def body(x, weights):
             layer = self.definitions["language_model.layers"](weights)
-            q, kv = layer.project(prefix, prefix_angles)
-            own_q, own_kv = layer.project(own, own_angles)
-            of_prefix, of_own = self.attends.group(q, kv, prefix_mask, own_q, own_kv)
-            return (layer.finish(prefix, of_prefix), layer.finish(own, of_own)), None
+            q, kv = layer.project(x, angles)
+            (prefix_q, own_q), *parts = split(q), *map(split, kv)
+            prefix, own = map(KV, *parts)
+            attended = self.attends.group(prefix_q, prefix, prefix_mask, own_q, own)
+            return layer.finish(x, join(*attended)), None
 
-        streams = (
-            self._embed_prompt(params, prompts.tokens, features),
-            self._embed(params, inputs),
-        )
+        x = join(self._embed_prompt(params, prompts.tokens, features), self._embed(params, inputs))
         layers = params["language_model"]["layers"]
-        (_, own), _ = jax.lax.scan(rematerialise(self.remat, body), streams, layers)
-        return self._norm(params, own)
+        x, _ = jax.lax.scan(rematerialise(self.remat, body), x, layers)
+        return self._norm(params, split(x)[1])
 
     # ---- rollout
 
