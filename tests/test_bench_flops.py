@@ -105,6 +105,7 @@ def test_without_remat():
 # ---- a step at real sizes: shapes only
 
 MESH = make_mesh(devices=jax.devices()[:1])
+SLOTS = 64  # patches of a window of Qwen2.5-VL
 QWEN_3B = random_folder.config_of("qwen2.5-vl-3b")
 
 
@@ -127,7 +128,7 @@ def abstract_batch(config, prompts: int, prefix: int, group: int, length: int, p
                 pixels=shape(prompts, patches, patch_dim),
                 positions=shape(prompts, patches, 2, dtype="int32"),
                 image_ids=shape(prompts, patches, dtype="int32"),
-                window_ids=shape(prompts, patches, dtype="int32"),
+                windows=shape(prompts, -(-patches // SLOTS), SLOTS, dtype="int32"),
             ),
         ),
         tokens=shape(prompts, group, length, dtype="int32"),
@@ -185,7 +186,7 @@ def test_the_update_grows_as_prompt_plus_captions():
 def test_what_is_counted_does_not_depend_on_remat():
     config = tiny.CONFIG
     plain = update_flops(2, 2, 4, prefix=8, config=config)
-    policy = dataclasses.replace(make_policy(config), remat=True)
+    policy = dataclasses.replace(make_policy(config), remat="full")
     optimizer = make_optimizer(learning_rate=1e-6)
     state = state_shapes(jax.eval_shape(policy.init, jax.random.key(0)), optimizer)
     batch = abstract_batch(config, 2, 8, 2, 4, 0)

@@ -111,7 +111,8 @@ def test_same_keys_same_captions_and_other_keys_others(rollout):
     assert all(map(np.array_equal, again, rollout))
     keys = caption_keys(jax.random.key(4), np.arange(3), group_size=4)
     assert not np.array_equal(run(tiny.prompts(3), keys).tokens, rollout.tokens)
-    assert len(np.unique(np.asarray(rollout.tokens)[0], axis=0)) == 4
+    endless = run(tiny.prompts(3), stop_tokens=())  # short captions may be alike by chance
+    assert len(np.unique(np.asarray(endless.tokens)[0], axis=0)) == 4
 
 
 def test_a_caption_does_not_depend_on_its_batch(rollout):
