@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,6 +31,11 @@ from balcap_jax.sharding import param_shardings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
 
@@ -51,11 +57,18 @@ COMPANIONS = (
 
 
 class Stored(NamedTuple):
-    """A tensor in a safetensors file, under the key it has there."""
+    """A tensor in a safetensors file, under the key it has there.
+
+    Attributes:
+      dtype: as safetensors writes it, "BF16".
+      start: its first byte in the file.
+    """
 
     path: Path
     key: str
     shape: tuple[int, ...]
+    dtype: str
+    start: int
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """What `index` takes of the tensor; nothing else is read."""
@@ -283,6 +296,17 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[slice, ...]) -> None:
     """What `index` takes of one tensor of a file, in the shape and dtype of `out`."""
+    if out.shape == weight.shape and DTYPES.get(stored.dtype) == out.dtype:
+        # Whole and as it is: straight to its place, with no copy on the way.
+        with stored.path.open("rb", buffering=0) as file:
+            file.seek(stored.start)
+            rest = memoryview(out.view(np.uint8).reshape(-1))
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise UserError(f"{stored.path} ends within {stored.key}; fetch it again.")
+                rest = rest[count:]
+        return
     if stored.shape == weight.shape:
         tensor = stored.read(index)
     else:  # a convolution, which is a matrix after a reshape only
@@ -305,19 +329,37 @@ def _scan(folder: Path, table: KeyTable) -> dict[str, Stored]:
         try:
             with safe_open(path, framework="numpy") as file:
                 keys = file.keys()
-                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+                slices = {key: file.get_slice(key) for key in keys}
+                found = {
+                    key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()
+                }
+            starts = _first_bytes(path)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{path} is not a whole safetensors file ({error}); fetch it again."
             ) from error
-        for key, shape in shapes.items():
+        for key, (shape, dtype) in found.items():
             if BUFFERS.search(key):
                 continue
             published = table.normalise(key)
             if published in tensors:
                 raise UserError(f"{folder} holds {key} twice; keep one of the files that have it.")
-            tensors[published] = Stored(path, key, shape)
+            tensors[published] = Stored(path, key, shape, dtype, starts[key])
     return tensors
+
+
+def _first_bytes(path: Path) -> dict[str, int]:
+    """Key -> its first byte in a safetensors file, by the file's header, which safetensors has
+    checked: the length of the header (uint64), the header (JSON), the tensors.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {
+        key: 8 + length + entry["data_offsets"][0]
+        for key, entry in header.items()
+        if key != "__metadata__"
+    }
 
 
 def _weight_files(folder: Path) -> list[Path]:
