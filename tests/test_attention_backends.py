@@ -17,7 +17,7 @@ import tiny
 import tpu_compiler
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.attention import KV
+from balcap_jax.models.attention import KV, join_group, parts_of_group
 from balcap_jax.models.attention_backends import Attention, choose, cudnn, splash, xla
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.sharding import make_mesh
@@ -55,6 +55,17 @@ def check(ours, theirs, arguments, *, real=None):
     assert min(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) > 1e-2
 
 
+def group_in_parts(backend, *, mask):
+    """`backend.group` of prompt and completions given apart, and its result in these parts."""
+
+    def attend(q, kv, own_q, own):
+        joined = KV(*map(join_group, kv, own))
+        out = backend.group(join_group(q, own_q), joined, mask, own_q.shape[1])
+        return parts_of_group(out, mask.shape[1], own_q.shape[1])
+
+    return attend
+
+
 @fast_backend
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_group(name, kv_heads):
@@ -68,9 +79,7 @@ def test_group(name, kv_heads):
         KV(normal(B, G, C, kv_heads, H, seed=4), normal(B, G, C, kv_heads, H, seed=5)),
     )
 
-    def of(backend):
-        return lambda q, kv, own_q, own: backend.group(q, kv, mask, own_q, own)
-
+    of = partial(group_in_parts, mask=mask)
     check(of(FAST[name]), of(xla()), arguments, real=(mask[..., None, None], True))
 
 
@@ -158,12 +167,9 @@ def test_splash_on_eight_devices_equals_one():
         KV(normal(B, G, C, 2, H, seed=4), normal(B, G, C, 2, H, seed=5)),
     )
 
-    def sharded(q, kv, own_q, own):
-        return splash(interpret=True).group(q, kv, mask, own_q, own)
-
-    plain = jax.jit(lambda q, kv, own_q, own: xla().group(q, kv, mask, own_q, own))(*arguments)
+    plain = jax.jit(group_in_parts(xla(), mask=mask))(*arguments)
     with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-        out = jax.jit(sharded)(*arguments)
+        out = jax.jit(group_in_parts(splash(interpret=True), mask=mask))(*arguments)
     close(out[0][mask], plain[0][mask])
     close(out[1], plain[1])
     assert out[0].sharding.shard_shape(out[0].shape) == (1, P, N // 2, H)

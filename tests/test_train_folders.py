@@ -29,6 +29,21 @@ def stored(folder):
         return {key: file.get_tensor(key).view(np.uint16) for key in file.keys()}  # noqa: SIM118
 
 
+def trained(tmp_path, module, processor, *, steps, learning_rate):
+    """A random policy's folder in bfloat16, and the run that went on from it."""
+    start = tmp_path / "start"
+    policy, params = module.policy()
+    processor.write_processor(start)
+    save_pretrained(start, policy, params, dtype="bfloat16")
+    config = dataclasses.replace(
+        small_run.small(tmp_path / "runs"),
+        steps=steps,
+        model=ModelConfig(path=str(start), dtype="bfloat16"),
+        optim=OptimConfig(learning_rate=learning_rate, warmup_steps=1),
+    )
+    return start, train(config)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsys, monkeypatch):
     """Also steps far below the rounding of bfloat16, which the trained float32 weights keep."""
@@ -39,18 +54,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsy
         return np.random.default_rng(0).normal(size=rollout.ended.shape).astype(np.float32)
 
     monkeypatch.setattr(experience, "advantages_of", advantages)
-    start = tmp_path / "start"
-    policy, params = module.policy()
-    processor.write_processor(start)
-    save_pretrained(start, policy, params, dtype="bfloat16")
-
-    config = dataclasses.replace(
-        small_run.small(tmp_path / "runs"),
-        steps=1,
-        model=ModelConfig(path=str(start), dtype="bfloat16"),
-        optim=OptimConfig(learning_rate=2e-2, warmup_steps=1),
-    )
-    run = train(config)
+    start, run = trained(tmp_path, module, processor, steps=1, learning_rate=2e-2)
     [row] = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert row["grad_norm"] > 0
     assert "shapes of prompts" in " ".join(capsys.readouterr().out.split())
@@ -71,24 +75,13 @@ def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsy
 
 def test_steps_below_the_rounding_of_bfloat16_add_up(tmp_path):
     """Of a weight of 1, bfloat16 keeps no step below 0.004: Adam's first steps of 1e-4 are kept."""
-    start = tmp_path / "start"
-    policy, params = tiny.policy()
-    tiny_hf.write_processor(start)
-    save_pretrained(start, policy, params, dtype="bfloat16")
-    config = dataclasses.replace(
-        small_run.small(tmp_path / "runs"),
-        steps=2,
-        model=ModelConfig(path=str(start), dtype="bfloat16"),
-        optim=OptimConfig(learning_rate=1e-4, warmup_steps=1),
-    )
-    run = train(config)
-
-    _, _, trained, step = _last_checkpoint(run)
+    start, run = trained(tmp_path, tiny, tiny_hf, steps=2, learning_rate=1e-4)
+    _, _, params, step = _last_checkpoint(run)
     assert step == 2
 
     def scale_of(params):
         return np.asarray(params["language_model"]["layers"]["input_layernorm"]["scale"])
 
-    change = np.abs(scale_of(trained) - scale_of(load_pretrained(start)[1]))
-    assert scale_of(trained).dtype == np.float32
+    change = np.abs(scale_of(params) - scale_of(load_pretrained(start)[1]))
+    assert scale_of(params).dtype == np.float32
     assert 0 < change.max() < 3e-4

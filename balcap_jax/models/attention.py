@@ -10,15 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 # Finite, so that a row without any key is a harmless average and not NaN; far below any score.
 MASKED = -1e30
 
-
 # What the attended values are called, for rematerialisation to keep them.
 OUTPUT = "attention"
-
 
 # Attention of any kind among the patches of a vision tower: q, k, v [b s n h] -> [b s n h].
 Attend = Callable[[Array, Array, Array], Array]
@@ -121,22 +119,39 @@ def attend_prompt_and_past(
 
 
 def attend_group(
-    prefix_q: Float[Array, "b p n h"],
-    prefix: KV,
-    prefix_mask: Bool[Array, "b p"],
-    own_q: Float[Array, "b g c n h"],
-    own: KV,
-) -> tuple[Float[Array, "b p n h"], Float[Array, "b g c n h"]]:
+    q: Float[Array, "b t n h"], kv: KV, prefix_mask: Bool[Array, "b p"], group: int
+) -> Float[Array, "b t n h"]:
     """Causal attention of a prompt, and of G completions to the prompt and each to its own past.
 
     Args:
-      prefix: keys and values [b p k h].
-      prefix_mask: the real tokens; padding is on the right.
-      own: keys and values [b g c k h].
+      q, kv: of the prompt and its completions as one sequence, t = p + g * c.
+      prefix_mask: the real tokens of the prompt; padding is on the right.
+      group: G.
     """
+    (prefix_q, own_q), prefix, own = split_group(q, kv, prefix_mask.shape[1], group)
     length = own_q.shape[2]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    return (
+    return join_group(
         attend_causal(prefix_q, *prefix, prefix_mask),
         attend_prompt_and_past(own_q, prefix, prefix_mask, own, causal),
     )
+
+
+def join_group(prefix: Shaped[Array, "b p *x"], own: Shaped[Array, "b g c *x"]) -> Array:
+    """A prompt and its completions as one sequence [b t *x], t = p + g * c."""
+    B, G, C = own.shape[:3]
+    return jnp.concatenate([prefix, own.reshape(B, G * C, *own.shape[3:])], axis=1)
+
+
+def parts_of_group(x: Shaped[Array, "b t *x"], prefix: int, group: int) -> tuple[Array, Array]:
+    """The inverse of `join_group`: [b p *x] and [b g c *x]."""
+    B = x.shape[0]
+    return x[:, :prefix], x[:, prefix:].reshape(B, group, -1, *x.shape[2:])
+
+
+def split_group(q: Array, kv: KV, prefix: int, group: int) -> tuple[tuple[Array, Array], KV, KV]:
+    """Queries of prompt and completions, then keys and values of the prompt, and of the
+    completions.
+    """
+    (prefix_k, own_k), (prefix_v, own_v) = (parts_of_group(x, prefix, group) for x in kv)
+    return parts_of_group(q, prefix, group), KV(prefix_k, prefix_v), KV(own_k, own_v)

@@ -6,7 +6,8 @@ bound by the memory that keys and values are read from, whatever the kernel.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,19 +39,12 @@ class Attention(NamedTuple):
 
 def xla() -> Attention:
     """Runs everywhere, and is what the others are compared with."""
-    return Attention(
-        attention.attend_causal,
-        attention.attend_group,
-        attention.attend_segments,
-        attention.attend_rows,
-    )
+    return _of(attention)
 
 
 def cudnn(*, implementation: str = attention_cudnn.CUDNN) -> Attention:
     """For NVIDIA GPUs from Ampere on, in bfloat16 or float16."""
-    names = ("attend_causal", "attend_group", "attend_segments", "attend_rows")
-    functions = (getattr(attention_cudnn, name) for name in names)
-    return Attention(*(partial(f, implementation=implementation) for f in functions))
+    return _of(attention_cudnn, implementation=implementation)
 
 
 def splash(*, interpret: bool = False) -> Attention:
@@ -58,9 +52,13 @@ def splash(*, interpret: bool = False) -> Attention:
     # Pallas takes long to import, and only TPUs need it.
     from balcap_jax.models import attention_splash  # noqa: PLC0415
 
-    names = ("attend_causal", "attend_group", "attend_segments", "attend_rows")
-    functions = (getattr(attention_splash, name) for name in names)
-    return Attention(*(partial(f, interpret=interpret) for f in functions))
+    return _of(attention_splash, interpret=interpret)
+
+
+def _of(module: ModuleType, **options: Any) -> Attention:
+    """The functions of a module that has all four, with these options."""
+    functions = (getattr(module, f"attend_{field}") for field in Attention._fields)
+    return Attention(*(partial(f, **options) if options else f for f in functions))
 
 
 def choose(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from balcap_jax.models.attention import KV
+from balcap_jax.models.attention import KV, join_group, split_group
 
 CUDNN = "cudnn"
 
@@ -29,22 +29,22 @@ def attend_causal(
 
 
 def attend_group(
-    prefix_q: Float[Array, "b p n h"],
-    prefix: KV,
+    q: Float[Array, "b t n h"],
+    kv: KV,
     prefix_mask: Bool[Array, "b p"],
-    own_q: Float[Array, "b g c n h"],
-    own: KV,
+    group: int,
     *,
     implementation: str = CUDNN,
-) -> tuple[Float[Array, "b p n h"], Float[Array, "b g c n h"]]:
+) -> Float[Array, "b t n h"]:
     """See `attention.attend_group`.
 
     A layer's keys and values, small by grouped queries, are copied G times for the length of its
     call. Without the copy there would be two calls, to be merged by their log-sum-exp, and cuDNN's
     gradient of that is none.
     """
-    B, G, C, N, H = own_q.shape
     P = prefix_mask.shape[1]
+    (prefix_q, own_q), prefix, own = split_group(q, kv, P, group)
+    B, G, C, N, H = own_q.shape
     # cuDNN takes gradients beside a mask for even lengths only.
     odd_p, odd_c = P % 2, C % 2
 
@@ -60,14 +60,18 @@ def attend_group(
     visible = jnp.broadcast_to(visible[:, None, None], (B, G, even, P + odd_p))
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((even, even), bool)), (B, G, even, even))
     mask = jnp.concatenate([visible, causal], axis=-1).reshape(B * G, 1, even, -1)
-    q = jnp.pad(own_q, [(0, 0), (0, 0), (0, odd_c), (0, 0), (0, 0)]).reshape(B * G, even, N, H)
-    out = jax.nn.dot_product_attention(
-        q, keys(prefix.k, own.k), keys(prefix.v, own.v), mask=mask, implementation=implementation
+    own_q = jnp.pad(own_q, [(0, 0), (0, 0), (0, odd_c), (0, 0), (0, 0)])
+    of_own = jax.nn.dot_product_attention(
+        own_q.reshape(B * G, even, N, H),
+        keys(prefix.k, own.k),
+        keys(prefix.v, own.v),
+        mask=mask,
+        implementation=implementation,
     )
     of_prefix = attend_causal(
         prefix_q, prefix.k, prefix.v, prefix_mask, implementation=implementation
     )
-    return of_prefix, out[:, :C].reshape(own_q.shape)
+    return join_group(of_prefix, of_own[:, :C].reshape(B, G, C, N, H))
 
 
 def attend_segments(

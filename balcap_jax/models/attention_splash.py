@@ -38,31 +38,18 @@ def attend_causal(
 
 
 def attend_group(
-    prefix_q: Float[Array, "b p n h"],
-    prefix: KV,
+    q: Float[Array, "b t n h"],
+    kv: KV,
     prefix_mask: Bool[Array, "b p"],
-    own_q: Float[Array, "b g c n h"],
-    own: KV,
+    group: int,
     *,
     interpret: bool = False,
-) -> tuple[Float[Array, "b p n h"], Float[Array, "b g c n h"]]:
-    """See `attention.attend_group`; prefix and completions are one sequence of p + g * c."""
-    B, G, C = own_q.shape[:3]
-    prefix_length = prefix_mask.shape[1]
-
-    def joined(shared: Array, each: Array) -> Array:
-        return jnp.concatenate([shared, each.reshape(B, G * C, *each.shape[3:])], axis=1)
-
-    segments = jnp.pad(prefix_mask.astype(jnp.int32), [(0, 0), (0, G * C)], constant_values=1)
-    out = _attend(
-        joined(prefix_q, own_q),
-        joined(prefix.k, own.k),
-        joined(prefix.v, own.v),
-        segments,
-        (prefix_length, G, C),
-        interpret=interpret,
-    )
-    return out[:, :prefix_length], out[:, prefix_length:].reshape(own_q.shape)
+) -> Float[Array, "b t n h"]:
+    """See `attention.attend_group`."""
+    prefix = prefix_mask.shape[1]
+    own = q.shape[1] - prefix
+    segments = jnp.pad(prefix_mask.astype(jnp.int32), [(0, 0), (0, own)], constant_values=1)
+    return _attend(q, *kv, segments, (prefix, group, own // group), interpret=interpret)
 
 
 def attend_segments(

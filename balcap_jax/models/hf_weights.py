@@ -79,6 +79,17 @@ class Stored(NamedTuple):
         with safe_open(self.path, framework="numpy") as file:
             return file.get_slice(self.key)[index] if index else file.get_tensor(self.key)
 
+    def read_to(self, out: np.ndarray) -> None:
+        """The bytes of the whole tensor straight to their place, with no copy on the way."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            rest = memoryview(out.view(np.uint8).reshape(-1))
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise UserError(f"{self.path} ends within {self.key}; fetch it again.")
+                rest = rest[count:]
+
 
 class Weight(NamedTuple):
     """One leaf of `params` and where Hugging Face keeps it.
@@ -256,7 +267,7 @@ def _export(
     for weight in weights:
         leaf = np.asarray(_get(params, weight.path))
         if dtype is not None:
-            leaf = leaf.astype(jnp.dtype(dtype))
+            leaf = leaf.astype(jnp.dtype(dtype), copy=False)
         layers = leaf if weight.stacked else leaf[None]
         assert layers.shape == (len(weight.keys), *weight.shape), weight.path
         for key, layer in zip(weight.keys, layers, strict=True):
@@ -297,15 +308,7 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[slice, ...]) -> None:
     """What `index` takes of one tensor of a file, in the shape and dtype of `out`."""
     if out.shape == weight.shape and DTYPES.get(stored.dtype) == out.dtype:
-        # Whole and as it is: straight to its place, with no copy on the way.
-        with stored.path.open("rb", buffering=0) as file:
-            file.seek(stored.start)
-            rest = memoryview(out.view(np.uint8).reshape(-1))
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise UserError(f"{stored.path} ends within {stored.key}; fetch it again.")
-                rest = rest[count:]
+        stored.read_to(out)
         return
     if stored.shape == weight.shape:
         tensor = stored.read(index)
@@ -327,39 +330,36 @@ def _scan(folder: Path, table: KeyTable) -> dict[str, Stored]:
     tensors = {}
     for path in _weight_files(folder):
         try:
-            with safe_open(path, framework="numpy") as file:
-                keys = file.keys()
-                slices = {key: file.get_slice(key) for key in keys}
-                found = {
-                    key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()
-                }
-            starts = _first_bytes(path)
+            with safe_open(path, framework="numpy"):  # which checks all that the header says
+                stored = _stored(path)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{path} is not a whole safetensors file ({error}); fetch it again."
             ) from error
-        for key, (shape, dtype) in found.items():
-            if BUFFERS.search(key):
+        for tensor in stored:
+            if BUFFERS.search(tensor.key):
                 continue
-            published = table.normalise(key)
+            published = table.normalise(tensor.key)
             if published in tensors:
-                raise UserError(f"{folder} holds {key} twice; keep one of the files that have it.")
-            tensors[published] = Stored(path, key, shape, dtype, starts[key])
+                raise UserError(
+                    f"{folder} holds {tensor.key} twice; keep one of the files that have it."
+                )
+            tensors[published] = tensor
     return tensors
 
 
-def _first_bytes(path: Path) -> dict[str, int]:
-    """Key -> its first byte in a safetensors file, by the file's header, which safetensors has
-    checked: the length of the header (uint64), the header (JSON), the tensors.
+def _stored(path: Path) -> list[Stored]:
+    """The tensors of a safetensors file, by its header: the length of the header (uint64), the
+    header (JSON), the tensors.
     """
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    return {
-        key: 8 + length + entry["data_offsets"][0]
-        for key, entry in header.items()
+    return [
+        Stored(path, key, tuple(of["shape"]), of["dtype"], start=8 + length + of["data_offsets"][0])
+        for key, of in header.items()
         if key != "__metadata__"
-    }
+    ]
 
 
 def _weight_files(folder: Path) -> list[Path]:

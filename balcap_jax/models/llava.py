@@ -46,10 +46,6 @@ class Llava(VisionLanguagePolicy):
     def vision_stacks(self) -> dict[str, int]:
         return {"vision_tower.encoder.layers": self.config.vision.num_hidden_layers}
 
-    @property
-    def vision_head_dim(self) -> int:
-        return self.config.vision.head_dim
-
     def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
         """Features of all images [b, images * image_tokens, d]."""
         batch, length, channels = images.pixels.shape

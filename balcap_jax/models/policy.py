@@ -22,7 +22,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from balcap_jax.models.attention import KV, attend_causal, attend_prompt_and_past
+from balcap_jax.models.attention import (
+    KV,
+    attend_causal,
+    attend_prompt_and_past,
+    join_group,
+    parts_of_group,
+)
 from balcap_jax.models.attention_backends import Attention, choose
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.decoder import DecoderLayer
@@ -74,11 +80,6 @@ class VisionLanguagePolicy(ABC):
     def vision_stacks(self) -> dict[str, int]:
         """Path in `params` -> number of layers, for the stacked ones of `vision_definitions`."""
 
-    @property
-    @abstractmethod
-    def vision_head_dim(self) -> int:
-        """Head size of the vision tower."""
-
     @abstractmethod
     def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
         """`encode_images` of at least one patch."""
@@ -92,7 +93,7 @@ class VisionLanguagePolicy(ABC):
         """
         if isinstance(self.attention, Attention):
             return self.attention
-        sizes = (self.config.text.head_dim, self.vision_head_dim)
+        sizes = (self.config.text.head_dim, self.config.vision.head_dim)
         return choose(self.attention, dtype=self.dtype, head_dims=sizes)
 
     # ---- weights
@@ -221,28 +222,20 @@ class VisionLanguagePolicy(ABC):
         positions = jnp.asarray(prompts.last_position)[:, None, None] + jnp.arange(C)[None, None]
         positions = jnp.broadcast_to(positions, (B, G, C))
         prefix_mask = jnp.asarray(prompts.mask)
-        P = prefix_mask.shape[1]
-
-        def join(prefix: Array, own: Array) -> Array:
-            return jnp.concatenate([prefix, own.reshape(B, G * C, *own.shape[3:])], axis=1)
-
-        def split(x: Array) -> tuple[Array, Array]:
-            return x[:, :P], x[:, P:].reshape(B, G, C, *x.shape[2:])
-
-        angles = join(self.prompt_angles(prompts.positions), self._text_angles(positions))
+        angles = join_group(self.prompt_angles(prompts.positions), self._text_angles(positions))
 
         def body(x, weights):
             layer = self.definitions["language_model.layers"](weights)
             q, kv = layer.project(x, angles)
-            (prefix_q, own_q), *parts = split(q), *map(split, kv)
-            prefix, own = map(KV, *parts)
-            attended = self.attends.group(prefix_q, prefix, prefix_mask, own_q, own)
-            return layer.finish(x, join(*attended)), None
+            return layer.finish(x, self.attends.group(q, kv, prefix_mask, G)), None
 
-        x = join(self._embed_prompt(params, prompts.tokens, features), self._embed(params, inputs))
+        x = join_group(
+            self._embed_prompt(params, prompts.tokens, features), self._embed(params, inputs)
+        )
         layers = params["language_model"]["layers"]
         x, _ = jax.lax.scan(rematerialise(self.remat, body), x, layers)
-        return self._norm(params, split(x)[1])
+        _, own = parts_of_group(x, prefix_mask.shape[1], G)
+        return self._norm(params, own)
 
     # ---- rollout
 

@@ -39,10 +39,6 @@ class Qwen2_5_VL(VisionLanguagePolicy):  # noqa: N801 - the name in Hugging Face
     def vision_stacks(self) -> dict[str, int]:
         return {"visual.blocks": self.config.vision.depth}
 
-    @property
-    def vision_head_dim(self) -> int:
-        return self.config.vision.head_dim
-
     def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
         """Features of all images [b, s / merge**2, d]."""
         visual, vision = params["visual"], self.config.vision

@@ -81,8 +81,11 @@ class Captioner:
         """
         numbers = np.arange(len(examples)) if images is None else np.asarray(images)
         prompts = shard_batch(self.mesh, self.processor.prompts(examples))
-        images = prompts.images
-        self.shapes.add((prompts.tokens.shape[1], images.pixels.shape[1], images.windows.shape[1]))
+        self.shapes.add(
+            tuple(
+                x.shape[1] for x in (prompts.tokens, prompts.images.pixels, prompts.images.windows)
+            )
+        )
         with jax.set_mesh(self.mesh):
             keys = self._keys(
                 jax.device_put(key, replicated(self.mesh)),
