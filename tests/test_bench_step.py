@@ -121,6 +121,11 @@ def test_work_of_a_decode_step_by_hand():
     assert found.flops == 6 * per_token
 
 
+def test_a_decode_step_in_bfloat16_moves_half_the_bytes():
+    narrow = Ours(dataclasses.replace(TINY, dtype="bfloat16"))
+    assert 2 * floors.decode_work(narrow).bytes == floors.decode_work(Ours(TINY)).bytes
+
+
 def test_work_of_an_update():
     side = Ours(TINY)
     found = floors.update_work(side)

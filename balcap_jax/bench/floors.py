@@ -68,9 +68,10 @@ def decode_work(side: Ours) -> Work:
     """
     preset, params = side.preset, side.state.params
     text, itemsize = preset.config.text, jnp.dtype(preset.dtype).itemsize
-    weights = size_of(params["language_model"]["layers"])
-    tied = preset.config.tie_word_embeddings
-    weights += size_of(params["language_model"]["embed_tokens"] if tied else params["lm_head"])
+    model, tied = params["language_model"], preset.config.tie_word_embeddings
+    read = (model["layers"], model["embed_tokens"] if tied else params["lm_head"])
+    # The rollout's copy of them, in the dtype of the matmuls; those of the state are float32.
+    weights = itemsize * sum(x.size for x in jax.tree.leaves(read))
     prefixes = int(side.processor.batch.mask.sum())
     captions = preset.batch * preset.group * (preset.completion + 1) / 2
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * itemsize
