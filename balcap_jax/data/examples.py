@@ -11,6 +11,21 @@ if TYPE_CHECKING:
 PROMPT = "Describe the image."
 
 
+class Box(NamedTuple):
+    """An object that is known to be in an image.
+
+    Attributes:
+      label: its kind, in words.
+      left, top, right, bottom: as shares of the image's width and height, from 0 to 1.
+    """
+
+    label: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
 class Example(NamedTuple):
     """One image to caption.
 
@@ -20,6 +35,9 @@ class Example(NamedTuple):
       prompt: the user's text; the image stands before it.
       reference: reference caption `r`; its words are the unit of length of the mask.
       scene: ground truth of a generated scene, None for photos.
+      references: all reference captions of a photo, `reference` among them; empty means only it.
+      boxes: objects known to be in the image.
+      units: reference units, where they are stored with the data.
     """
 
     id: str
@@ -27,6 +45,9 @@ class Example(NamedTuple):
     prompt: str
     reference: str
     scene: "Scene | None" = None
+    references: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    units: tuple[str, ...] = ()
 
 
 @runtime_checkable
