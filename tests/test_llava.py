@@ -318,14 +318,15 @@ def test_shared_prompt_and_decoding_equal_the_plain_forward():
     @jax.jit
     def decode(params):
         cache = model.init_cache(B, G, C)
-        weights, prompt_cache = model.unstack(params), model.prefill(params, prompts, features)
+        weights = model.decode_weights(params)
+        prompt_cache = model.prefill(params, prompts, features)
         token, logits = jnp.broadcast_to(prompts.last_token[:, None], (B, G)), []
         for step in range(C):
             positions = jnp.broadcast_to(prompts.last_position[:, None] + step, (B, G))
-            hidden, cache = model.decode_step(
+            step_logits, cache = model.decode_step(
                 weights, prompt_cache, prompts.mask, cache, token, positions, step
             )
-            logits.append(model.project(params, hidden))
+            logits.append(jnp.moveaxis(step_logits, 0, -1))
             token = completions[:, :, step]
         return jnp.stack(logits, axis=2)
 

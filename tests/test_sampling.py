@@ -170,7 +170,7 @@ def test_samples_follow_the_distribution():
     """20,000 draws of 4 tokens: shares within 4 standard errors of the probabilities."""
     probabilities = np.array([0.1, 0.2, 0.3, 0.4])
     count = 20_000
-    logprobs = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities)), (1, count, 4))
+    logprobs = jnp.log(jnp.broadcast_to(probabilities[:, None, None], (4, 1, count)))
     keys = jax.random.split(jax.random.key(0), count)[None]
     for top_p, expected in ((1.0, probabilities), (0.5, np.array([0, 0, 3 / 7, 4 / 7]))):
         tokens = np.asarray(draw(logprobs, keys, temperature=1.0, top_p=top_p))
@@ -181,7 +181,7 @@ def test_samples_follow_the_distribution():
 def test_the_cumulative_sum_is_inverted_by_hand():
     weights = jnp.array([0.0, 1.0, 0.0, 2.0, 1.0, 0.0])
     uniforms = np.array([0.0, 0.2, 0.25, 0.7, 0.75, 0.999], np.float32)
-    every = jnp.broadcast_to(weights, (len(uniforms), 6))
+    every = jnp.broadcast_to(weights[:, None], (6, len(uniforms)))
     for block in (1, 2, 4, 256):
         words = invert_cumulative(every, jnp.asarray(uniforms), block=block)
         np.testing.assert_array_equal(words, [1, 1, 3, 3, 4, 4])
@@ -193,7 +193,7 @@ def test_inverting_is_a_cumulative_sum_over_all_words():
     weights = np.exp(rng.normal(size=(50, 3001), scale=4)) * (rng.random((50, 3001)) < 0.25)
     uniforms = rng.random(50).astype(np.float32)
     weights, uniforms = weights.astype(np.float32), np.append(uniforms[2:], [0.0, 1 - 2**-23])
-    words = np.asarray(invert_cumulative(jnp.asarray(weights), jnp.float32(uniforms)))
+    words = np.asarray(invert_cumulative(jnp.asarray(weights.T), jnp.float32(uniforms)))
     rows = np.arange(50)
     assert (weights[rows, words] > 0).all()
     ends = np.cumsum(weights, axis=1, dtype=np.float64)
@@ -203,10 +203,10 @@ def test_inverting_is_a_cumulative_sum_over_all_words():
 
 
 def test_nucleus_by_hand():
-    probabilities = jnp.array([[0.1, 0.5, 0.15, 0.25]])
+    probabilities = jnp.array([0.1, 0.5, 0.15, 0.25])
 
     def kept(top_p):
-        return np.isfinite(np.asarray(nucleus(jnp.log(probabilities), top_p=top_p)[0])).tolist()
+        return np.isfinite(np.asarray(nucleus(jnp.log(probabilities), top_p=top_p))).tolist()
 
     # in order: .5 | .75 | .9 | 1.0 ; a token is in while the sum before it is below top_p
     assert kept(0.4) == [False, True, False, False]

@@ -127,33 +127,18 @@ class Linear(nnx.Module):
         return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-# Up to here the weights, not the rows, decide what a matmul costs.
-FEW_ROWS = 48
-
-
-def rows_times(x: Float[Array, "n d"], weight: Float[Array, "f d"], **options: Any) -> Array:
-    """x @ weight.T, for few rows as (weight @ x.T).T.
-
-    A matmul of XLA on CPUs copies its right operand to a layout of its own. For the few rows of a
-    decoding step that copy of all weights takes longer than the product.
-    """
-    if len(x) <= FEW_ROWS:
-        return jnp.matmul(weight, x.T, **options).T
-    return jnp.matmul(x, weight.T, **options)
-
-
 @jax.custom_vjp
 def _matmul(x: Array, weight: Array) -> Array:
-    """`rows_times`, whose backward pass contracts the rows of the output's gradient where they lie.
+    """x @ weight.T, whose backward pass contracts the rows of the output's gradient where they lie.
 
     JAX's own rule leaves XLA the choice, and XLA on CPUs transposes that gradient within the loop
     that makes it, strided over every input of that loop.
     """
-    return rows_times(x, weight)
+    return x @ weight.T
 
 
 def _matmul_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return rows_times(x, weight), (x, weight)
+    return x @ weight.T, (x, weight)
 
 
 def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:

@@ -20,8 +20,12 @@ LOG_SUM = "log_sum"  # its name for checkpoints
 
 
 def policy_logprobs(
-    logits: Float[Array, "*batch v"], *, temperature: float, banned_tokens: tuple[int, ...]
-) -> Float[Array, "*batch v"]:
+    logits: Float[Array, "..."],
+    *,
+    temperature: float,
+    banned_tokens: tuple[int, ...],
+    axis: int = -1,
+) -> Float[Array, "..."]:
     """The distribution that is sampled and trained: log softmax(logits / temperature), float32.
 
     The one definition for sampler and trainer. Banned tokens are at -inf before the softmax, so
@@ -31,21 +35,28 @@ def policy_logprobs(
     Args:
       temperature: above 0; 0 stands for greedy decoding, whose logprobs are those of temperature 1.
       banned_tokens: ids that have probability 0.
+      axis: of the vocabulary.
     """
     return jax.nn.log_softmax(
-        policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens)
+        policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens, axis=axis),
+        axis=axis,
     )
 
 
 def policy_logits(
-    logits: Float[Array, "*batch v"], *, temperature: float, banned_tokens: tuple[int, ...]
-) -> Float[Array, "*batch v"]:
+    logits: Float[Array, "..."],
+    *,
+    temperature: float,
+    banned_tokens: tuple[int, ...],
+    axis: int = -1,
+) -> Float[Array, "..."]:
     """`policy_logprobs` before the softmax."""
     logits = logits.astype(jnp.float32) / (temperature or 1.0)
     if banned_tokens:
-        banned = np.zeros(logits.shape[-1], bool)
+        banned = np.zeros(logits.shape[axis], bool)
         banned[list(banned_tokens)] = True
-        logits = jnp.where(banned.reshape((1,) * (logits.ndim - 1) + (-1,)), -jnp.inf, logits)
+        others = [i for i in range(logits.ndim) if i != axis % logits.ndim]
+        logits = jnp.where(np.expand_dims(banned, others), -jnp.inf, logits)
     return logits
 
 

@@ -2,8 +2,8 @@
 
 A family adds its vision tower (`Qwen2_5_VL`, `Llava`). The definition is static and hashable;
 `params`, a nested dict with Hugging Face's names for the submodules, is the only state. Layers are
-stacked on a leading axis and scanned; decoding loops over a list of layers instead, because a
-scanned cache is copied every step.
+stacked on a leading axis and scanned; decoding (`decoding`) loops over a list of layers instead,
+because a scanned cache is copied every step.
 
 Letters: b batch, g group, t and c tokens, p prefix, s patches, m image features, d width,
 v vocabulary.
@@ -25,22 +25,25 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from balcap_jax.models.attention import (
     KV,
     attend_causal,
-    attend_prompt_and_past,
     join_group,
     parts_of_group,
 )
 from balcap_jax.models.attention_backends import Attention, choose
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.decoder import DecoderLayer
+from balcap_jax.models.decoding import (
+    Cache,
+    DecodeWeights,
+    PromptCache,
+    decode_layer,
+    layer_weights,
+    rms_norm,
+)
 from balcap_jax.models.hf_inputs import PaddedPrompts, padded_prompts
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
-from balcap_jax.models.layers import Definition, Params, RMSNorm, rows_times
+from balcap_jax.models.layers import Definition, Params, RMSNorm
 from balcap_jax.models.remat import check_remat, rematerialise
 from balcap_jax.models.rotary import axis_angles, rotary_frequencies, text_angles
-
-# One entry per layer: keys and values [b p k h] of a prompt, or [b g length k h] of completions.
-PromptCache = tuple[KV, ...]
-Cache = tuple[KV, ...]
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,8 @@ class VisionLanguagePolicy(ABC):
         else:
             weight = params["lm_head"]["weight"]
         rows = hidden.astype(self.dtype).reshape(-1, hidden.shape[-1])
-        logits = rows_times(rows, weight.astype(self.dtype), preferred_element_type=jnp.float32)
+        weight = weight.astype(self.dtype)
+        logits = jnp.matmul(rows, weight.T, preferred_element_type=jnp.float32)
         return logits.reshape(*hidden.shape[:-1], len(weight))
 
     # ---- a group shares its prompt
@@ -242,7 +246,7 @@ class VisionLanguagePolicy(ABC):
     def prefill(
         self, params: Params, prompts: Prompts, features: Float[Array, "b m d"]
     ) -> PromptCache:
-        """Keys and values [b p k h] of the prefix, per layer."""
+        """Keys and values [b k p h] of the prefix, per layer."""
         _, stacked = self._run_prefix(
             params,
             prompts.tokens,
@@ -251,40 +255,45 @@ class VisionLanguagePolicy(ABC):
             features,
             attend_causal=self.attends.causal,
         )
-        return tuple(take_layer(stacked, i) for i in range(self.config.text.num_hidden_layers))
+        by_heads = jax.tree.map(lambda x: jnp.swapaxes(x, 2, 3), stacked)
+        return tuple(take_layer(by_heads, i) for i in range(self.config.text.num_hidden_layers))
 
     def init_cache(self, batch: int, group: int, length: int) -> Cache:
         """An empty cache for `group` completions of `length` tokens for each of `batch` prompts."""
         text = self.config.text
-        shape = (batch, group, length, text.num_key_value_heads, text.head_dim)
+        shape = (batch * group, text.num_key_value_heads, length, text.head_dim)
         empty = partial(jnp.zeros, shape, self.dtype)
         return tuple(KV(empty(), empty()) for _ in range(text.num_hidden_layers))
 
-    def unstack(self, params: Params) -> Params:
-        """The decoder's weights as `decode_step` and `project` take them, made once: layers as a
-        tuple, matrices in the dtype of matmuls.
-        """
-        decoder = {name: params[name] for name in ("language_model", "lm_head") if name in params}
-        narrow = jax.tree.map(lambda x: x.astype(self.dtype) if x.ndim > 1 else x, decoder)
-        model = narrow["language_model"]
-        count = self.config.text.num_hidden_layers
-        layers = tuple(take_layer(model["layers"], i) for i in range(count))
-        return {**narrow, "language_model": {**model, "layers": layers}}
+    def decode_weights(self, params: Params) -> DecodeWeights:
+        """The decoder's weights as `decode_step` takes them, made once per rollout."""
+        model, text = params["language_model"], self.config.text
+        embedding = model["embed_tokens"]["embedding"].astype(self.dtype)
+        return DecodeWeights(
+            embedding=embedding,
+            layers=tuple(
+                layer_weights(take_layer(model["layers"], i), text, self.dtype)
+                for i in range(text.num_hidden_layers)
+            ),
+            norm=model["norm"]["scale"],
+            head=params["lm_head"]["weight"].astype(self.dtype)
+            if "lm_head" in params
+            else embedding,
+        )
 
     def decode_step(
         self,
-        params: Params,
+        weights: DecodeWeights,
         prompt_cache: Sequence[KV],
         prompt_mask: Bool[AnyArray, "b p"],
         cache: Sequence[KV],
         tokens: Int[AnyArray, "b g"],
         positions: Int[AnyArray, "b g"],
         step: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "b g d"], Cache]:
+    ) -> tuple[Float[Array, "v b g"], Cache]:
         """One token of every completion.
 
         Args:
-          params: the result of `unstack`.
           prompt_cache: the result of `prefill`.
           prompt_mask: `Prompts.mask`.
           cache: slots before `step` are filled; slot `step` is written, later ones are not read.
@@ -293,28 +302,22 @@ class VisionLanguagePolicy(ABC):
           step: the slot.
 
         Returns:
-          Final-norm hidden states, which predict the next token, and the cache with slot `step`.
+          Logits of the next token, float32, words first (see `decoding`), and the cache with slot
+          `step`.
         """
-        prompt_mask = jnp.asarray(prompt_mask)
-        angles = self._text_angles(jnp.asarray(positions)[..., None])
-        x = self._embed(params, jnp.asarray(tokens)[..., None])
-        past_mask = (jnp.arange(cache[0].k.shape[2]) <= step)[None]
+        text, shape = self.config.text, tokens.shape
+        angles = self._text_angles(jnp.asarray(positions).reshape(-1)).T
+        x = weights.embedding[jnp.asarray(tokens).reshape(-1)].astype(jnp.float32).T
         updated = []
-        layers = params["language_model"]["layers"]
         # Python loop, not scan: a scanned cache is copied every step.
-        for weights, prompt, past in zip(layers, prompt_cache, cache, strict=True):
-            layer = self.definitions["language_model.layers"](weights)
-            q, kv = layer.project(x, angles)
-            past = KV(
-                *(
-                    jax.lax.dynamic_update_slice_in_dim(slots, new, step, axis=2)
-                    for slots, new in zip(past, kv, strict=True)
-                )
+        for layer, prompt, past in zip(weights.layers, prompt_cache, cache, strict=True):
+            x, past = decode_layer(
+                layer, x, angles, KV(*prompt), jnp.asarray(prompt_mask), past, step, config=text
             )
-            attended = attend_prompt_and_past(q, KV(*prompt), prompt_mask, past, past_mask)
-            x = layer.finish(x, attended)
             updated.append(past)
-        return self._norm(params, x)[..., 0, :], tuple(updated)
+        x = rms_norm(x, weights.norm, text.rms_norm_eps).astype(self.dtype)
+        logits = jnp.matmul(weights.head, x, preferred_element_type=jnp.float32)
+        return logits.reshape(-1, *shape), tuple(updated)
 
     # ---- parts
 

@@ -56,23 +56,23 @@ def caption_keys(
     return jax.vmap(keys_of)(jnp.asarray(images))
 
 
-def nucleus(logprobs: Float[Array, "*batch v"], *, top_p: float) -> Float[Array, "*batch v"]:
+def nucleus(logprobs: Float[Array, " v *batch"], *, top_p: float) -> Float[Array, " v *batch"]:
     """The smallest set of likeliest tokens whose probabilities reach `top_p`; -inf elsewhere.
 
     The token that crosses `top_p` is kept, so the set is never empty; tokens as likely as the last
     one kept are kept too. Not renormalised: `draw` does not care. Holtzman et al.,
     arXiv:1904.09751.
     """
-    ordered = jnp.sort(logprobs, axis=-1, descending=True)
+    ordered = jnp.sort(logprobs, axis=0, descending=True)
     probabilities = jnp.exp(ordered)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    before = jnp.cumsum(probabilities, axis=0) - probabilities
     # before[0] is 0 exactly; the later ones may round to below top_p = 1 only, which keeps all.
-    last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=0, keepdims=True)
     return jnp.where(logprobs >= last, logprobs, -jnp.inf)
 
 
 def draw(
-    logprobs: Float[Array, "b g v"],
+    logprobs: Float[Array, "v b g"],
     keys: Key[Array, "b g"],
     *,
     temperature: float,
@@ -82,7 +82,7 @@ def draw(
     likeliest.
     """
     if temperature == 0:
-        return jnp.argmax(logprobs, axis=-1)
+        return jnp.argmax(logprobs, axis=0)
     if top_p < 1:
         logprobs = nucleus(logprobs, top_p=top_p)
     # One number, where Gumbel-max takes one per word: for 32,000 words a fifth of a CPU's decoding.
@@ -91,7 +91,7 @@ def draw(
 
 
 def invert_cumulative(
-    weights: Float[Array, "*batch v"], uniform: Float[Array, "*batch"], *, block: int = 256
+    weights: Float[Array, " v *batch"], uniform: Float[Array, "*batch"], *, block: int = 256
 ) -> Int[Array, "*batch"]:
     """The first word up to which the weights sum to more than `uniform` of their total.
 
@@ -106,21 +106,19 @@ def invert_cumulative(
 
     def first_above(sizes: Array, target: Array) -> Array:
         """Where the sum of `sizes` goes above `target`; the largest if rounding says nowhere."""
-        above = (jnp.cumsum(sizes, axis=-1) > target[..., None]) & (sizes > 0)
-        return jnp.where(
-            jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), jnp.argmax(sizes, axis=-1)
-        )
+        above = (jnp.cumsum(sizes, axis=0) > target[None]) & (sizes > 0)
+        return jnp.where(jnp.any(above, axis=0), jnp.argmax(above, axis=0), jnp.argmax(sizes, 0))
 
     def at(x: Array, index: Array) -> Array:
-        return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
+        return jnp.take_along_axis(x, index[None], axis=0)[0]
 
-    padding = [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % block)]
-    blocks = jnp.pad(weights, padding).reshape(*weights.shape[:-1], -1, block)
-    sizes = jnp.sum(blocks, axis=-1)
-    target = uniform * jnp.sum(sizes, axis=-1)
+    padding = [(0, -len(weights) % block)] + [(0, 0)] * (weights.ndim - 1)
+    blocks = jnp.pad(weights, padding).reshape(-1, block, *weights.shape[1:])
+    sizes = jnp.sum(blocks, axis=1)
+    target = uniform * jnp.sum(sizes, axis=0)
     which = first_above(sizes, target)
-    words = jnp.take_along_axis(blocks, which[..., None, None], axis=-2)[..., 0, :]
-    before = at(jnp.cumsum(sizes, axis=-1), which) - at(sizes, which)
+    words = jnp.take_along_axis(blocks, which[None, None], axis=0)[0]
+    before = at(jnp.cumsum(sizes, axis=0), which) - at(sizes, which)
     return which * block + first_above(words, target - before)
 
 
@@ -161,7 +159,7 @@ def sample(
     """
     B, G = keys.shape
     # Once, before the loop: a slice of the stacked weights inside it would be a copy every step.
-    weights = policy.unstack(params)
+    weights = policy.decode_weights(params)
     prompt_cache = policy.prefill(params, prompts, features)
 
     def unfinished(loop: _Loop):
@@ -169,7 +167,7 @@ def sample(
 
     def decode(loop: _Loop) -> _Loop:
         step, token, cache, rollout = loop
-        hidden, cache = policy.decode_step(
+        logits, cache = policy.decode_step(
             weights,
             prompt_cache,
             prompts.mask,
@@ -179,11 +177,11 @@ def sample(
             step,
         )
         logprobs = policy_logprobs(
-            policy.project(weights, hidden), temperature=temperature, banned_tokens=banned_tokens
+            logits, temperature=temperature, banned_tokens=banned_tokens, axis=0
         )
         step_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
         token = draw(logprobs, step_keys, temperature=temperature, top_p=top_p)
-        logprob = jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+        logprob = jnp.take_along_axis(logprobs, token[None], axis=0)[0]
 
         running = ~rollout.ended
         token = jnp.where(running, token, pad_token_id).astype(jnp.int32)

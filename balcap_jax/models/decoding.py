@@ -1,0 +1,203 @@
+"""Decoding: one token of every completion, with the decoder's weights laid out for it.
+
+Activations are features first, [d n] with a column per completion: `weight @ x` reads a weight as
+it lies, and the next matmul reads what it writes. Of rows [n d] XLA on CPUs transposes what goes in
+or comes out of each matmul, which took a third of a step; on other devices it chooses the layout
+whatever the order of the letters.
+
+Letters: b batch, g group, n completions (b * g) as columns, p prefix, s slots of a completion's
+cache, d width, k key-value heads, q query heads of one of them, h head size, f mlp, v vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from balcap_jax.models.attention import KV, MASKED
+from balcap_jax.models.config import DecoderConfig
+from balcap_jax.models.layers import Params
+
+# One entry per layer: keys and values [b k p h] of a prompt, or [n k s h] of completions. The latter
+# not as [b g k s h]: XLA on CPUs would write each slot twice, with a copy of the cache for each.
+PromptCache = tuple[KV, ...]
+Cache = tuple[KV, ...]
+
+
+class Projection(NamedTuple):
+    """weight @ x + bias."""
+
+    weight: Float[Array, "*f d"]
+    bias: Float[Array, "*f"] | None
+
+    def __call__(self, x: Float[Array, "d n"]) -> Float[Array, "*f n"]:
+        out = jnp.einsum("...d,dn->...n", self.weight, x.astype(self.weight.dtype))
+        return out if self.bias is None else out + self.bias[..., None]
+
+
+class LayerWeights(NamedTuple):
+    """One decoder layer: what reads the same input is one matmul.
+
+    Attributes:
+      qkv: [k, (q + 2) * h, d]; of each key-value head its queries, its keys, its values. So a cut
+        by key-value heads, as `tensor` makes it, leaves the parts whole.
+      gate_up: [2, f, d].
+    """
+
+    input_layernorm: Float[Array, " d"]
+    qkv: Projection
+    o: Projection
+    post_attention_layernorm: Float[Array, " d"]
+    gate_up: Projection
+    down: Projection
+
+
+class DecodeWeights(NamedTuple):
+    """The decoder, matrices in the dtype of matmuls.
+
+    Attributes:
+      embedding, head: [v, d], one array where they are tied.
+    """
+
+    embedding: Float[Array, "v d"]
+    layers: tuple[LayerWeights, ...]
+    norm: Float[Array, " d"]
+    head: Float[Array, "v d"]
+
+
+def layer_weights(layer: Params, config: DecoderConfig, dtype: DTypeLike) -> LayerWeights:
+    """`LayerWeights` of one layer's `params`."""
+    attention, mlp, heads = layer["self_attn"], layer["mlp"], config.num_key_value_heads
+
+    def joined(parts: Sequence[Params], name: str, *lead: int) -> Array | None:
+        """[lead[0], rows of all parts, ...]: the parts beside each other in each of `lead`."""
+        if name not in parts[0]:
+            return None
+        found = [x[name].astype(dtype) for x in parts]
+        return jnp.concatenate([x.reshape(*lead, -1, *x.shape[1:]) for x in found], axis=1)
+
+    def alone(part: Params) -> Projection:
+        return Projection(*(part[n].astype(dtype) if n in part else None for n in _NAMES))
+
+    qkv = [attention[name] for name in ("q_proj", "k_proj", "v_proj")]
+    gate_up = [mlp[name] for name in ("gate_proj", "up_proj")]
+    return LayerWeights(
+        input_layernorm=layer["input_layernorm"]["scale"],
+        qkv=Projection(*(joined(qkv, name, heads) for name in _NAMES)),
+        o=alone(attention["o_proj"]),
+        post_attention_layernorm=layer["post_attention_layernorm"]["scale"],
+        gate_up=Projection(*(_stacked(gate_up, name, dtype) for name in _NAMES)),
+        down=alone(mlp["down_proj"]),
+    )
+
+
+_NAMES = ("weight", "bias")
+
+
+def _stacked(parts: Sequence[Params], name: str, dtype: DTypeLike) -> Array | None:
+    return jnp.stack([x[name].astype(dtype) for x in parts]) if name in parts[0] else None
+
+
+def decode_layer(
+    weights: LayerWeights,
+    x: Float[Array, "d n"],
+    angles: Float[Array, "half n"],
+    prompt: KV,
+    prompt_mask: Bool[Array, "b p"],
+    past: KV,
+    step: Int[Array, ""] | int,
+    *,
+    config: DecoderConfig,
+) -> tuple[Float[Array, "d n"], KV]:
+    """The residual stream after one layer, and the cache with slot `step` written."""
+    q, own = _project(weights, x, angles, config)
+    past = KV(
+        *(
+            jax.lax.dynamic_update_slice_in_dim(slots, new[:, :, None], step, axis=2)
+            for slots, new in zip(past, own, strict=True)
+        )
+    )
+    seen = jnp.arange(past.k.shape[2]) <= step
+    attended = attend_prompt_and_slots(q, prompt, prompt_mask, past, seen)
+    columns = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
+    x = x + weights.o(columns)
+    gate, up = weights.gate_up(rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
+    return x + weights.down(jax.nn.silu(gate) * up), past
+
+
+def _project(
+    weights: LayerWeights, x: Float[Array, "d n"], angles: Float[Array, "half n"], config
+) -> tuple[Float[Array, "n k q h"], KV]:
+    """Queries, and keys with values [n k h], rotary embedding applied."""
+    K, H = config.num_key_value_heads, config.head_dim
+    normed = rms_norm(x, weights.input_layernorm, config.rms_norm_eps)
+    heads = weights.qkv(normed).reshape(K, -1, H, x.shape[1])
+    turned = rotate_columns(heads[:, :-1], angles)
+    if config.rope_scaling is not None:
+        turned = turned * jnp.asarray(config.rope_scaling.attention_factor, turned.dtype)
+    turned = turned.transpose(3, 0, 1, 2)
+    return turned[:, :, :-1], KV(turned[:, :, -1], heads[:, -1].transpose(2, 0, 1))
+
+
+def attend_prompt_and_slots(
+    q: Float[Array, "n k q h"],
+    prompt: KV,
+    prompt_mask: Bool[Array, "b p"],
+    past: KV,
+    seen: Bool[Array, " s"],
+) -> Float[Array, "n k q h"]:
+    """`attend_prompt_and_past` for one query per completion, keys and values by heads.
+
+    Args:
+      prompt: [b k p h], not copied for the group.
+      past: [n k s h].
+      seen: the slots that are written.
+    """
+    B, (N, K, R, H) = len(prompt_mask), q.shape
+    G = N // B
+    together = q.reshape(B, G, K, R, H).swapaxes(1, 2).reshape(B, K, G * R, H)
+    from_prompt, prompt_lse = _attend(together, *prompt, prompt_mask)
+    from_past, past_lse = _attend(q, *past, seen[None])
+
+    def apart(x):  # [b k (g q) *] -> [n k q *]
+        x = x.reshape(B, K, G, R, -1).swapaxes(1, 2)
+        return x.reshape(N, K, R, -1)
+
+    odds = apart(prompt_lse) - past_lse[..., None]
+    merged = jax.nn.sigmoid(odds) * apart(from_prompt) + jax.nn.sigmoid(-odds) * from_past
+    return merged.astype(q.dtype)
+
+
+def _attend(
+    q: Float[Array, "b k r h"],
+    k: Float[Array, "b k s h"],
+    v: Float[Array, "b k s h"],
+    mask: Bool[Array, "#b s"],
+) -> tuple[Float[Array, "b k r h"], Float[Array, "b k r"]]:
+    """Attended values and the log-sum-exp of the scores, float32; see `attention.attend`."""
+    scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * q.shape[-1] ** -0.5, MASKED)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum(
+        "bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return out / total, (top + jnp.log(total))[..., 0]
+
+
+def rms_norm(x: Float[Array, "d n"], scale: Float[Array, " d"], eps: float) -> Array:
+    """`layers.RMSNorm` of float32 columns."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=0, keepdims=True) + eps) * scale[:, None]
+
+
+def rotate_columns(
+    x: Float[Array, "k q h n"], angles: Float[Array, "half n"]
+) -> Float[Array, "k q h n"]:
+    """`rotary.rotate`, features first."""
+    cos, sin = jnp.cos(angles)[None, None], jnp.sin(angles)[None, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=2)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=2).astype(x.dtype)
