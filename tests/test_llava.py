@@ -326,7 +326,7 @@ def test_shared_prompt_and_decoding_equal_the_plain_forward():
             step_logits, cache = model.decode_step(
                 weights, prompt_cache, prompts.mask, cache, token, positions, step
             )
-            logits.append(jnp.moveaxis(step_logits, 0, -1))
+            logits.append(step_logits.T.reshape(B, G, -1))
             token = completions[:, :, step]
         return jnp.stack(logits, axis=2)
 

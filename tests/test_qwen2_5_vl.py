@@ -152,7 +152,7 @@ def test_decoding_equals_the_full_forward(policy, forward, prompts, completions)
         logits, cache = model.decode_step(
             weights, prompt_cache, prompts.mask, cache, tokens, positions, t
         )
-        return jnp.moveaxis(logits, 0, -1), cache
+        return logits.T.reshape(B, G, -1), cache
 
     weights, prompt_cache, cache = start(params)
     tokens = np.broadcast_to(prompts.last_token[:, None], (B, G))

@@ -170,10 +170,12 @@ def test_samples_follow_the_distribution():
     """20,000 draws of 4 tokens: shares within 4 standard errors of the probabilities."""
     probabilities = np.array([0.1, 0.2, 0.3, 0.4])
     count = 20_000
-    logprobs = jnp.log(jnp.broadcast_to(probabilities[:, None, None], (4, 1, count)))
-    keys = jax.random.split(jax.random.key(0), count)[None]
+    logprobs = jnp.log(jnp.broadcast_to(probabilities[:, None], (4, count)))
+    keys = jax.random.split(jax.random.key(0), count)
     for top_p, expected in ((1.0, probabilities), (0.5, np.array([0, 0, 3 / 7, 4 / 7]))):
-        tokens = np.asarray(draw(logprobs, keys, temperature=1.0, top_p=top_p))
+        tokens, chosen = draw(logprobs - 5, keys, temperature=1.0, top_p=top_p)
+        np.testing.assert_allclose(chosen, np.log(probabilities)[tokens], rtol=1e-5)
+        tokens = np.asarray(tokens)
         shares = np.bincount(tokens.ravel(), minlength=4) / count
         assert np.abs(shares - expected).max() < 4 * np.sqrt(0.25 / count)
 

@@ -21,8 +21,8 @@ from balcap_jax.models.attention import KV, MASKED
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.layers import Params
 
-# One entry per layer: keys and values [b k p h] of a prompt, or [n k s h] of completions. The latter
-# not as [b g k s h]: XLA on CPUs would write each slot twice, with a copy of the cache for each.
+# One entry per layer: keys and values [b k p h] of a prompt, or [n k s h] of completions. Not
+# [b g k s h]: XLA on CPUs would write that twice, with a copy of the cache for each.
 PromptCache = tuple[KV, ...]
 Cache = tuple[KV, ...]
 
@@ -68,6 +68,23 @@ class DecodeWeights(NamedTuple):
     head: Float[Array, "v d"]
 
 
+class Rotation(NamedTuple):
+    """Rotary embedding of one position per completion: `rotary.rotate`, features first."""
+
+    cos: Float[Array, "half n"]
+    sin: Float[Array, "half n"]
+
+    @classmethod
+    def of(cls, angles: Float[Array, "half n"]) -> "Rotation":
+        # Behind a barrier, or XLA computes them again for each number of each layer that is turned.
+        return cls(*jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles))))
+
+    def __call__(self, x: Float[Array, "k m h n"]) -> Float[Array, "k m h n"]:
+        cos, sin = self.cos[None, None], self.sin[None, None]
+        a, b = jnp.split(x.astype(jnp.float32), 2, axis=2)
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=2).astype(x.dtype)
+
+
 def layer_weights(layer: Params, config: DecoderConfig, dtype: DTypeLike) -> LayerWeights:
     """`LayerWeights` of one layer's `params`."""
     attention, mlp, heads = layer["self_attn"], layer["mlp"], config.num_key_value_heads
@@ -104,7 +121,7 @@ def _stacked(parts: Sequence[Params], name: str, dtype: DTypeLike) -> Array | No
 def decode_layer(
     weights: LayerWeights,
     x: Float[Array, "d n"],
-    angles: Float[Array, "half n"],
+    rotation: Rotation,
     prompt: KV,
     prompt_mask: Bool[Array, "b p"],
     past: KV,
@@ -113,7 +130,7 @@ def decode_layer(
     config: DecoderConfig,
 ) -> tuple[Float[Array, "d n"], KV]:
     """The residual stream after one layer, and the cache with slot `step` written."""
-    q, own = _project(weights, x, angles, config)
+    q, own = _project(weights, x, rotation, config)
     past = KV(
         *(
             jax.lax.dynamic_update_slice_in_dim(slots, new[:, :, None], step, axis=2)
@@ -129,13 +146,13 @@ def decode_layer(
 
 
 def _project(
-    weights: LayerWeights, x: Float[Array, "d n"], angles: Float[Array, "half n"], config
+    weights: LayerWeights, x: Float[Array, "d n"], rotation: Rotation, config: DecoderConfig
 ) -> tuple[Float[Array, "n k q h"], KV]:
     """Queries, and keys with values [n k h], rotary embedding applied."""
     K, H = config.num_key_value_heads, config.head_dim
     normed = rms_norm(x, weights.input_layernorm, config.rms_norm_eps)
     heads = weights.qkv(normed).reshape(K, -1, H, x.shape[1])
-    turned = rotate_columns(heads[:, :-1], angles)
+    turned = rotation(heads[:, :-1])
     if config.rope_scaling is not None:
         turned = turned * jnp.asarray(config.rope_scaling.attention_factor, turned.dtype)
     turned = turned.transpose(3, 0, 1, 2)
@@ -192,12 +209,3 @@ def _attend(
 def rms_norm(x: Float[Array, "d n"], scale: Float[Array, " d"], eps: float) -> Array:
     """`layers.RMSNorm` of float32 columns."""
     return x * jax.lax.rsqrt(jnp.mean(x**2, axis=0, keepdims=True) + eps) * scale[:, None]
-
-
-def rotate_columns(
-    x: Float[Array, "k q h n"], angles: Float[Array, "half n"]
-) -> Float[Array, "k q h n"]:
-    """`rotary.rotate`, features first."""
-    cos, sin = jnp.cos(angles)[None, None], jnp.sin(angles)[None, None]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=2)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=2).astype(x.dtype)

@@ -35,6 +35,7 @@ from balcap_jax.models.decoding import (
     Cache,
     DecodeWeights,
     PromptCache,
+    Rotation,
     decode_layer,
     layer_weights,
     rms_norm,
@@ -290,7 +291,7 @@ class VisionLanguagePolicy(ABC):
         tokens: Int[AnyArray, "b g"],
         positions: Int[AnyArray, "b g"],
         step: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "v b g"], Cache]:
+    ) -> tuple[Float[Array, "v n"], Cache]:
         """One token of every completion.
 
         Args:
@@ -302,22 +303,21 @@ class VisionLanguagePolicy(ABC):
           step: the slot.
 
         Returns:
-          Logits of the next token, float32, words first (see `decoding`), and the cache with slot
-          `step`.
+          Logits of the next token, float32, a column per completion, n = b * g; and the cache with
+          slot `step`.
         """
-        text, shape = self.config.text, tokens.shape
-        angles = self._text_angles(jnp.asarray(positions).reshape(-1)).T
+        text = self.config.text
+        rotation = Rotation.of(self._text_angles(jnp.asarray(positions).reshape(-1)).T)
         x = weights.embedding[jnp.asarray(tokens).reshape(-1)].astype(jnp.float32).T
         updated = []
         # Python loop, not scan: a scanned cache is copied every step.
         for layer, prompt, past in zip(weights.layers, prompt_cache, cache, strict=True):
             x, past = decode_layer(
-                layer, x, angles, KV(*prompt), jnp.asarray(prompt_mask), past, step, config=text
+                layer, x, rotation, KV(*prompt), jnp.asarray(prompt_mask), past, step, config=text
             )
             updated.append(past)
         x = rms_norm(x, weights.norm, text.rms_norm_eps).astype(self.dtype)
-        logits = jnp.matmul(weights.head, x, preferred_element_type=jnp.float32)
-        return logits.reshape(-1, *shape), tuple(updated)
+        return jnp.matmul(weights.head, x, preferred_element_type=jnp.float32), tuple(updated)
 
     # ---- parts
 

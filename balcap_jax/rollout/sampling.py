@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from balcap_jax.models.inputs import AnyArray, Prompts
-from balcap_jax.models.logprobs import policy_logprobs
+from balcap_jax.models.logprobs import policy_logits
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.sharding import constrain_batch
 
@@ -72,22 +72,28 @@ def nucleus(logprobs: Float[Array, " v *batch"], *, top_p: float) -> Float[Array
 
 
 def draw(
-    logprobs: Float[Array, "v b g"],
-    keys: Key[Array, "b g"],
-    *,
-    temperature: float,
-    top_p: float,
-) -> Int[Array, "b g"]:
+    logits: Float[Array, "v n"], keys: Key[Array, " n"], *, temperature: float, top_p: float
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """One token per caption, by one uniform number from its own key; at temperature 0 the
     likeliest.
+
+    Args:
+      logits: of `policy_logits`, which has divided them by the temperature.
+
+    Returns:
+      Tokens, and their logprobs before top-p cuts the tail.
     """
+    top = jnp.max(logits, axis=0)
+    weights = jnp.exp(logits - top[None])
+    log_sum = top + jnp.log(jnp.sum(weights, axis=0))
     if temperature == 0:
-        return jnp.argmax(logprobs, axis=0)
-    if top_p < 1:
-        logprobs = nucleus(logprobs, top_p=top_p)
-    # One number, where Gumbel-max takes one per word: for 32,000 words a fifth of a CPU's decoding.
-    uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys)
-    return invert_cumulative(jnp.exp(logprobs), uniform)
+        tokens = jnp.argmax(logits, axis=0)
+    else:
+        if top_p < 1:
+            weights = jnp.exp(nucleus(logits - log_sum[None], top_p=top_p))
+        # One number, where Gumbel-max takes one per word, which is slow to make on a CPU.
+        tokens = invert_cumulative(weights, jax.vmap(jax.random.uniform)(keys))
+    return tokens, jnp.take_along_axis(logits, tokens[None], axis=0)[0] - log_sum
 
 
 def invert_cumulative(
@@ -176,12 +182,10 @@ def sample(
             jnp.broadcast_to(prompts.last_position[:, None] + step, (B, G)),
             step,
         )
-        logprobs = policy_logprobs(
-            logits, temperature=temperature, banned_tokens=banned_tokens, axis=0
-        )
-        step_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
-        token = draw(logprobs, step_keys, temperature=temperature, top_p=top_p)
-        logprob = jnp.take_along_axis(logprobs, token[None], axis=0)[0]
+        logits = policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens, axis=0)
+        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys.reshape(-1))
+        drawn = draw(logits, step_keys, temperature=temperature, top_p=top_p)
+        token, logprob = (x.reshape(B, G) for x in drawn)
 
         running = ~rollout.ended
         token = jnp.where(running, token, pad_token_id).astype(jnp.int32)
