@@ -1,7 +1,7 @@
 """Attention in plain XLA: the reference for the backends in `attention_backends`.
 
-Letters: b batch, g group, t queries, s keys, p prefix, n query heads, k key-value heads, h head
-size.
+Letters: b batch, g group, t queries, s keys, p prefix, n query heads, k key-value heads, r query
+heads of one of them, h head size.
 """
 
 from collections.abc import Callable
@@ -43,20 +43,32 @@ def attend(
     """
     B, T, N, H = q.shape
     K = k.shape[2]
-    q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkrh,bskh->bktrs", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    scores = jnp.where(mask[:, None, :, None, :], scores, MASKED)
+    grouped = q.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
+    out, log_sum = attend_by_heads(
+        grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask[:, None, :, None]
+    )
+    return (
+        out.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H),
+        log_sum.transpose(0, 2, 1, 3).reshape(B, T, N),
+    )
+
+
+def attend_by_heads(
+    q: Float[Array, "b k t r h"],
+    k: Float[Array, "b k s h"],
+    v: Float[Array, "b k s h"],
+    mask: Bool[Array, "#b 1 #t 1 s"],
+) -> tuple[Float[Array, "b k t r h"], Float[Array, "b k t r"]]:
+    """`attend` with the heads in front, where matmuls take them: no scores are transposed."""
+    scores = jnp.einsum("bktrh,bksh->bktrs", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, MASKED)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     out = jnp.einsum(
-        "bktrs,bskh->btkrh",
-        (weights / total).astype(v.dtype),
-        v,
-        preferred_element_type=jnp.float32,
+        "bktrs,bksh->bktrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    log_sum = (top + jnp.log(total))[..., 0]
-    return out.reshape(B, T, N, H), log_sum.transpose(0, 2, 1, 3).reshape(B, T, N)
+    return out / total, (top + jnp.log(total))[..., 0]
 
 
 def attend_segments(

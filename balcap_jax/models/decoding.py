@@ -6,7 +6,7 @@ or comes out of each matmul, which took a third of a step; on other devices it c
 whatever the order of the letters.
 
 Letters: b batch, g group, n completions (b * g) as columns, p prefix, s slots of a completion's
-cache, d width, k key-value heads, q query heads of one of them, h head size, f mlp, v vocabulary.
+cache, d width, k key-value heads, r query heads of one of them, h head size, f mlp, v vocabulary.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from balcap_jax.models.attention import KV, MASKED
+from balcap_jax.models.attention import KV, attend_by_heads
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.layers import Params
 
@@ -42,7 +42,7 @@ class LayerWeights(NamedTuple):
     """One decoder layer: what reads the same input is one matmul.
 
     Attributes:
-      qkv: [k, (q + 2) * h, d]; of each key-value head its queries, its keys, its values. So a cut
+      qkv: [k, (r + 2) * h, d]; of each key-value head its queries, its keys, its values. So a cut
         by key-value heads, as `tensor` makes it, leaves the parts whole.
       gate_up: [2, f, d].
     """
@@ -147,7 +147,7 @@ def decode_layer(
 
 def _project(
     weights: LayerWeights, x: Float[Array, "d n"], rotation: Rotation, config: DecoderConfig
-) -> tuple[Float[Array, "n k q h"], KV]:
+) -> tuple[Float[Array, "n k r h"], KV]:
     """Queries, and keys with values [n k h], rotary embedding applied."""
     K, H = config.num_key_value_heads, config.head_dim
     normed = rms_norm(x, weights.input_layernorm, config.rms_norm_eps)
@@ -160,12 +160,12 @@ def _project(
 
 
 def attend_prompt_and_slots(
-    q: Float[Array, "n k q h"],
+    q: Float[Array, "n k r h"],
     prompt: KV,
     prompt_mask: Bool[Array, "b p"],
     past: KV,
     seen: Bool[Array, " s"],
-) -> Float[Array, "n k q h"]:
+) -> Float[Array, "n k r h"]:
     """`attend_prompt_and_past` for one query per completion, keys and values by heads.
 
     Args:
@@ -175,35 +175,19 @@ def attend_prompt_and_slots(
     """
     B, (N, K, R, H) = len(prompt_mask), q.shape
     G = N // B
-    together = q.reshape(B, G, K, R, H).swapaxes(1, 2).reshape(B, K, G * R, H)
-    from_prompt, prompt_lse = _attend(together, *prompt, prompt_mask)
-    from_past, past_lse = _attend(q, *past, seen[None])
-
-    def apart(x):  # [b k (g q) *] -> [n k q *]
-        x = x.reshape(B, K, G, R, -1).swapaxes(1, 2)
-        return x.reshape(N, K, R, -1)
-
-    odds = apart(prompt_lse) - past_lse[..., None]
-    merged = jax.nn.sigmoid(odds) * apart(from_prompt) + jax.nn.sigmoid(-odds) * from_past
-    return merged.astype(q.dtype)
-
-
-def _attend(
-    q: Float[Array, "b k r h"],
-    k: Float[Array, "b k s h"],
-    v: Float[Array, "b k s h"],
-    mask: Bool[Array, "#b s"],
-) -> tuple[Float[Array, "b k r h"], Float[Array, "b k r"]]:
-    """Attended values and the log-sum-exp of the scores, float32; see `attention.attend`."""
-    scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * q.shape[-1] ** -0.5, MASKED)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum(
-        "bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    together = q.reshape(B, G, K, R, H).swapaxes(1, 2)
+    from_prompt, prompt_lse = attend_by_heads(
+        together, *prompt, prompt_mask[:, None, None, None, :]
     )
-    return out / total, (top + jnp.log(total))[..., 0]
+    from_past, past_lse = attend_by_heads(q[:, :, None], *past, seen[None, None, None, None])
+
+    def apart(x):  # [b k g *] -> [n k *]
+        return x.swapaxes(1, 2).reshape(N, K, *x.shape[3:])
+
+    odds = (apart(prompt_lse) - past_lse[:, :, 0])[..., None]
+    merged = jax.nn.sigmoid(odds) * apart(from_prompt)
+    merged += jax.nn.sigmoid(-odds) * from_past[:, :, 0]
+    return merged.astype(q.dtype)
 
 
 def rms_norm(x: Float[Array, "d n"], scale: Float[Array, " d"], eps: float) -> Array:
