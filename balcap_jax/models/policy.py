@@ -37,6 +37,12 @@ from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.layers import Definition, Params, RMSNorm, rows_times
 from balcap_jax.models.remat import check_remat, rematerialise
 from balcap_jax.models.rotary import axis_angles, rotary_frequencies, text_angles
+from balcap_jax.sharding import (
+    constrain_heads,
+    constrain_images,
+    constrain_stream,
+    gather_for_decoding,
+)
 
 # One entry per layer: keys and values [b p k h] of a prompt, or [b g length k h] of completions.
 PromptCache = tuple[KV, ...]
@@ -159,7 +165,7 @@ class VisionLanguagePolicy(ABC):
         batch, patches, _ = images.pixels.shape
         if patches == 0:
             return jnp.zeros((batch, 0, self.config.text.hidden_size), self.dtype)
-        return self.image_features(params, images)
+        return constrain_stream(self.image_features(params, constrain_images(images)))
 
     # ---- the plain full forward
 
@@ -191,10 +197,18 @@ class VisionLanguagePolicy(ABC):
 
     def project(self, params: Params, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits in float32 of final-norm hidden states."""
+        return self.project_by(self.head(params), hidden)
+
+    def head(self, params: Params) -> Float[Array, "v d"]:
+        """The weight that `project` multiplies with."""
         if self.config.tie_word_embeddings:
-            weight = params["language_model"]["embed_tokens"]["embedding"]
-        else:
-            weight = params["lm_head"]["weight"]
+            return params["language_model"]["embed_tokens"]["embedding"]
+        return params["lm_head"]["weight"]
+
+    def project_by(
+        self, weight: Float[Array, "v d"], hidden: Float[Array, "*b d"]
+    ) -> Float[Array, "*b v"]:
+        """`project` with the weight at hand."""
         rows = hidden.astype(self.dtype).reshape(-1, hidden.shape[-1])
         logits = rows_times(rows, weight.astype(self.dtype), preferred_element_type=jnp.float32)
         return logits.reshape(*hidden.shape[:-1], len(weight))
@@ -229,8 +243,10 @@ class VisionLanguagePolicy(ABC):
             q, kv = layer.project(x, angles)
             return layer.finish(x, self.attends.group(q, kv, prefix_mask, G)), None
 
-        x = join_group(
-            self._embed_prompt(params, prompts.tokens, features), self._embed(params, inputs)
+        x = constrain_stream(
+            join_group(
+                self._embed_prompt(params, prompts.tokens, features), self._embed(params, inputs)
+            )
         )
         layers = params["language_model"]["layers"]
         x, _ = jax.lax.scan(rematerialise(self.remat, body), x, layers)
@@ -257,7 +273,10 @@ class VisionLanguagePolicy(ABC):
         """An empty cache for `group` completions of `length` tokens for each of `batch` prompts."""
         text = self.config.text
         shape = (batch, group, length, text.num_key_value_heads, text.head_dim)
-        empty = partial(jnp.zeros, shape, self.dtype)
+
+        def empty() -> Array:
+            return constrain_heads(jnp.zeros(shape, self.dtype))
+
         return tuple(KV(empty(), empty()) for _ in range(text.num_hidden_layers))
 
     def unstack(self, params: Params) -> Params:
@@ -266,6 +285,7 @@ class VisionLanguagePolicy(ABC):
         """
         decoder = {name: params[name] for name in ("language_model", "lm_head") if name in params}
         narrow = jax.tree.map(lambda x: x.astype(self.dtype) if x.ndim > 1 else x, decoder)
+        narrow = gather_for_decoding(narrow)
         model = narrow["language_model"]
         count = self.config.text.num_hidden_layers
         layers = tuple(take_layer(model["layers"], i) for i in range(count))
@@ -337,7 +357,7 @@ class VisionLanguagePolicy(ABC):
             q, kv = layer.project(x, angles)
             return layer.finish(x, attend_causal(q, *kv, mask)), kv
 
-        x = self._embed_prompt(params, tokens, features)
+        x = constrain_stream(self._embed_prompt(params, tokens, features))
         return jax.lax.scan(rematerialise(self.remat, body), x, params["language_model"]["layers"])
 
     def _embed(self, params: Params, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
