@@ -6,12 +6,12 @@ parameters, `fsdp` splits the batch and the parameters, `tensor` splits heads, M
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
@@ -98,7 +98,7 @@ def make_mesh(
     )
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """In how many parts the mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -257,7 +257,7 @@ def over_batch(function: Callable, *, dtype: DTypeLike) -> Callable:
     return call
 
 
-def _fitting(mesh: Any, axes: Sequence[Any], shape: Sequence[int]) -> list[Any]:
+def _fitting(mesh: Any, axes: Iterable[Any], shape: Sequence[int]) -> list[Any]:
     """`axes` without those that do not divide their dimension."""
 
     def parts(axis: Any) -> int:

@@ -5,13 +5,13 @@ are XLA's: a fusion reads its operands and writes its results once.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from balcap_jax.plan.hlo import FLOATS, Computation, Instruction, Program
+from balcap_jax.plan.hlo import FLOATS, Array, Computation, Instruction, Program
 
 COLLECTIVES = (
     "all-gather",
@@ -81,11 +81,13 @@ class Costs:
       flops: of matmuls, convolutions and attention kernels.
       bytes: read from and written to the chip's main memory.
       collectives: all with more than one device in a group.
+      phases: (flops, bytes) of the parts that run one after the other: loops and what is between.
     """
 
     flops: float = 0.0
     bytes: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
+    phases: list[tuple[float, float]] = field(default_factory=list)
 
     def wire_bytes_by_kind(self) -> dict[str, float]:
         sums: Counter[str] = Counter()
@@ -110,7 +112,36 @@ def costs_of(
     """
     counter = _Counter(program, attended or {}, trips)
     counter.visit(program.entry, 1)
-    return Costs(counter.flops, counter.bytes, list(counter.collectives.values()))
+    return Costs(
+        flops=sum(flops for flops, _ in counter.phases.values()),
+        bytes=sum(moved for _, moved in counter.phases.values()),
+        collectives=counter.collectives(),
+        phases=[(flops, moved) for flops, moved in counter.phases.values()],
+    )
+
+
+def saved_for_backward(program: Program, parameters: Collection[tuple[int, ...]]) -> float:
+    """Bytes of what the loops of the backward pass read slice by slice, weights aside.
+
+    Args:
+      parameters: shapes of the weights, as one device holds them; a copy in another dtype has the
+        same.
+    """
+    saved = 0.0
+    for computation in program.computations.values():
+        for loop in computation.instructions:
+            if loop.opcode != "while" or "transpose(jvp" not in (loop.attribute("op_name") or ""):
+                continue
+            trips = program.trips(loop)
+            saved += sum(
+                array.bytes
+                for array in loop.shape
+                if array.dims[:1] == (trips,)
+                and array.space == 0
+                and len(array.dims) > 2
+                and array.dims not in parameters
+            )
+    return saved
 
 
 class _Counter:
@@ -118,13 +149,25 @@ class _Counter:
 
     def __init__(self, program: Program, attended: Mapping[int, float], trips: int | None) -> None:
         self.program, self.attended, self.fixed_trips = program, attended, trips
-        self.flops = self.bytes = 0.0
-        self.collectives: dict[tuple, Collective] = {}
+        # By the computation whose instructions run one by one: [flops, bytes].
+        self.phases: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        # Channel -> where it is written -> the collective, and whether it begins there.
+        self.channels: dict[str, dict[str, tuple[Collective, bool]]] = defaultdict(dict)
+
+    def collectives(self) -> list[Collective]:
+        """Each as often as it begins. An asynchronous one is spread over several fusions, even over
+        the loops that hide it, and written in each of them with one channel.
+        """
+        found = []
+        for places in self.channels.values():
+            starts = [collective for collective, begins in places.values() if begins]
+            found += starts or [collective for collective, _ in places.values()]
+        return found
 
     def visit(self, where: Computation, times: int) -> None:
         """A computation whose instructions are run one by one."""
         for instruction in where.instructions:
-            self.bytes += times * self._bytes(where, instruction)
+            self.phases[where.name][1] += times * self._bytes(where, instruction)
             self._compute(where, instruction, times, where.name)
             for kind, names in instruction.called.items():
                 inner = [self.program.computations[name] for name in names]
@@ -135,16 +178,17 @@ class _Counter:
                 elif kind == "branch_computations":
                     self._costliest(inner, times)
                 elif instruction.opcode == "fusion":
-                    self._fused(inner[0], times, where.name)
+                    begins = instruction.name.startswith("%async-collective-start")
+                    self._fused(inner[0], times, where.name, begins=begins)
                 elif kind == "calls" or instruction.opcode == "call":
                     self.visit(inner[0], times)
 
-    def _fused(self, where: Computation, times: int, outer: str) -> None:
+    def _fused(self, where: Computation, times: int, outer: str, *, begins: bool) -> None:
         """A fusion's own instructions touch no main memory."""
         for instruction in where.instructions:
-            self._compute(where, instruction, times, outer)
+            self._compute(where, instruction, times, outer, begins=begins)
             for name in instruction.called.get("calls", ()):
-                self._fused(self.program.computations[name], times, outer)
+                self._fused(self.program.computations[name], times, outer, begins=begins)
 
     def _costliest(self, branches: list[Computation], times: int) -> None:
         counts = []
@@ -152,35 +196,44 @@ class _Counter:
             counter = _Counter(self.program, self.attended, self.fixed_trips)
             counter.visit(branch, times)
             counts.append(counter)
-        most = max(counts, key=lambda counter: (counter.flops, counter.bytes))
-        self.flops += most.flops
-        self.bytes += most.bytes
-        self.collectives |= most.collectives
+        most = max(counts, key=lambda counter: np.sum(list(counter.phases.values()), axis=0)[0])
+        for name, (flops, moved) in most.phases.items():
+            self.phases[name][0] += flops
+            self.phases[name][1] += moved
+        for channel, places in most.channels.items():
+            self.channels[channel] |= places
 
     def _compute(
-        self, where: Computation, instruction: Instruction, times: int, outer: str
+        self,
+        where: Computation,
+        instruction: Instruction,
+        times: int,
+        outer: str,
+        *,
+        begins: bool = False,
     ) -> None:
         """Flops and collectives of one instruction, itself only."""
         opcode = instruction.opcode.removesuffix("-start")
         if opcode == "convolution":
-            self.flops += times * convolution_flops(where, instruction)
+            self.phases[outer][0] += times * convolution_flops(where, instruction)
         elif opcode == "dot":
-            self.flops += times * dot_flops(where, instruction)
+            self.phases[outer][0] += times * dot_flops(where, instruction)
         elif opcode == "custom-call":
-            self.flops += times * self._kernel_flops(where, instruction)
+            self.phases[outer][0] += times * self._kernel_flops(where, instruction)
         elif opcode in COLLECTIVES:
-            self._collective(where, instruction, opcode, times, outer)
+            collective = self._collective(where, instruction, opcode, times)
+            if collective.group > 1:
+                channel = instruction.attribute("channel_id") or instruction.name
+                self.channels[channel].setdefault(outer, (collective, begins))
 
     def _collective(
-        self, where: Computation, instruction: Instruction, kind: str, times: int, outer: str
-    ) -> None:
+        self, where: Computation, instruction: Instruction, kind: str, times: int
+    ) -> Collective:
         if kind == "all-reduce" and "all-reduce-scatter" in where.name:
             kind = "reduce-scatter"  # which keeps its part of the sum and never makes the rest
         group = 2 if kind == "collective-permute" else group_size(instruction.text)
-        if group == 1:
-            return
         operands = where.operands(instruction)
-        collective = Collective(
+        return Collective(
             kind=kind,
             group=group,
             operand_bytes=sum(operand.bytes for operand in operands),
@@ -189,12 +242,6 @@ class _Counter:
                 f"{a.dtype}[{','.join(map(str, a.dims))}]" for o in operands for a in o.shape
             ),
         )
-        # An asynchronous collective that is spread over several fusions is written in each of them,
-        # with one channel.
-        channel = instruction.attribute("channel_id") or instruction.name
-        key = (outer, channel)
-        if key not in self.collectives:
-            self.collectives[key] = collective
 
     def _kernel_flops(self, where: Computation, instruction: Instruction) -> float:
         matmuls = next((n for k, n in _KERNEL_MATMULS.items() if k in instruction.name), 0)
@@ -227,7 +274,12 @@ class _Counter:
             return sum(
                 _read_by_fusion(inner, place, operand) for place, operand in enumerate(operands)
             ) + _written_by_fusion(inner, instruction)
-        if opcode.endswith("-start"):  # the result repeats the operands
+        if opcode == "copy-start":
+            return _main(operands[0]) + _in_main(instruction.shape[:1])
+        if opcode.endswith("slice-start"):  # (operands, slice, context)
+            slices = [array for array in instruction.shape[len(operands) :] if len(array.dims) > 1]
+            return min(sum(a.bytes for a in slices), _main(operands[0])) + _in_main(slices)
+        if opcode.endswith("-start"):
             if instruction.called.get("calls"):
                 return 0.0  # what it calls is visited
             return 2 * sum(map(_main, operands))
@@ -235,8 +287,12 @@ class _Counter:
 
 
 def _main(instruction: Instruction) -> float:
-    """Bytes in the main memory."""
-    return sum(array.bytes for array in instruction.shape if array.space == 0)
+    """Bytes of a result in the main memory."""
+    return _in_main(instruction.shape)
+
+
+def _in_main(arrays: Iterable[Array]) -> float:
+    return sum(array.bytes for array in arrays if array.space == 0)
 
 
 def _read_by_fusion(inner: Computation, place: int, operand: Instruction) -> float:
