@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -93,9 +94,12 @@ def make_mesh(
             "the rest."
         )
     # Auto: XLA propagates shardings from the arguments. The default of jax.make_mesh is Explicit.
-    return jax.make_mesh(
-        sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    types = (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(sizes, ALL_AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # fsdp 32 x tensor 2 on a torus of 8 x 8: a side must be shared
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, ALL_AXES, axis_types=types)
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:

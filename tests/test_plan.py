@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_llava
+import tpu_compiler
 
 from balcap_jax import cli
 from balcap_jax.config import MeshConfig, ModelConfig, RLConfig, RolloutConfig, TrainConfig
@@ -20,6 +21,7 @@ from balcap_jax.plan.scaling import _sized, plot
 from balcap_jax.plan.sweep import variants
 from balcap_jax.plan.tables import plan_tables, scaling_table, sweep_table
 from balcap_jax.settings import to_dict
+from balcap_jax.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
 UPDATE = {
@@ -312,6 +314,21 @@ def test_the_configs_of_pods_fill_their_slices(path):
 
 
 # The compiler -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("topology", "fsdp", "tensor"), [("v5e:8x8", 16, 4), ("v6e:8x8", 32, 2), ("v5p:4x4x4", 8, 8)]
+)
+def test_meshes_on_a_torus_even_if_a_side_must_be_shared(topology, fsdp, tensor):
+    tpu_compiler.chip()  # skips without libtpu
+    mesh = make_mesh(data=1, fsdp=fsdp, tensor=tensor, devices=compiler.devices_of(topology))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": fsdp, "tensor": tensor}
+
+
+def test_a_slice_that_the_compiler_refuses():
+    tpu_compiler.chip()
+    with pytest.raises(UserError, match="'v5e:3x5' is unknown to the compiler for TPUs .*choose"):
+        compiler.devices_of("v5e:3x5")
 
 
 @pytest.mark.slow

@@ -194,7 +194,9 @@ def test_a_mesh_changes_neither_update_nor_captions(batch, reference, sizes):
 
 
 def test_the_compiled_update_keeps_what_the_rules_split_and_no_logits_travel(batch):
-    policy, params = tiny.policy(text={"vocab_size": 88})  # a number that nothing else has
+    policy, params = tiny.policy(
+        config=tiny.config(text={"vocab_size": 88})
+    )  # a number that nothing else has
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     state = init_state(mesh, params, optimizer())
     update = make_update(policy, optimizer(), mesh, banned_tokens=BANNED, chunk=3).__wrapped__

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from balcap_jax.errors import UserError
-from balcap_jax.plan.compiler import ENVIRONMENT
+from balcap_jax.plan.compiler import ENVIRONMENT, check_compiler
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def run_job(job: Job, *, keep_text: Path | None = None) -> dict[str, Any]:
     answer = done.stdout.strip().rpartition("\n")[2]
     if done.returncode or not answer.startswith("{"):
         reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+        remedy = check_compiler() or "if nothing above explains it, report it with this sentence."
         raise UserError(
-            f"compiling the {job.program} for {job.topology} failed ({reason}); if libtpu is not "
-            "the one that jax asks for, pip install 'balcap_jax[plan]' in a fresh environment."
+            f"compiling the {job.program} for {job.topology} failed ({reason[:300]}); {remedy}"
         )
     result = json.loads(answer)
     if "mistake" in result:
