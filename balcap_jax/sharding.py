@@ -6,16 +6,20 @@ parameters, `fsdp` splits the batch and the parameters, `tensor` splits heads, M
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+import jax.numpy as jnp
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from balcap_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")
+ALL_AXES = (*BATCH_AXES, "tensor")
 
 # Path of a parameter -> its PartitionSpec. A path must match exactly one pattern, to its end; paths
 # of optimizer moments end in the path of their parameter. The first axis of "layers" and "blocks"
@@ -90,12 +94,15 @@ def make_mesh(
             "the rest."
         )
     # Auto: XLA propagates shardings from the arguments. The default of jax.make_mesh is Explicit.
-    return jax.make_mesh(
-        sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    types = (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(sizes, ALL_AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # fsdp 32 x tensor 2 on a torus of 8 x 8: a side must be shared
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, ALL_AXES, axis_types=types)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """In how many parts the mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -128,11 +135,7 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
         rules = matching_rules(name)
         assert len(rules) == 1, f"{name} matches {len(rules)} rules of sharding.RULES"
         assert len(rules[0]) <= leaf.ndim, f"{name} {leaf.shape} has no room for {rules[0]}"
-        fitting = [
-            axis if axis is None or size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(rules[0], leaf.shape, strict=False)
-        ]
-        return NamedSharding(mesh, P(*fitting))
+        return NamedSharding(mesh, P(*_fitting(mesh, rules[0], leaf.shape)))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
@@ -170,3 +173,101 @@ def constrain_batch(tree: Any, *, axis: int = 0) -> Any:
         return tree
     spec = P(*[None] * axis, BATCH_AXES)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
+
+
+def constrain(x: Any, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """Inside jit: `x` split as `axes` say, one entry per dimension, the rest of them whole.
+
+    An axis that does not divide its dimension is left out: so key-value heads that are fewer than
+    `tensor` are whole on every device. Nothing is asked for on one device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*_fitting(mesh, axes, x.shape)))
+
+
+def constrain_stream(x: jax.Array) -> jax.Array:
+    """The residual stream [b ...] at the border of a block: every prompt where it belongs."""
+    return constrain(x, BATCH_AXES)
+
+
+def constrain_heads(x: jax.Array) -> jax.Array:
+    """Queries, keys, values or a cache of them [b ... heads size]: heads over `tensor`."""
+    return constrain(x, BATCH_AXES, *[None] * (x.ndim - 3), "tensor")
+
+
+def image_axes(batch: int) -> tuple[str, ...]:
+    """The axes that images are spread over: all, if their number allows.
+
+    The tower is small and images know nothing of each other, so that splitting its matmuls over
+    `tensor` would cost more than it gives.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return ALL_AXES if not mesh.empty and batch % mesh.size == 0 else BATCH_AXES
+
+
+def constrain_images(tree: Any) -> Any:
+    """Inside jit: arrays [b ...] of the vision tower, spread as `image_axes` says."""
+    return jax.tree.map(lambda x: constrain(x, image_axes(x.shape[0])), tree)
+
+
+def gather_for_decoding(params: Any) -> Any:
+    """Inside jit: the decoder's weights in the layout of the rollout, split over `tensor` alone.
+
+    A step of decoding reads every weight for a few tokens. Parts over `fsdp` would have to be
+    brought together in every step; so they are once, before the loop.
+    """
+
+    def gathered(path, leaf):
+        (spec,) = matching_rules(path_name(path))
+        return constrain(leaf, *(None if axis == "fsdp" else axis for axis in spec))
+
+    return jax.tree_util.tree_map_with_path(gathered, params)
+
+
+def over_batch(function: Callable, *, dtype: DTypeLike) -> Callable:
+    """Inside jit: `function(weight, *arrays)`, every device with its own prompts and the weight
+    [out, size] brought together over `fsdp` once, its gradient spread again once.
+
+    The arrays and the results are [b ...]; `tensor` is left to XLA within.
+
+    Args:
+      dtype: that `function` computes with the weight in, and so the one it travels in; its gradient
+        is summed in the weight's own on each device.
+    """
+
+    def call(weight: jax.Array, *arrays: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        shards = 1 if mesh.empty else batch_shards(mesh)
+        if shards == 1 or len(arrays[0]) % shards:
+            return function(weight, *arrays)
+
+        def local(own: jax.Array, *arrays: jax.Array) -> Any:
+            return function(own[0].astype(weight.dtype), *arrays)
+
+        # A copy each, of which XLA makes a gather, and a sum over the copies going back, of which
+        # it makes a scatter. The collectives of shard_map itself would lose the split of the other
+        # dimension over `tensor`, or bring the whole gradient to every device.
+        copies = jnp.broadcast_to(weight.astype(dtype)[None], (shards, *weight.shape))
+        rows = P(BATCH_AXES)
+        return jax.shard_map(
+            local,
+            in_specs=(rows, *[rows] * len(arrays)),
+            out_specs=rows,
+            axis_names=set(BATCH_AXES),
+        )(constrain(copies, BATCH_AXES, "tensor"), *arrays)
+
+    return call
+
+
+def _fitting(mesh: Any, axes: Iterable[Any], shape: Sequence[int]) -> list[Any]:
+    """`axes` without those that do not divide their dimension."""
+
+    def parts(axis: Any) -> int:
+        names = axis if isinstance(axis, tuple) else (axis,)
+        return math.prod(mesh.shape[name] for name in names if name is not None)
+
+    return [
+        axis if size % parts(axis) == 0 else None for axis, size in zip(axes, shape, strict=False)
+    ]

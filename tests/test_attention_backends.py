@@ -156,8 +156,11 @@ def test_prefill(name):
         close(a.swapaxes(1, 2)[mask], b.swapaxes(1, 2)[mask], 1e-5)
 
 
-def test_splash_on_eight_devices_equals_one():
-    """The kernel runs on each device's prompts and heads."""
+@pytest.mark.parametrize(
+    ("fsdp", "tensor"), [(2, 2), (1, 4)], ids=["own key-value heads", "shared key-value heads"]
+)
+def test_splash_on_eight_devices_equals_one(fsdp, tensor):
+    """The kernel runs on each device's prompts and heads, in values and gradients."""
     B, G, P, C, N, H = 4, 2, 10, 3, 4, 8
     mask = jnp.arange(P)[None] < jnp.array([[10], [6], [3], [10]])
     arguments = (
@@ -167,12 +170,24 @@ def test_splash_on_eight_devices_equals_one():
         KV(normal(B, G, C, 2, H, seed=4), normal(B, G, C, 2, H, seed=5)),
     )
 
+    def gradient(backend):
+        def objective(*arguments):
+            prompt, own = group_in_parts(backend, mask=mask)(*arguments)
+            real = jnp.where(mask[..., None, None], prompt, 0.0)
+            return jnp.sum(jnp.sin(real)) + jnp.sum(jnp.sin(own))
+
+        return jax.jit(jax.grad(objective, 1))(*arguments)
+
     plain = jax.jit(group_in_parts(xla(), mask=mask))(*arguments)
-    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+    expected = gradient(xla())
+    with jax.set_mesh(make_mesh(data=2, fsdp=fsdp, tensor=tensor)):
         out = jax.jit(group_in_parts(splash(interpret=True), mask=mask))(*arguments)
+        ours = gradient(splash(interpret=True))
     close(out[0][mask], plain[0][mask])
     close(out[1], plain[1])
-    assert out[0].sharding.shard_shape(out[0].shape) == (1, P, N // 2, H)
+    assert out[0].sharding.shard_shape(out[0].shape) == (B // 2 // fsdp, P, N // tensor, H)
+    for a, b in zip(ours, expected, strict=True):
+        close(a[mask], b[mask], 2e-5)
 
 
 def test_shared_prompt_mask_by_hand():

@@ -1,4 +1,4 @@
-"""The programs of a step at published sizes, lowered for a GPU: shapes only, nothing is computed."""
+"""A step at published sizes, lowered for a GPU: shapes only, nothing is computed."""
 
 import dataclasses
 

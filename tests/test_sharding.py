@@ -8,18 +8,31 @@ import numpy as np
 import pytest
 import tiny
 import tiny_llava
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from balcap_jax.bench.published import SHAPES
+from balcap_jax.bench.random_folder import config_of
 from balcap_jax.errors import UserError
+from balcap_jax.models.families import make_policy
 from balcap_jax.models.llava import Llava
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
-from balcap_jax.rl.train_state import make_optimizer, state_shardings
+from balcap_jax.rl.train_state import (
+    make_optimizer,
+    split_trainable,
+    state_shapes,
+    state_shardings,
+)
 from balcap_jax.sharding import (
     RULES,
     batch_shards,
     constrain_batch,
+    constrain_heads,
+    constrain_images,
+    gather_for_decoding,
     make_mesh,
     matching_rules,
+    over_batch,
     param_shardings,
     path_name,
     shard_batch,
@@ -51,6 +64,28 @@ def test_every_parameter_matches_exactly_one_rule(name):
         assert len(rules[0]) <= leaf.ndim
         if re.search("/(layers|blocks)/", path_name(path)) and len(rules[0]):
             assert rules[0][0] is None  # the stack of layers is never sharded
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("train_vision", [False, True], ids=["frozen", "vision"])
+def test_published_models_and_their_optimizer_match_exactly_one_rule(shape, train_vision):
+    params = jax.eval_shape(make_policy(config_of(shape)).init, jax.random.key(0))
+    optimizer = make_optimizer(learning_rate=1e-6, warmup_steps=5)
+    state = state_shapes(params, optimizer, train_vision=train_vision)
+    leaves = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
+    arrays = [(path_name(path), leaf) for path, leaf in leaves if leaf.ndim]
+    moments = 2 * len(jax.tree.leaves(split_trainable(params, train_vision=train_vision)[0]))
+    assert len(arrays) == len(jax.tree.leaves(params)) + moments
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    whole = 0
+    for name, leaf in arrays:
+        rules = matching_rules(name)
+        assert len(rules) == 1, name
+        sharding = param_shardings(mesh, {name: leaf})[name]
+        # On a mesh like this every axis of a rule divides: nothing is replicated against it.
+        assert sharding.spec == rules[0], name
+        whole += leaf.size if sharding.is_fully_replicated else 0
+    assert whole < 0.002 * sum(leaf.size for _, leaf in arrays)  # norms and some biases
 
 
 def test_every_rule_is_used():
@@ -117,6 +152,42 @@ def test_batches_are_split_over_data_and_fsdp():
     assert x.addressable_shards[0].data.shape == (1, 2)
     with pytest.raises(UserError, match="batch of 6 prompts cannot be split over 4 data shards"):
         shard_batch(mesh, np.zeros((6, 2)))
+
+
+def test_heads_that_do_not_divide_are_whole_and_images_are_spread_over_all():
+    x = jnp.zeros((8, 3, 2, 4))  # two heads
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        assert jax.jit(constrain_heads)(x).sharding.shard_shape(x.shape) == (2, 3, 1, 4)
+        assert jax.jit(constrain_images)(x).sharding.shard_shape(x.shape) == (1, 3, 2, 4)
+        assert jax.jit(constrain_images)(x[:4]).sharding.shard_shape((4, 3, 2, 4)) == (1, 3, 2, 4)
+    with jax.set_mesh(make_mesh(data=1, fsdp=2, tensor=4)):
+        assert jax.jit(constrain_heads)(x).sharding.shard_shape(x.shape) == (4, 3, 2, 4)
+
+
+def test_decoding_has_its_weights_split_over_tensor_alone():
+    tree = {"layers": {"mlp": {"up_proj": {"weight": jnp.zeros((2, 16, 8))}}}}
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    with jax.set_mesh(mesh):
+        out = jax.jit(gather_for_decoding)(jax.device_put(tree, param_shardings(mesh, tree)))
+    (weight,) = jax.tree.leaves(out)
+    assert weight.sharding.shard_shape(weight.shape) == (2, 8, 8)
+
+
+def test_the_gradient_of_a_weight_that_all_prompts_share():
+    """Values and gradients are those of one device; the gradient is spread as the weight is."""
+    weight, x = jax.random.normal(jax.random.key(0), (6, 8)), jnp.arange(64.0).reshape(8, 8) / 64
+    mesh = make_mesh(data=2, fsdp=4)
+
+    def objective(weight):
+        by_prompts = over_batch(lambda w, x: jnp.sin(x @ w.T), dtype=jnp.float32)
+        return jnp.sum(by_prompts(weight, x) ** 2)
+
+    value, expected = jax.value_and_grad(objective)(weight)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(weight, NamedSharding(mesh, P(None, "fsdp")))
+        ours, gradient = jax.jit(jax.value_and_grad(objective))(spread)
+    np.testing.assert_allclose(ours, value, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_constrain_batch_follows_the_mesh_in_context():

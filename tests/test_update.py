@@ -1,5 +1,6 @@
 """One update: the same on any mesh and any split, and it does what the objective says."""
 
+import re
 from functools import cache
 
 import jax
@@ -11,6 +12,8 @@ import tiny
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.logprobs import completion_logprobs
+from balcap_jax.plan.costs import costs_of
+from balcap_jax.plan.hlo import Program
 from balcap_jax.rl.train_state import decays, init_state, make_optimizer, make_schedule
 from balcap_jax.rl.update import (
     Batch,
@@ -155,7 +158,8 @@ def test_splitting_is_undone_by_joining():
     np.testing.assert_array_equal(join_micro_batches(parts), x)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+# (1, 2, 4): of the two key-value heads every device has both.
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
 def test_a_mesh_changes_neither_update_nor_captions(batch, reference, sizes):
     mesh = make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
     state, metrics = run(batch, mesh)
@@ -187,6 +191,30 @@ def test_a_mesh_changes_neither_update_nor_captions(batch, reference, sizes):
     np.testing.assert_array_equal(ours.tokens, expected.tokens)
     np.testing.assert_array_equal(ours.ended, expected.ended)
     np.testing.assert_allclose(ours.logprobs, expected.logprobs, atol=1e-5)
+
+
+def test_the_compiled_update_keeps_what_the_rules_split_and_no_logits_travel(batch):
+    policy, params = tiny.policy(
+        config=tiny.config(text={"vocab_size": 88})
+    )  # a number that nothing else has
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    state = init_state(mesh, params, optimizer())
+    update = make_update(policy, optimizer(), mesh, banned_tokens=BANNED, chunk=3).__wrapped__
+    with jax.set_mesh(mesh):
+        lowered = update.lower(state, shard_batch(mesh, batch))
+    compiled = lowered.compile()
+    arrays, asked = jax.tree.leaves(state), jax.tree.leaves(param_shardings(mesh, state))
+    for made in (compiled.input_shardings[0][0], compiled.output_shardings[0]):
+        for array, ours, rule in zip(arrays, jax.tree.leaves(made), asked, strict=True):
+            assert ours.is_equivalent_to(rule, array.ndim)
+    width = policy.config.text.hidden_size
+    collectives = costs_of(Program(compiled.as_text())).collectives
+    assert collectives
+    for collective in collectives:
+        for dims in re.findall(r"\[([\d,]+)\]", collective.shape):
+            *rows, words = (int(size) for size in dims.split(","))
+            head = np.prod(rows) in (width, width // 2)  # of the weight, transposed
+            assert words not in (88, 44) or head, collective
 
 
 def test_the_vision_tower_is_frozen_by_default(batch, reference):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from balcap_jax.models import attention as plain
 from balcap_jax.models.attention import KV, OUTPUT
-from balcap_jax.sharding import BATCH_AXES
+from balcap_jax.sharding import BATCH_AXES, image_axes
 
 # Least and largest side of the kernel's blocks of queries and keys.
 LANES, BLOCK = 128, 512
@@ -143,7 +143,10 @@ def _attend(
     # The kernel does not scale.
     scaled = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
     run = partial(_run, layout=layout, interpret=interpret)
-    out = _over_mesh(run, q.shape[0], k.shape[2])(inward(scaled), inward(k), inward(v), segments)
+    # Without a layout all see all: the patches of images.
+    axes = image_axes(len(q)) if layout is None else BATCH_AXES
+    over_mesh = _over_mesh(run, axes, batch=len(q), heads=q.shape[2], kv_heads=k.shape[2])
+    out = over_mesh(inward(scaled), inward(k), inward(v), segments)
     return out.swapaxes(1, 2)[:, :T].astype(q.dtype)
 
 
@@ -154,16 +157,36 @@ def _run(
     return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(q, k, v, segments)
 
 
-def _over_mesh(run: Any, batch: int, kv_heads: int) -> Any:
+def _over_mesh(run: Any, axes: tuple[str, ...], *, batch: int, heads: int, kv_heads: int) -> Any:
     """`run` on each device's share: XLA cannot split a kernel by itself.
 
-    Batch over the batch axes, heads over `tensor`; what does not divide is computed by all.
+    Batch over `axes`, heads over `tensor` unless that is one of them; what does not divide is
+    computed by all. Of key-value heads that are fewer than `tensor` every device has all, and takes
+    the one that its queries share.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return run
-    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-    rows = BATCH_AXES if batch % shards == 0 else None
-    heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
-    spec = P(rows, heads)
-    return jax.shard_map(run, in_specs=(spec, spec, spec, P(rows)), out_specs=spec, check_vma=False)
+    rows = axes if batch % int(np.prod([mesh.shape[axis] for axis in axes])) == 0 else None
+    parts = 1 if "tensor" in axes else mesh.shape["tensor"]
+    split = parts > 1 and heads % parts == 0
+    if split and kv_heads % parts == 0:
+        q_spec = kv_spec = P(rows, "tensor")
+        local = run
+    elif split and parts % kv_heads == 0:
+        q_spec, kv_spec = P(rows, "tensor"), P(rows)
+
+        def local(q: Array, k: Array, v: Array, segments: Array) -> Array:
+            which = jax.lax.axis_index("tensor") * kv_heads // parts
+            k, v = (jax.lax.dynamic_slice_in_dim(x, which, 1, axis=1) for x in (k, v))
+            return run(q, k, v, segments)
+
+    else:
+        q_spec = kv_spec = P(rows)
+        local = run
+    return jax.shard_map(
+        local,
+        in_specs=(q_spec, kv_spec, kv_spec, P(rows)),
+        out_specs=q_spec,
+        check_vma=False,
+    )

@@ -10,6 +10,7 @@ from balcap_jax.models.attention import KV
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.layers import GatedMLP, Linear, RMSNorm
 from balcap_jax.models.rotary import rotate
+from balcap_jax.sharding import constrain_heads, constrain_stream
 
 
 class SelfAttention(nnx.Module):
@@ -58,15 +59,19 @@ class DecoderLayer(nnx.Module):
         """Queries, and keys with values, rotary embedding applied."""
         attn = self.self_attn
         x = self.input_layernorm(x)
-        q = rotate(attn.heads(attn.q_proj(x)), angles)
-        k = rotate(attn.heads(attn.k_proj(x)), angles)
+        # Of heads that `tensor` does not divide XLA would split the heads themselves.
+        q, k, v = (
+            constrain_heads(attn.heads(project(x)))
+            for project in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
+        q, k = rotate(q, angles), rotate(k, angles)
         if self.attention_factor != 1:
             q, k = q * self.attention_factor, k * self.attention_factor
-        return q, KV(k, attn.heads(attn.v_proj(x)))
+        return q, KV(k, v)
 
     def finish(
         self, x: Float[Array, "*b t d"], attended: Float[Array, "*b t n h"]
     ) -> Float[Array, "*b t d"]:
         """The residual stream after attention and MLP."""
         x = x + self.self_attn.o_proj(attended.reshape(*x.shape[:-1], -1))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return constrain_stream(x + self.mlp(self.post_attention_layernorm(x)))

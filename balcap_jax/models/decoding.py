@@ -9,17 +9,17 @@ Letters: b batch, g group, n completions (b * g) as columns, p prefix, s slots o
 cache, d width, k key-value heads, r query heads of one of them, h head size, f mlp, v vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from balcap_jax.models.attention import KV, attend_by_heads
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.layers import Params
+from balcap_jax.sharding import BATCH_AXES, constrain
 
 # One entry per layer: keys and values [b k p h] of a prompt, or [n k s h] of completions. Not
 # [b g k s h]: XLA on CPUs would write that twice, with a copy of the cache for each.
@@ -85,37 +85,42 @@ class Rotation(NamedTuple):
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=2).astype(x.dtype)
 
 
-def layer_weights(layer: Params, config: DecoderConfig, dtype: DTypeLike) -> LayerWeights:
-    """`LayerWeights` of one layer's `params`."""
+def layer_weights(layer: Params, config: DecoderConfig) -> LayerWeights:
+    """`LayerWeights` of one layer's `params`, whose matrices have the dtype of matmuls."""
     attention, mlp, heads = layer["self_attn"], layer["mlp"], config.num_key_value_heads
 
-    def joined(parts: Sequence[Params], name: str, *lead: int) -> Array | None:
-        """[lead[0], rows of all parts, ...]: the parts beside each other in each of `lead`."""
-        if name not in parts[0]:
-            return None
-        found = [x[name].astype(dtype) for x in parts]
-        return jnp.concatenate([x.reshape(*lead, -1, *x.shape[1:]) for x in found], axis=1)
+    def joined(parts: Sequence[Array]) -> Array:
+        """[k, rows of all parts for one key-value head, ...]."""
+        by_heads = [x.reshape(heads, -1, *x.shape[1:]) for x in parts]
+        return constrain(jnp.concatenate(by_heads, axis=1), *_rows_over_tensor(heads))
 
-    def alone(part: Params) -> Projection:
-        return Projection(*(part[n].astype(dtype) if n in part else None for n in _NAMES))
+    def stacked(parts: Sequence[Array]) -> Array:
+        return constrain(jnp.stack(parts), None, "tensor")
 
-    qkv = [attention[name] for name in ("q_proj", "k_proj", "v_proj")]
-    gate_up = [mlp[name] for name in ("gate_proj", "up_proj")]
     return LayerWeights(
         input_layernorm=layer["input_layernorm"]["scale"],
-        qkv=Projection(*(joined(qkv, name, heads) for name in _NAMES)),
-        o=alone(attention["o_proj"]),
+        qkv=_together(joined, attention, ("q_proj", "k_proj", "v_proj")),
+        o=_together(lambda parts: parts[0], attention, ("o_proj",)),
         post_attention_layernorm=layer["post_attention_layernorm"]["scale"],
-        gate_up=Projection(*(_stacked(gate_up, name, dtype) for name in _NAMES)),
-        down=alone(mlp["down_proj"]),
+        gate_up=_together(stacked, mlp, ("gate_proj", "up_proj")),
+        down=_together(lambda parts: parts[0], mlp, ("down_proj",)),
     )
 
 
-_NAMES = ("weight", "bias")
+def _together(join: Callable, module: Params, names: Sequence[str]) -> Projection:
+    parts = [module[name] for name in names]
+    return Projection(
+        join([x["weight"] for x in parts]),
+        join([x["bias"] for x in parts]) if "bias" in parts[0] else None,
+    )
 
 
-def _stacked(parts: Sequence[Params], name: str, dtype: DTypeLike) -> Array | None:
-    return jnp.stack([x[name].astype(dtype) for x in parts]) if name in parts[0] else None
+def _rows_over_tensor(heads: int) -> tuple[str | None, ...]:
+    """Key-value heads over `tensor`; the rows of each where it does not divide their number."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or heads % mesh.shape["tensor"] == 0:
+        return ("tensor",)
+    return (None, "tensor")
 
 
 def decode_layer(
@@ -142,7 +147,7 @@ def decode_layer(
     columns = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
     x = x + weights.o(columns)
     gate, up = weights.gate_up(rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
-    return x + weights.down(jax.nn.silu(gate) * up), past
+    return constrain(x + weights.down(jax.nn.silu(gate) * up), None, BATCH_AXES), past
 
 
 def _project(
@@ -152,6 +157,8 @@ def _project(
     K, H = config.num_key_value_heads, config.head_dim
     normed = rms_norm(x, weights.input_layernorm, config.rms_norm_eps)
     heads = weights.qkv(normed).reshape(K, -1, H, x.shape[1])
+    # Heads that `tensor` does not divide are whole on every device, as their cache is.
+    heads = constrain(heads, "tensor", None, None, BATCH_AXES)
     turned = rotation(heads[:, :-1])
     if config.rope_scaling is not None:
         turned = turned * jnp.asarray(config.rope_scaling.attention_factor, turned.dtype)

@@ -13,6 +13,7 @@ from balcap_jax.models.layers import Definition, LayerNorm, Params
 from balcap_jax.models.llava_config import LlavaConfig
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.remat import rematerialise
+from balcap_jax.sharding import constrain_images
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Llava(VisionLanguagePolicy):
         attend = partial(self.attends.rows, sizes=jnp.full(x.shape[0], x.shape[1], jnp.int32))
 
         def layer(x, weights):
-            return part["vision_tower.encoder.layers"](weights)(x, attend), None
+            return constrain_images(part["vision_tower.encoder.layers"](weights)(x, attend)), None
 
         x = part["vision_tower.pre_layrnorm"](tower["pre_layrnorm"])(x)
         states, done = {}, 0

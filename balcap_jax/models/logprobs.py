@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.sharding import over_batch
 
 LOG_SUM = "log_sum"  # its name for checkpoints
 
@@ -110,8 +111,8 @@ def token_logprobs(
 
     # The backward pass makes the logits of a chunk again rather than keep them.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(LOG_SUM))
-    def one_chunk(hidden, targets):
-        logits = policy.project(params, hidden)
+    def one_chunk(weight, hidden, targets):
+        logits = policy.project_by(weight, hidden)
         return logprob_of(
             policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens), targets
         )
@@ -129,10 +130,15 @@ def token_logprobs(
         x = jnp.moveaxis(x, 0, 2)
         return x.reshape(*x.shape[:2], chunks * chunk)[..., :length]
 
-    if chunks == 1:
-        return one_chunk(hidden, jnp.asarray(targets))
-    pieces = jax.lax.map(lambda piece: one_chunk(*piece), (cut(hidden), cut(jnp.asarray(targets))))
-    return jax.tree.map(join, pieces)
+    def by_chunks(weight, hidden, targets):
+        if chunks == 1:
+            return one_chunk(weight, hidden, targets)
+        pieces = jax.lax.map(lambda piece: one_chunk(weight, *piece), (cut(hidden), cut(targets)))
+        return jax.tree.map(join, pieces)
+
+    # Left to itself XLA brings the logits of all prompts together for the weight's gradient.
+    by_prompts = over_batch(by_chunks, dtype=policy.dtype)
+    return by_prompts(policy.head(params), hidden, jnp.asarray(targets))
 
 
 def completion_logprobs(

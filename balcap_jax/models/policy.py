@@ -45,6 +45,13 @@ from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.layers import Definition, Params, RMSNorm
 from balcap_jax.models.remat import check_remat, rematerialise
 from balcap_jax.models.rotary import axis_angles, rotary_frequencies, text_angles
+from balcap_jax.sharding import (
+    BATCH_AXES,
+    constrain,
+    constrain_images,
+    constrain_stream,
+    gather_for_decoding,
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ class VisionLanguagePolicy(ABC):
         batch, patches, _ = images.pixels.shape
         if patches == 0:
             return jnp.zeros((batch, 0, self.config.text.hidden_size), self.dtype)
-        return self.image_features(params, images)
+        return constrain_stream(self.image_features(params, constrain_images(images)))
 
     # ---- the plain full forward
 
@@ -195,10 +202,18 @@ class VisionLanguagePolicy(ABC):
 
     def project(self, params: Params, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits in float32 of final-norm hidden states."""
+        return self.project_by(self.head(params), hidden)
+
+    def head(self, params: Params) -> Float[Array, "v d"]:
+        """The weight that `project` multiplies with."""
         if self.config.tie_word_embeddings:
-            weight = params["language_model"]["embed_tokens"]["embedding"]
-        else:
-            weight = params["lm_head"]["weight"]
+            return params["language_model"]["embed_tokens"]["embedding"]
+        return params["lm_head"]["weight"]
+
+    def project_by(
+        self, weight: Float[Array, "v d"], hidden: Float[Array, "*b d"]
+    ) -> Float[Array, "*b v"]:
+        """`project` with the weight at hand."""
         rows = hidden.astype(self.dtype).reshape(-1, hidden.shape[-1])
         weight = weight.astype(self.dtype)
         logits = jnp.matmul(rows, weight.T, preferred_element_type=jnp.float32)
@@ -234,8 +249,10 @@ class VisionLanguagePolicy(ABC):
             q, kv = layer.project(x, angles)
             return layer.finish(x, self.attends.group(q, kv, prefix_mask, G)), None
 
-        x = join_group(
-            self._embed_prompt(params, prompts.tokens, features), self._embed(params, inputs)
+        x = constrain_stream(
+            join_group(
+                self._embed_prompt(params, prompts.tokens, features), self._embed(params, inputs)
+            )
         )
         layers = params["language_model"]["layers"]
         x, _ = jax.lax.scan(rematerialise(self.remat, body), x, layers)
@@ -263,23 +280,29 @@ class VisionLanguagePolicy(ABC):
         """An empty cache for `group` completions of `length` tokens for each of `batch` prompts."""
         text = self.config.text
         shape = (batch * group, text.num_key_value_heads, length, text.head_dim)
-        empty = partial(jnp.zeros, shape, self.dtype)
+
+        def empty() -> Array:
+            return constrain(jnp.zeros(shape, self.dtype), BATCH_AXES, "tensor")
+
         return tuple(KV(empty(), empty()) for _ in range(text.num_hidden_layers))
 
     def decode_weights(self, params: Params) -> DecodeWeights:
         """The decoder's weights as `decode_step` takes them, made once per rollout."""
-        model, text = params["language_model"], self.config.text
-        embedding = model["embed_tokens"]["embedding"].astype(self.dtype)
+
+        def narrow(path, x):
+            return x if path[-1].key == "scale" else x.astype(self.dtype)
+
+        decoder = {name: params[name] for name in ("language_model", "lm_head") if name in params}
+        decoder = gather_for_decoding(jax.tree_util.tree_map_with_path(narrow, decoder))
+        model, text = decoder["language_model"], self.config.text
         return DecodeWeights(
-            embedding=embedding,
+            embedding=model["embed_tokens"]["embedding"],
             layers=tuple(
-                layer_weights(take_layer(model["layers"], i), text, self.dtype)
+                layer_weights(take_layer(model["layers"], i), text)
                 for i in range(text.num_hidden_layers)
             ),
             norm=model["norm"]["scale"],
-            head=params["lm_head"]["weight"].astype(self.dtype)
-            if "lm_head" in params
-            else embedding,
+            head=self.head(decoder),
         )
 
     def decode_step(
@@ -340,7 +363,7 @@ class VisionLanguagePolicy(ABC):
             q, kv = layer.project(x, angles)
             return layer.finish(x, attend_causal(q, *kv, mask)), kv
 
-        x = self._embed_prompt(params, tokens, features)
+        x = constrain_stream(self._embed_prompt(params, tokens, features))
         return jax.lax.scan(rematerialise(self.remat, body), x, params["language_model"]["layers"])
 
     def _embed(self, params: Params, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:

@@ -14,6 +14,7 @@ from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
 from balcap_jax.models.remat import rematerialise
 from balcap_jax.models.vision import PatchEmbed, PatchMerger, VisionBlock, patch_angles
 from balcap_jax.models.windows import attend_windows, index_windows
+from balcap_jax.sharding import constrain_images
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Qwen2_5_VL(VisionLanguagePolicy):  # noqa: N801 - the name in Hugging Face
         def block(x, layer):
             weights, is_full = layer
             attend = partial(jax.lax.cond, is_full, to_image, to_window)
-            return self.definitions["visual.blocks"](weights)(x, angles, attend), None
+            x = self.definitions["visual.blocks"](weights)(x, angles, attend)
+            return constrain_images(x), None
 
         x = self.definitions["visual.patch_embed"](visual["patch_embed"])(images.pixels)
         x, _ = jax.lax.scan(rematerialise(self.remat, block), x, (visual["blocks"], full))

@@ -212,6 +212,6 @@ def sample(
     start = jnp.broadcast_to(prompts.last_token[:, None], (B, G)).astype(jnp.int32)
     cache = policy.init_cache(B, G, max_new_tokens)
     # Arrays made of constants have no sharding of their own to start the loop with.
-    cache, nothing = constrain_batch((cache, nothing))
+    nothing = constrain_batch(nothing)
     loop = _Loop(jnp.zeros((), jnp.int32), start, cache, nothing)
     return jax.lax.while_loop(unfinished, decode, loop).rollout

@@ -1,0 +1,162 @@
+"""One configuration on one slice: every program of its step compiled, and what comes of it."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from typing import Any
+
+from balcap_jax.config import TrainConfig
+from balcap_jax.plan.chips import Slice
+from balcap_jax.plan.estimate import (
+    advice,
+    memory_of,
+    seconds_of,
+    step_of,
+    wire_bytes_by_kind,
+)
+from balcap_jax.plan.models import Model
+from balcap_jax.plan.worker import Job, run_job
+from balcap_jax.settings import to_dict
+
+PROGRAMS = ("encode", "rollout", "update")
+
+
+def jobs_of(
+    config: TrainConfig,
+    model: Model,
+    where: Slice,
+    *,
+    image: tuple[int, int],
+    text_tokens: int,
+    programs: Sequence[str] = PROGRAMS,
+) -> list[Job]:
+    """What to compile."""
+    return [
+        Job(
+            config=to_dict(config),
+            model=model.hf,
+            generation=model.generation,
+            topology=where.name,
+            program=program,
+            image=image,
+            text_tokens=text_tokens,
+        )
+        for program in programs
+    ]
+
+
+def compile_all(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """The results in order; a process each, as many at a time as there are cores, at most two: a
+    compiler takes gigabytes.
+    """
+    at_a_time = min(2, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(at_a_time) as pool:
+        # The longest first.
+        order = sorted(range(len(jobs)), key=lambda i: -PROGRAMS.index(jobs[i].program))
+        running = {i: pool.submit(run_job, jobs[i]) for i in order}
+        return [running[i].result() for i in range(len(jobs))]
+
+
+def plan(
+    config: TrainConfig, model: Model, where: Slice, *, image: tuple[int, int], text_tokens: int
+) -> dict[str, Any]:
+    """Compiles the programs of a step and judges them.
+
+    Returns:
+      What `--json` prints; bytes, flops and seconds are of one device.
+
+    Raises:
+      UserError: a mistake in the settings, or the compiler failed.
+    """
+    jobs = jobs_of(config, model, where, image=image, text_tokens=text_tokens)
+    results = dict(zip(PROGRAMS, compile_all(jobs), strict=True))
+    return judged(config, model, where, results)
+
+
+def judged(
+    config: TrainConfig, model: Model, where: Slice, results: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """`plan` from the results of the compiler."""
+    first = results["update"]
+    per_chip = first["devices"] // where.chips
+    limit = where.chip.usable / per_chip
+    programs = {}
+    for name, result in results.items():
+        memory = memory_of(result)
+        fits = memory.total <= limit and "needs" not in result
+        programs[name] = {
+            "fits": fits,
+            "bytes": memory._asdict() | {"total": memory.total},
+            "left_bytes": limit - memory.total,
+            "compile_seconds": result["compile_seconds"],
+            "compile_host_bytes": result["host_bytes"],
+            "model_flops": result["model_flops"],
+        }
+        if not fits:
+            programs[name]["change"] = advice(
+                name,
+                to_dict(config),
+                mesh=first["mesh"],
+                kv_heads=model.config.text.num_key_value_heads,
+            )
+        if "needs" in result:
+            continue
+        seconds = seconds_of(result, where.chip, devices_per_chip=per_chip)
+        programs[name] |= {
+            "flops": result["flops"],
+            "moved_bytes": result["bytes"],
+            "wire_bytes": sum(c["wire_bytes"] for c in result["collectives"]),
+            "collectives": {
+                kind: {"runs": runs, "wire_bytes": sent}
+                for kind, (runs, sent) in wire_bytes_by_kind(result["collectives"]).items()
+            },
+            "seconds": {
+                "compute": seconds.compute,
+                "wires": seconds.wires,
+                "overlapped": seconds.overlapped,
+                "serial": seconds.serial,
+            },
+        }
+    answer = {
+        "name": config.name,
+        "model": model.name,
+        "topology": where.name,
+        "chips": where.chips,
+        "devices_per_chip": per_chip,
+        "mesh": first["mesh"],
+        "prompts_per_step": config.prompts_per_step,
+        "group_size": config.rollout.group_size,
+        "max_new_tokens": config.rollout.max_new_tokens,
+        "prefix": first["prefix"],
+        "patches": first["patches"],
+        "micro_batches": config.rl.micro_batches,
+        "remat": config.model.remat,
+        "limit_bytes": limit,
+        "fits": all(program["fits"] for program in programs.values()),
+        "programs": programs,
+        "versions": versions(),
+    }
+    if not any("needs" in result for result in results.values()):
+        step = step_of(
+            results,
+            where.chip,
+            updates=config.rl.updates_per_rollout,
+            devices_per_chip=per_chip,
+        )
+        answer["step"] = step._asdict() | {
+            "captions_per_second": config.prompts_per_step * config.rollout.group_size / step.serial
+        }
+    return answer
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    packages = {}
+    for package in ("jax", "libtpu"):
+        try:
+            packages[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            packages[package] = "unknown"
+    return {"python": platform.python_version(), **packages}

@@ -1,0 +1,232 @@
+"""The programs of a training step with shapes in place of arrays: nothing of a model is loaded."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from balcap_jax.bench.flops import count, without_remat
+from balcap_jax.bench.presets import Preset
+from balcap_jax.bench.workload import RandomProcessor
+from balcap_jax.config import TrainConfig
+from balcap_jax.errors import UserError
+from balcap_jax.models.attention_backends import choose
+from balcap_jax.models.config import PolicyConfig
+from balcap_jax.models.families import make_policy
+from balcap_jax.models.inputs import Prompts
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.rl.train_state import TrainState, make_optimizer, state_shapes, state_shardings
+from balcap_jax.rl.update import Batch, make_update
+from balcap_jax.rollout.sampling import caption_keys, sample
+from balcap_jax.sharding import BATCH_AXES, batch_shards, make_mesh
+
+PROGRAMS = ("encode", "rollout", "update")
+
+
+class Inputs(NamedTuple):
+    """What the programs are given, as shapes with shardings."""
+
+    state: TrainState
+    batch: Batch  # with features, whether or not the update reads them
+    keys: jax.ShapeDtypeStruct
+
+
+class Step:
+    """The programs of `config` for `devices`, ready to be lowered.
+
+    Args:
+      model: sizes of the policy.
+      image: height and width in pixels.
+      text_tokens: of the prompt, all that are no image placeholder.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or the batch does not divide.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PolicyConfig,
+        devices: list[jax.Device],
+        *,
+        image: tuple[int, int],
+        text_tokens: int,
+    ) -> None:
+        self.config = config
+        self.mesh = make_mesh(
+            data=config.mesh.data,
+            fsdp=config.mesh.fsdp,
+            tensor=config.mesh.tensor,
+            devices=devices,
+        )
+        self.policy = make_policy(
+            model, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat
+        )
+        heads = (model.text.head_dim, model.vision.head_dim)
+        attends = choose(
+            config.model.attention, dtype=config.model.dtype, head_dims=heads, device=devices[0]
+        )
+        self.policy = dataclasses.replace(self.policy, attention=attends)
+        self.optimizer = make_optimizer(
+            learning_rate=config.optim.learning_rate,
+            warmup_steps=config.optim.warmup_steps,
+            total_steps=config.steps * config.rl.updates_per_rollout,
+            schedule=config.optim.schedule,
+            weight_decay=config.optim.weight_decay,
+            b1=config.optim.b1,
+            b2=config.optim.b2,
+            max_grad_norm=config.optim.max_grad_norm,
+        )
+        _check_batch(config, self.mesh)
+        preset = Preset(
+            model,
+            dtype=config.model.dtype,
+            batch=1,
+            group=config.rollout.group_size,
+            image=image,
+            text_tokens=text_tokens,
+            completion=config.rollout.max_new_tokens,
+        )
+        self.prompt = RandomProcessor(preset).batch  # one, padded as in training
+        self.inputs = self._inputs()
+
+    def _inputs(self) -> Inputs:
+        config, policy = self.config, self.policy
+        B, G, C = (
+            config.prompts_per_step,
+            config.rollout.group_size,
+            config.rollout.max_new_tokens,
+        )
+        rows = NamedSharding(self.mesh, P(BATCH_AXES))
+
+        def array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+
+        prompts: Prompts = jax.tree.map(lambda x: array((B, *x.shape[1:]), x.dtype), self.prompt)
+        params = jax.eval_shape(policy.init, jax.random.key(0))
+        train_vision = config.model.train_vision
+        state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            state_shapes(params, self.optimizer, train_vision=train_vision),
+            state_shardings(self.mesh, params, self.optimizer, train_vision=train_vision),
+        )
+        features = jax.eval_shape(policy.encode_images, params, prompts.images)
+        keys = jax.eval_shape(
+            partial(caption_keys, group_size=G), jax.random.key(0), np.zeros(B, np.int32)
+        )
+        batch = Batch(
+            prompts=prompts,
+            tokens=array((B, G, C), jnp.int32),
+            mask=array((B, G, C), bool),
+            old_logprobs=array((B, G, C)),
+            advantages=array((B, G)),
+            valid=array((B, G), bool),
+            features=array(features.shape, features.dtype),
+            reference_logprobs=array((B, G, C)) if config.rl.kl_coef else None,
+        )
+        return Inputs(state, batch, array(keys.shape, keys.dtype))
+
+    # ---- programs
+
+    def trace(self, program: str, *, policy: VisionLanguagePolicy | None = None) -> Any:
+        """One of PROGRAMS as `train.py` makes it, traced.
+
+        Args:
+          policy: another computation with the same weights; to count flops.
+        """
+        policy = policy or self.policy
+        state, batch, keys = self.inputs
+        # The mesh of devices that do not exist can be no mesh to put arrays on: its abstract one.
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            if program == "encode":
+                return jax.jit(policy.encode_images).trace(state.params, batch.prompts.images)
+            if program == "rollout":
+                rollout = self.config.rollout
+                return sample.trace(
+                    policy,
+                    state.params,
+                    batch.prompts,
+                    batch.features,
+                    keys,
+                    max_new_tokens=rollout.max_new_tokens,
+                    temperature=rollout.temperature,
+                    top_p=rollout.top_p,
+                    banned_tokens=policy.config.banned_tokens,
+                    stop_tokens=policy.config.stop_tokens,
+                    pad_token_id=policy.config.pad_token_id,
+                )
+            if self.config.model.train_vision:
+                batch = batch._replace(features=None)
+            return self._update(policy).trace(state, batch)
+
+    def _update(self, policy: VisionLanguagePolicy) -> Any:
+        config = self.config
+        return make_update(
+            policy,
+            self.optimizer,
+            self.mesh,
+            clip_low=config.rl.clip_low,
+            clip_high=config.rl.clip_high,
+            loss_normaliser=config.rl.loss_normaliser,
+            kl_coef=config.rl.kl_coef,
+            train_vision=config.model.train_vision,
+            temperature=config.rollout.temperature,
+            banned_tokens=policy.config.banned_tokens,
+            micro_batches=config.rl.micro_batches,
+        ).__wrapped__
+
+    def compile(self, traced: Any) -> Any:
+        """The program for the devices."""
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return traced.lower().compile()
+
+    def model_flops(self, program: str) -> int:
+        """Of the whole batch, without what is computed twice to save memory; attention in full."""
+        plain = dataclasses.replace(self.policy, attention="xla", remat="none")
+        with without_remat():
+            traced = self.trace(program, policy=plain)
+        return count(traced.jaxpr.jaxpr, trips=self.config.rollout.max_new_tokens)
+
+    def attended(self) -> dict[int, float]:
+        """Padded length -> share of the blocks that the kernels for the decoder compute."""
+        from balcap_jax.models.attention_splash import BLOCK, LANES, shared_prompt_mask
+
+        prefix, rollout = self.prompt.tokens.shape[1], self.config.rollout
+        shares = {}
+        for group, length in ((0, 0), (rollout.group_size, rollout.max_new_tokens)):
+            total = prefix + group * length
+            step = LANES if total <= BLOCK else BLOCK
+            total += -total % step
+            mask = shared_prompt_mask(prefix, group, length, total)
+            side = total // min(total, BLOCK)
+            blocks = mask.reshape(side, total // side, side, total // side).any(axis=(1, 3))
+            shares[total] = float(blocks.mean())
+        return shares
+
+
+def _check_batch(config: TrainConfig, mesh: Mesh) -> None:
+    parts = batch_shards(mesh) * config.rl.micro_batches
+    if config.prompts_per_step % parts:
+        raise UserError(
+            f"prompts_per_step={config.prompts_per_step} cannot be split into rl.micro_batches="
+            f"{config.rl.micro_batches} parts over {batch_shards(mesh)} data shards; make it a "
+            f"multiple of {parts}, or use more of the mesh for tensor."
+        )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Of shapes with shardings: what one device holds."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def shard_shapes(tree: Any) -> set[tuple[int, ...]]:
+    """The shapes of what one device holds."""
+    return {x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree)}

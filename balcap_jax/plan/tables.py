@@ -1,0 +1,155 @@
+"""Plans as tables for people."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from balcap_jax.plan.chips import GIB
+
+_BYTES = ("parameters", "optimizer", "activations", "temporary", "inputs", "total")
+
+
+def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | str]:
+    """The whole answer to one configuration."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    yield (
+        f"{plan['model']} on {plan['topology']} ({plan['chips']} chips; {mesh}): "
+        f"{plan['prompts_per_step']} prompts of {plan['prefix']} tokens and {plan['patches']} "
+        f"patches, {plan['group_size']} captions of at most {plan['max_new_tokens']} tokens each; "
+        f"{plan['micro_batches']} micro-batches, remat {plan['remat']}"
+    )
+    if plan["devices_per_chip"] > 1:
+        yield f"JAX sees {plan['devices_per_chip']} devices per chip; numbers are of one device."
+    yield _memory(plan)
+    yield _work(plan)
+    yield _collectives(plan)
+    yield from _verdict(plan)
+
+
+def _memory(plan: Mapping[str, Any]) -> Table:
+    table = _table(
+        f"GiB per device, of {plan['limit_bytes'] / GIB:.2f} that programs may use",
+        ("", *_BYTES, "left"),
+    )
+    for name, program in plan["programs"].items():
+        sizes = [f"{program['bytes'][part] / GIB:.2f}" for part in _BYTES]
+        table.add_row(name, *sizes, f"{program['left_bytes'] / GIB:.2f}")
+    return table
+
+
+def _work(plan: Mapping[str, Any]) -> Table:
+    columns = ("", "Tflop", "GB memory", "GB wires", "s compute", "s wires", "s compiling")
+    table = _table("Work per device, and seconds at the chip's peak rates", columns)
+    for name, program in plan["programs"].items():
+        compiling = f"{program['compile_seconds']:.0f}"
+        if "seconds" not in program:
+            table.add_row(name, *["-"] * 5, compiling)
+            continue
+        table.add_row(
+            name,
+            f"{program['flops'] / 1e12:.1f}",
+            f"{program['moved_bytes'] / 1e9:.0f}",
+            f"{program['wire_bytes'] / 1e9:.1f}",
+            f"{program['seconds']['compute']:.2f}",
+            f"{program['seconds']['wires']:.2f}",
+            compiling,
+        )
+    return table
+
+
+def _collectives(plan: Mapping[str, Any]) -> Table:
+    table = _table("Collectives per device", ("", "kind", "runs", "GB sent"))
+    for name, program in plan["programs"].items():
+        for kind, sums in program.get("collectives", {}).items():
+            sent = f"{sums['wire_bytes'] / 1e9:.2f}"
+            table.add_row(name, kind, f"{sums['runs']:,}", sent)
+    return table
+
+
+def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
+    for name, program in plan["programs"].items():
+        if not program["fits"]:
+            over = -program["left_bytes"] / GIB
+            yield f"The {name} does not fit, by {over:.2f} GiB: {program['change']}."
+    if plan["fits"]:
+        left = min(program["left_bytes"] for program in plan["programs"].values()) / GIB
+        yield f"It fits, with {left:.2f} GiB to spare."
+    if "step" in plan:
+        step = plan["step"]
+        yield (
+            f"A step takes at least {step['overlapped']:.2f} s if communication hides behind "
+            f"computation and {step['serial']:.2f} s if none does "
+            f"({step['captions_per_second']:.0f} captions/s); MFU at most {step['mfu']:.0%} of the "
+            f"step, {step['update_mfu']:.0%} of the update."
+        )
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Variants, best first."""
+    columns = (
+        "data x fsdp x tensor",
+        "prompts",
+        "micro",
+        "remat",
+        "GiB left",
+        "s/step",
+        "captions/s",
+        "MFU",
+    )
+    table = _table(
+        "Variants, most captions per second first; what does not fit comes last", columns
+    )
+    for plan in rows:
+        left = min(program["left_bytes"] for program in plan["programs"].values()) / GIB
+        step = plan.get("step")
+        table.add_row(
+            " x ".join(str(size) for size in plan["mesh"].values()),
+            str(plan["prompts_per_step"]),
+            str(plan["micro_batches"]),
+            plan["remat"],
+            f"{left:.2f}",
+            f"{step['serial']:.2f}" if step else "-",
+            f"{step['captions_per_second']:.0f}" if step else "-",
+            f"{step['mfu']:.0%}" if step else "-",
+        )
+    return table
+
+
+def scaling_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Weak scaling of the update."""
+    columns = (
+        "topology",
+        "chips",
+        "data x fsdp x tensor",
+        "prompts",
+        "Tflop",
+        "GB memory",
+        "GB wires",
+        "s compute",
+        "s wires",
+        "GiB",
+    )
+    table = _table("The update per device, prompts per chip held", columns)
+    for row in rows:
+        table.add_row(
+            row["topology"],
+            str(row["chips"]),
+            " x ".join(str(size) for size in row["mesh"].values()),
+            str(row["prompts_per_step"]),
+            f"{row['flops'] / 1e12:.1f}",
+            f"{row['moved_bytes'] / 1e9:.0f}",
+            f"{row['wire_bytes'] / 1e9:.1f}",
+            f"{row['seconds']['compute']:.2f}",
+            f"{row['seconds']['wires']:.2f}",
+            f"{row['total_bytes'] / GIB:.1f}",
+        )
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 or column == "kind" else "right")
+    return table
