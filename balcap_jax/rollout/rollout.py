@@ -138,7 +138,7 @@ class Captioner:
         *,
         batch_size: int,
     ) -> Iterator[tuple[int, list[str]]]:
-        """As `captions`, with the example's place; on several hosts each has its own share of them."""
+        """As `captions`, with the example's place; on several hosts each has its own share."""
         shards = batch_shards(self.mesh)
         batch_size = -(-batch_size // shards) * shards
         rows = BatchRows.of(self.mesh, batch_size)
