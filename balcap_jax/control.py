@@ -251,7 +251,9 @@ def _gather_peers(
                 peer = _Peer(server.accept()[0])
                 peer.socket.settimeout(5)
                 other = peer.receive()
-            except OSError:  # someone who connects and says nothing is not one of us
+            except OSError:
+                continue
+            if not {"process", "processes", "facts"} <= set(other):  # a stranger, or silent
                 continue
             if refusal := _misfit(hello, other, peers):
                 raise _refused([peer, *peers.values()], refusal)
