@@ -232,6 +232,11 @@ def process_index() -> int:
     return 0 if _control is None else _control.process
 
 
+def is_alone() -> bool:
+    """Whether the run has one process only."""
+    return _control is None
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
     return process_index() == 0

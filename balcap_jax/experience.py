@@ -47,7 +47,12 @@ class Judged(NamedTuple):
 
 
 def pick(
-    source: Source, *, step: int, count: int, seed: int, rows: Sequence[int] | None = None
+    source: Source,
+    *,
+    step: int,
+    count: int,
+    seed: int,
+    rows: Int[np.ndarray, " h"] | None = None,
 ) -> list[Example]:
     """The examples of a step (the first is step 0): a function of its arguments alone.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from balcap_jax.data.examples import Example
 from balcap_jax.data.processing import Processor
@@ -73,7 +73,7 @@ class Captioner:
         examples: Sequence[Example],
         key: Key[Array, ""],
         *,
-        images: Sequence[int] | None = None,
+        images: Sequence[int] | Int[np.ndarray, " b"] | None = None,
     ) -> Generation:
         """Starts a rollout and returns without waiting for it.
 
