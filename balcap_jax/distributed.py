@@ -130,6 +130,8 @@ def find_place(dist: DistConfig) -> Place | None:
         ) from error
     if address is None or processes is None or process is None or processes == 1:
         return None
+    if method == "slurm" and os.environ.get("SLURM_STEP_NUM_NODES") == str(processes):
+        devices = None  # JAX gives each task one GPU, also where it has the node to itself
     return Place(address, processes, process, None if devices is None else list(devices))
 
 

@@ -19,7 +19,7 @@ from balcap_jax.models.layouts import pad_to_sizes, sizes_of
 from balcap_jax.sharding import BatchRows, held_rows, make_mesh, replicate, shard_batch
 from balcap_jax.train import train
 
-CLUSTERS = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+CLUSTERS = ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,8 @@ def test_processes_of_a_slurm_job(monkeypatch):
     # JAX takes a port of the ephemeral range by the job's number: 4096 is the first of them.
     assert distributed.find_place(DistConfig()) == ("node007:61440", 3, 2, [0])
     assert distributed.find_place(DistConfig(coordinator="none")) is None
+    slurm(monkeypatch, SLURM_STEP_NUM_NODES="3")  # a node each: all its devices
+    assert distributed.find_place(DistConfig()) == ("node007:61440", 3, 2, None)
     slurm(monkeypatch, SLURM_NTASKS="1")
     assert distributed.find_place(DistConfig()) is None
 
