@@ -51,13 +51,15 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def joined(dist: DistConfig, *, facts: Mapping[str, Any], run: Path) -> Iterator[None]:
+def joined(
+    dist: DistConfig, *, facts: Callable[[], Mapping[str, Any]], run: Path
+) -> Iterator[None]:
     """Inside, the processes of the run are one: `jax.devices()` are those of all of them.
 
     Where a process fails or dies, the others end with a sentence that says which, and why.
 
     Args:
-      facts: what must be equal on all processes, by name.
+      facts: gives what must be equal on all processes, by name.
       run: the run's folder, for the sentence.
 
     Raises:
@@ -79,7 +81,7 @@ def joined(dist: DistConfig, *, facts: Mapping[str, Any], run: Path) -> Iterator
         place.coordinator,
         process=place.process,
         processes=place.processes,
-        facts=facts,
+        facts=facts(),
         timeout=dist.start_timeout,
         patience=dist.lost_after,
         on_lost=lost,

@@ -54,9 +54,10 @@ def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
       signal.
     """
     run = config.out / config.name if resume is None else resume
-    facts = distributed.facts_of(config, resume=resume)
     with (
-        distributed.joined(config.dist, facts=facts, run=run),
+        distributed.joined(
+            config.dist, facts=lambda: distributed.facts_of(config, resume=resume), run=run
+        ),
         ExitStack() as held,
         _stop_on_sigterm() as stop,
     ):
