@@ -86,12 +86,13 @@ def judge_captions(
     Args:
       token_counts, reference_tokens: lengths in tokens, for `length_unit="tokens"`.
     """
-    group = len(captions[0])
+    images, group = np.shape(token_counts)  # no images where other hosts judge all that it holds
     pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
-    flat = judge([example for example, _ in pairs], [caption for _, caption in pairs])
-    shape = (len(examples), group, len(reward.names))
+    flat = judge([e for e, _ in pairs], [caption for _, caption in pairs]) if pairs else []
+    shape = (images, group, len(reward.names))
     rewards = rewards_of(flat, reward.names).reshape(shape)
-    words = np.array([[len(text.split()) for text in texts] for texts in captions], np.float32)
+    words = np.array([len(caption.split()) for _, caption in pairs], np.float32)
+    words = words.reshape(images, group)
     reference_words = np.array([len(e.reference.split()) for e in examples], np.float32)
     in_words = reward.length_unit == "words"
     lengths = words if in_words else np.asarray(token_counts, np.float32)

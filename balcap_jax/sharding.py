@@ -127,7 +127,8 @@ class BatchRows(NamedTuple):
         size = _shard_size(mesh, count)
         owned: dict[int, list[int]] = {process: [] for process in range(jax.process_count())}
         for shard, holders in enumerate(_holders(mesh)):
-            owned[holders[shard % len(holders)]] += range(shard * size, (shard + 1) * size)
+            for place in range(size):  # those who hold the same rows share them out
+                owned[holders[place * len(holders) // size]].append(shard * size + place)
         held = [
             row for shard in _held_shards(mesh) for row in range(shard * size, (shard + 1) * size)
         ]

@@ -212,7 +212,10 @@ def test_every_row_is_held_where_its_devices_are_and_owned_once(
 
 def test_processes_that_hold_the_same_rows_share_the_judging(monkeypatch):
     rows = rows_of(monkeypatch, mesh_of([0, 1, 0, 1], 1, 2, 2), 8, 2)
-    assert [r.own.tolist() for r in rows] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [r.own.tolist() for r in rows] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    rows = rows_of(monkeypatch, mesh_of([0, 1, 2, 3], 1, 1, 4), 2, 4)
+    assert [r.own.tolist() for r in rows] == [[0], [], [1], []]
+    assert [r.held.tolist() for r in rows] == [[0, 1]] * 4
 
 
 def test_one_process_holds_and_owns_all():

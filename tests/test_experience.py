@@ -49,6 +49,13 @@ def test_mask_can_drop_instead():
     assert found.valid.all()  # precision and recall still speak
 
 
+def test_a_host_may_have_nothing_to_judge():
+    """Not even the judge is asked."""
+    nothing = judge_captions(None, [], [], np.zeros((0, 3), np.int32), np.zeros(0), RewardConfig())
+    assert nothing.rewards.shape == nothing.kept.shape == (0, 3, 3)
+    assert nothing.valid.shape == nothing.words.shape == (0, 3)
+
+
 def test_lengths_in_tokens_give_the_same_rho_here():
     # Twice as many tokens as words on both sides.
     words, tokens = judged(), judged(RewardConfig(length_unit="tokens"))
