@@ -50,8 +50,12 @@ def test_mask_can_drop_instead():
 
 
 def test_a_host_may_have_nothing_to_judge():
-    """Not even the judge is asked."""
-    nothing = judge_captions(None, [], [], np.zeros((0, 3), np.int32), np.zeros(0), RewardConfig())
+    class Never(SceneJudge):
+        def __call__(self, examples, captions):
+            raise AssertionError("there is nothing to judge")
+
+    counts = np.zeros((0, 3), np.int32)
+    nothing = judge_captions(Never(), [], [], counts, np.zeros(0), RewardConfig())
     assert nothing.rewards.shape == nothing.kept.shape == (0, 3, 3)
     assert nothing.valid.shape == nothing.words.shape == (0, 3)
 
