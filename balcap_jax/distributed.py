@@ -179,7 +179,8 @@ def facts_of(config: TrainConfig, *, resume: Path | None) -> dict[str, Any]:
     that each reads for itself.
     """
     settings = flat(to_dict(config))
-    del settings["dist.process"]
+    for name in ("dist.process", "dist.coordinator"):  # they have met, by whatever name of a host
+        del settings[name]
     return {
         "Python": platform.python_version(),
         **{name: metadata.version(name) for name in _PACKAGES},

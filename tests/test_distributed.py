@@ -137,7 +137,7 @@ def test_facts_name_settings_versions_and_files(tmp_path):
     other = distributed.facts_of(dataclasses.replace(config, seed=1), resume=Path("runs/a"))
     changed = {name for name in other if facts[0].get(name) != other[name]}
     assert changed == {
-        "seed", "--resume", "bytes of data.path (d.jsonl)", "dist.coordinator", "dist.processes",
+        "seed", "--resume", "bytes of data.path (d.jsonl)", "dist.processes",
     }  # fmt: skip
 
 
