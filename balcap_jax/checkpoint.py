@@ -3,6 +3,9 @@
 A step is written into a temporary folder and counts from the moment it is committed as a whole, so
 kill -9 at any moment costs at most the steps since the last commit. A step leaves by a rename for
 the same reason: a half-deleted checkpoint must not look like a checkpoint.
+
+Of several processes, each writes and reads its own parts of the arrays, and all make the same
+calls; the folder is on storage that they share.
 """
 
 import logging
@@ -17,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from balcap_jax.distributed import is_alone, is_first
 from balcap_jax.errors import UserError
 from balcap_jax.runs import cannot_write, existing_run, plain, run_folder, write_json_atomic
 
@@ -170,7 +174,8 @@ class Checkpoints:
         """
         with self._disk_errors():
             self._manager.wait_until_finished()
-        shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
 
     def close(self) -> None:
         """`wait`, then ends the background threads, also when the last save failed."""
@@ -188,7 +193,7 @@ class Checkpoints:
     def _open(self) -> Any:
         """A manager of the committed steps; what kill -9 or a failed save left is removed."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._folder.iterdir():
+        for path in self._folder.iterdir() if is_first() else ():
             if not path.name.isdigit():
                 # Errors are ignored: a failed save's last threads may still be writing here.
                 shutil.rmtree(path, ignore_errors=True)
@@ -216,7 +221,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if self._manager is not None:
+            # Of several processes all would have to open it; a run of them ends with this error.
+            if self._manager is not None and is_alone():
                 # A new manager: the old one counts the failed step, and forgot those that it would
                 # have deleted after it. The unfinished save's files go, they may fill the disk.
                 with suppress(Exception):

@@ -28,6 +28,7 @@ from balcap_jax.config import (
     SFTConfig,
     TrainConfig,
 )
+from balcap_jax.control import exit_alone
 from balcap_jax.errors import UserError
 from balcap_jax.flags import chain, parse
 from balcap_jax.plan.cli import plan_command
@@ -46,7 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0, 2 for a mistake that the user can mend, 130 after Ctrl-C.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _exit_code(list(sys.argv[1:] if argv is None else argv))
+    except BaseException:
+        exit_alone(1)
+        raise
+    exit_alone(code)
+    return code
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
         _dispatch(arguments)
     except UserError as error:

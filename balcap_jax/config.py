@@ -214,6 +214,46 @@ class MeshConfig(Settings):
 
 
 @dataclass(frozen=True)
+class DistConfig(Settings):
+    """How the processes of a run on several hosts find one another."""
+
+    # Where process 0 listens, as HOST:PORT; "auto": as the environment says (Cloud TPU, SLURM, Open
+    # MPI), which on a single machine is no other process; "none": this process trains alone.
+    coordinator: str = "auto"
+    processes: int = 1  # How many there are, where coordinator is HOST:PORT.
+    process: int = 0  # Which of them this is, from 0, where coordinator is HOST:PORT.
+    start_timeout: float = 300.0  # Seconds in which all processes must have come.
+    # Seconds without a sign of life after which a process counts as lost and the others end.
+    lost_after: float = 30.0
+    room = "dist."
+
+    def check(self) -> None:
+        named = self.coordinator not in ("auto", "none")
+        host, _, port = self.coordinator.rpartition(":")
+        self._require(
+            not named or (host != "" and port.isdigit() and 0 < int(port) < 2**16),
+            "coordinator",
+            "must be HOST:PORT, 'auto' or 'none'",
+            "give the address of process 0, such as --dist.coordinator 10.0.0.1:8476.",
+        )
+        self._at_least(1, "processes")
+        for name, default in (("processes", 1), ("process", 0)):
+            self._require(
+                named or getattr(self, name) == default,
+                name,
+                f"has no effect with dist.coordinator={self.coordinator!r}",
+                "give the address of process 0 with --dist.coordinator HOST:PORT.",
+            )
+        self._require(
+            0 <= self.process < self.processes,
+            "process",
+            f"must be at least 0 and below dist.processes={self.processes}",
+        )
+        self._positive("start_timeout")
+        self._at_least(1, "lost_after")
+
+
+@dataclass(frozen=True)
 class CheckpointConfig(Settings):
     """When the run is saved; SIGTERM and the last step save too."""
 
@@ -262,6 +302,7 @@ class TrainConfig(Settings):
     rl: RLConfig = field(default_factory=RLConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    dist: DistConfig = field(default_factory=DistConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

@@ -27,6 +27,11 @@ RESUMABLE = frozenset(
         "mesh.data",
         "mesh.fsdp",
         "mesh.tensor",
+        "dist.coordinator",
+        "dist.processes",
+        "dist.process",
+        "dist.start_timeout",
+        "dist.lost_after",
         "checkpoint.every",
         "checkpoint.keep",
         "checkpoint.keep_best",
@@ -83,7 +88,7 @@ def resume_conflicts(old: TrainConfig, new: TrainConfig) -> list[str]:
 
     Empty when `new` continues `old` as if it had never stopped.
     """
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    before, after = flat(to_dict(old)), flat(to_dict(new))
     fixed = set(before) - RESUMABLE
     if old.optim.schedule != "constant":
         fixed.add("steps")  # the learning rate of every step depends on where the schedule ends
@@ -94,11 +99,12 @@ def resume_conflicts(old: TrainConfig, new: TrainConfig) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, where=f"{where}{name}.")
+            found |= flat(value, where=f"{where}{name}.")
         else:
-            flat[where + name] = value
-    return flat
+            found[where + name] = value
+    return found

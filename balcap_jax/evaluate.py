@@ -9,6 +9,7 @@ import numpy as np
 
 from balcap_jax.config import REWARDS
 from balcap_jax.data.examples import Example
+from balcap_jax.distributed import gather_list
 from balcap_jax.metrics import caption_row
 from balcap_jax.report import evaluation_summary
 from balcap_jax.rewards.captions import rewards_of
@@ -35,19 +36,43 @@ def evaluate(
     """
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # no training step has this number
     size = min(batch_size, len(examples))
-    groups = captioner.captions(params, examples, key, batch_size=size)
-    return score_captions(judge, examples, [group[0] for group in groups])
+    own = list(captioner.own_captions(params, examples, key, batch_size=size))
+    places = [place for place, _ in own]
+    rows = caption_rows(
+        judge, [examples[i] for i in places], [group[0] for _, group in own], places=places
+    )
+    # Each host judges its own captions; in the order of the examples they are the whole again.
+    rows = [row for _, row in sorted(gather_list(list(zip(places, rows, strict=True))), key=_place)]
+    return summary_of(rows), rows
 
 
 def score_captions(
     judge: Judge, examples: Sequence[Example], captions: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict]]:
     """(summary, a row per caption): all three rewards, the linguistic one unmasked."""
+    rows = caption_rows(judge, examples, captions, places=range(len(captions)))
+    return summary_of(rows), rows
+
+
+def caption_rows(
+    judge: Judge,
+    examples: Sequence[Example],
+    captions: Sequence[str],
+    *,
+    places: Sequence[int],
+) -> list[dict]:
+    """A row per caption.
+
+    Args:
+      places: of the captions in the evaluation; the first ones have pictures.
+    """
+    if not captions:  # a host without a share of a small evaluation
+        return []
     verdicts: list[Verdict | None] = judge(examples, captions)
     rewards = rewards_of(verdicts, REWARDS)
     words = np.array([len(caption.split()) for caption in captions])
     rhos = words / np.array([max(len(e.reference.split()), 1) for e in examples])
-    rows = [
+    return [
         caption_row(
             id=example.id,
             caption=caption,
@@ -56,11 +81,22 @@ def score_captions(
             verdict=verdicts[i],
             units=judge.reference_units(example) if verdicts[i] is not None else (),
             rho=rhos[i],
-            image=f"evaluation/images/{i:03d}.png" if i < PICTURES else None,
+            image=f"evaluation/images/{place:03d}.png" if place < PICTURES else None,
         )
-        for i, (example, caption) in enumerate(zip(examples, captions, strict=True))
+        for i, (place, example, caption) in enumerate(zip(places, examples, captions, strict=True))
     ]
-    return evaluation_summary(rewards, words, rhos), rows
+
+
+def summary_of(rows: Sequence[dict]) -> dict[str, Any]:
+    """The table's numbers of rows of `caption_rows`."""
+    rewards = [[row["rewards"][name] for name in REWARDS] for row in rows]
+    rewards = np.array(rewards, np.float32).reshape(-1, len(REWARDS))
+    words = np.array([row["words"] for row in rows])
+    return evaluation_summary(rewards, words, np.array([row["rho"] for row in rows]))
+
+
+def _place(numbered: Sequence) -> int:
+    return numbered[0]
 
 
 def write_evaluation(

@@ -6,16 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from balcap_jax.config import RewardConfig, RLConfig
 from balcap_jax.data.examples import Example, Source
+from balcap_jax.distributed import gather_rows
 from balcap_jax.metrics import caption_row, length_metrics, reward_metrics
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.verdicts import Judge, Verdict
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
 from balcap_jax.rl.masking import control_length
-from balcap_jax.rollout.sampling import Rollout
+from balcap_jax.sharding import BatchRows
 
 
 class Judged(NamedTuple):
@@ -26,6 +27,7 @@ class Judged(NamedTuple):
       kept: after the length control.
       lengths: of the captions, in the unit of the length control.
       words: of the captions.
+      token_counts: of the captions, the stop token included.
     """
 
     examples: Sequence[Example]
@@ -36,6 +38,7 @@ class Judged(NamedTuple):
     lengths: Num[np.ndarray, "b g"]
     reference_lengths: Num[np.ndarray, " b"]
     words: Num[np.ndarray, "b g"]
+    token_counts: Int[np.ndarray, "b g"]
 
     @property
     def valid(self) -> Bool[np.ndarray, "b g"]:
@@ -43,10 +46,21 @@ class Judged(NamedTuple):
         return ~np.isnan(self.kept).all(axis=-1)
 
 
-def pick(source: Source, *, step: int, count: int, seed: int) -> list[Example]:
+def pick(
+    source: Source,
+    *,
+    step: int,
+    count: int,
+    seed: int,
+    rows: Int[np.ndarray, " h"] | None = None,
+) -> list[Example]:
     """The examples of a step (the first is step 0): a function of its arguments alone.
 
     A source that is short enough to be seen again comes in a new order each time.
+
+    Args:
+      count: of the whole step.
+      rows: those of the step that are wanted, from 0; by default all.
     """
     size = len(source)
 
@@ -56,7 +70,7 @@ def pick(source: Source, *, step: int, count: int, seed: int) -> list[Example]:
             return source[offset]
         return source[int(np.random.default_rng((seed, epoch)).permutation(size)[offset])]
 
-    return [at(step * count + i) for i in range(count)]
+    return [at(step * count + int(i)) for i in (range(count) if rows is None else rows)]
 
 
 def judge_captions(
@@ -72,12 +86,13 @@ def judge_captions(
     Args:
       token_counts, reference_tokens: lengths in tokens, for `length_unit="tokens"`.
     """
-    group = len(captions[0])
+    images, group = np.shape(token_counts)  # no images where other hosts judge all that it holds
     pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
-    flat = judge([example for example, _ in pairs], [caption for _, caption in pairs])
-    shape = (len(examples), group, len(reward.names))
+    flat = judge([e for e, _ in pairs], [caption for _, caption in pairs]) if pairs else []
+    shape = (images, group, len(reward.names))
     rewards = rewards_of(flat, reward.names).reshape(shape)
-    words = np.array([[len(text.split()) for text in texts] for texts in captions], np.float32)
+    words = np.array([len(caption.split()) for _, caption in pairs], np.float32)
+    words = words.reshape(images, group)
     reference_words = np.array([len(e.reference.split()) for e in examples], np.float32)
     in_words = reward.length_unit == "words"
     lengths = words if in_words else np.asarray(token_counts, np.float32)
@@ -91,7 +106,17 @@ def judge_captions(
         lengths=lengths,
         reference_lengths=reference_lengths,
         words=words,
+        token_counts=np.asarray(token_counts, np.int32),
     )
+
+
+def of_whole_batch(judged: Judged, rows: BatchRows) -> Judged:
+    """With the numbers of all hosts' captions, on every host; texts and verdicts stay its own."""
+    numbers = {
+        name: getattr(judged, name)
+        for name in ("rewards", "kept", "lengths", "reference_lengths", "words", "token_counts")
+    }
+    return judged._replace(**gather_rows(rows, numbers))
 
 
 def _control_length(
@@ -115,16 +140,14 @@ def _control_length(
     return np.asarray(jax.device_get(kept))
 
 
-def advantages_of(
-    judged: Judged, rollout: Rollout, reward: RewardConfig, rl: RLConfig
-) -> Float[Array, "b g"]:
+def advantages_of(judged: Judged, reward: RewardConfig, rl: RLConfig) -> Float[Array, "b g"]:
     """One advantage per caption, by the setting `rl.advantage`."""
     kept, weights = jax.device_put((judged.kept, np.asarray(reward.weights, np.float32)))
     if rl.advantage == "gdpo":
         return gdpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, whiten=rl.whiten)
     if rl.advantage == "grpo":
         return grpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, scale=rl.grpo_scale)
-    counts = jax.device_put(np.asarray(jax.device_get(rollout.mask)).sum(axis=-1))
+    counts = jax.device_put(judged.token_counts)
     return preset_advantages(rl.advantage, kept, weights=weights, token_counts=counts)
 
 

@@ -21,7 +21,7 @@ from balcap_jax.runs import disk_errors, read_jsonl, to_json, write_jsonl_atomic
 RHO_EDGES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
 
 # What differs between two equal runs: never compared, never part of the state.
-WALL_CLOCK = ("seconds/", "tokens_per_second", "peak_memory_mb")
+WALL_CLOCK = ("seconds/", "tokens_per_second", "peak_memory_mb", "device_idle_share")
 
 
 def reward_metrics(
@@ -268,6 +268,19 @@ class SampleLog:
     def close(self) -> None:
         """Closes the file."""
         self._log.close()
+
+
+class NoLog:
+    """In place of both on the processes that do not write."""
+
+    def log(self, step: int, row: object) -> None:
+        """Writes nothing."""
+
+    def truncate_to(self, step: int) -> None:
+        """Forgets nothing."""
+
+    def close(self) -> None:
+        """Closes nothing."""
 
 
 class Stopwatch:

@@ -18,11 +18,14 @@ console = Console(stderr=True)
 
 @contextmanager
 def training_progress(
-    name: str, total: int, *, done: int = 0
+    name: str, total: int, *, done: int = 0, shown: bool = True
 ) -> Iterator[Callable[[int, str], None]]:
     """A bar for `total` steps: call the yielded function with the steps done and a short note.
 
     Where stderr is no terminal, about twenty lines are printed over the run instead.
+
+    Args:
+      shown: False where another process shows it.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -34,7 +37,8 @@ def training_progress(
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    hidden = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, disable=hidden) as progress:
         task = progress.add_task(name, total=total, completed=done, note="", rate="")
         printed = done
 
@@ -43,7 +47,8 @@ def training_progress(
             speed = progress.tasks[0].speed
             rate = f"{speed:.2f}/s" if speed else ""
             progress.update(task, completed=step, note=note, rate=rate)
-            if not console.is_terminal and (step - printed >= total / 20 or step == total):
+            due = step - printed >= total / 20 or step == total
+            if shown and not console.is_terminal and due:
                 printed = step
                 console.print(f"{name} {step}/{total} {note}", highlight=False)
 

@@ -7,14 +7,16 @@ parameters, `fsdp` splits the batch and the parameters, `tensor` splits heads, M
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
+from jaxtyping import Int
 
 from balcap_jax.errors import UserError
 
@@ -107,6 +109,75 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+class BatchRows(NamedTuple):
+    """Which rows of a batch are whose, where several processes share a mesh.
+
+    Attributes:
+      held: rows on the devices of this process, ascending. Processes that share a copy of the
+        policy (`tensor` across hosts) hold the same rows.
+      owned: by process, the rows that it alone judges and reports.
+      process: this one.
+    """
+
+    held: Int[np.ndarray, " h"]
+    owned: tuple[Int[np.ndarray, " _"], ...]
+    process: int
+
+    @classmethod
+    def of(cls, mesh: Mesh, count: int) -> "BatchRows":
+        """Of a batch of `count` rows.
+
+        Raises:
+          UserError: the batch does not divide by the number of shards.
+        """
+        size = _shard_size(mesh, count)
+        owned: dict[int, list[int]] = {process: [] for process in range(jax.process_count())}
+        for shard, holders in enumerate(_holders(mesh)):
+            for place in range(size):  # those who hold the same rows share them out
+                owned[holders[place * len(holders) // size]].append(shard * size + place)
+        held = [
+            row for shard in _held_shards(mesh) for row in range(shard * size, (shard + 1) * size)
+        ]
+        return cls(
+            np.array(held, np.int32),
+            tuple(np.array(rows, np.int32) for rows in owned.values()),
+            jax.process_index(),
+        )
+
+    @property
+    def own(self) -> Int[np.ndarray, " o"]:
+        """The rows of this process alone."""
+        return self.owned[self.process]
+
+    @property
+    def own_places(self) -> Int[np.ndarray, " o"]:
+        """Where its own rows are among those it holds."""
+        return np.searchsorted(self.held, self.own)
+
+
+def _holders(mesh: Mesh) -> list[list[int]]:
+    """The processes that hold each shard of a batch."""
+    assert mesh.axis_names[: len(BATCH_AXES)] == BATCH_AXES
+    shards = mesh.devices.reshape(batch_shards(mesh), -1)
+    return [sorted({device.process_index for device in devices}) for devices in shards]
+
+
+def _held_shards(mesh: Mesh) -> list[int]:
+    """The shards of a batch on the devices of this process."""
+    here = jax.process_index()
+    return [shard for shard, holders in enumerate(_holders(mesh)) if here in holders]
+
+
+def _shard_size(mesh: Mesh, count: int) -> int:
+    shards = batch_shards(mesh)
+    if count % shards:
+        raise UserError(
+            f"A batch of {count} prompts cannot be split over {shards} data shards; "
+            f"make it a multiple of {shards}, or use fewer devices."
+        )
+    return count // shards
+
+
 def path_name(path: tuple) -> str:
     """`language_model/layers/mlp/up_proj/weight` from the key path of a leaf."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -145,23 +216,66 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def replicate(mesh: Mesh, x: Any) -> Any:
+    """Puts an array, or a key, on every device; on several hosts, each has the same."""
+    sharding = replicated(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            replicate(mesh, jax.random.key_data(x)), impl=jax.random.key_impl(x)
+        )
+    host = np.asarray(jax.device_get(x))
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def shard_batch(mesh: Mesh, tree: Any) -> Any:
     """Puts arrays on the mesh, their first axis split over the batch axes.
+
+    Args:
+      tree: on several hosts, each gives the rows that it holds (`BatchRows.held`).
 
     Raises:
       UserError: the batch does not divide by the number of shards.
     """
-    shards = batch_shards(mesh)
+    sharding = NamedSharding(mesh, P(BATCH_AXES))
+    if sharding.is_fully_addressable:
 
-    def put(x):
-        if x.shape[0] % shards:
-            raise UserError(
-                f"A batch of {x.shape[0]} prompts cannot be split over {shards} data shards; "
-                f"make it a multiple of {shards}, or use fewer devices."
-            )
-        return jax.device_put(x, NamedSharding(mesh, P(BATCH_AXES)))
+        def put(x):
+            _shard_size(mesh, x.shape[0])
+            return jax.device_put(x, sharding)
 
-    return jax.tree.map(put, tree)
+        return jax.tree.map(put, tree)
+
+    held = _held_shards(mesh)
+
+    def put_held(x):
+        x = np.asarray(x)
+        size = len(x) // len(held)
+
+        def part(index: tuple[slice, ...]):
+            place = held.index((index[0].start or 0) // size)
+            return x[place * size : (place + 1) * size]
+
+        shape = (size * batch_shards(mesh), *x.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(put_held, tree)
+
+
+def held_rows(mesh: Mesh, tree: Any) -> Any:
+    """Numpy arrays of the rows of a batch that this process holds; the inverse of `shard_batch`."""
+    sharding = NamedSharding(mesh, P(BATCH_AXES))
+    if sharding.is_fully_addressable:
+        return jax.device_get(tree)
+
+    def fetch(x):
+        if not x.sharding.is_equivalent_to(sharding, x.ndim):
+            x = jax.jit(lambda x: x, out_shardings=sharding)(x)
+        shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    return jax.tree.map(fetch, tree)
 
 
 def constrain_batch(tree: Any, *, axis: int = 0) -> Any:

@@ -4,10 +4,11 @@ A run's folder holds everything it made; `--resume` goes on from its last checkp
 never stopped.
 """
 
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,27 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from balcap_jax import experience
+from balcap_jax import distributed, experience
 from balcap_jax.checkpoint import Checkpoints
 from balcap_jax.compilation import Compilations
-from balcap_jax.config import TrainConfig
+from balcap_jax.config import DistConfig, TrainConfig
 from balcap_jax.data.processing import Processor
 from balcap_jax.data.sources import open_sources
+from balcap_jax.device_clock import DeviceClock
 from balcap_jax.errors import UserError
 from balcap_jax.evaluate import evaluate, write_evaluation
-from balcap_jax.metrics import MetricsLog, SampleLog, Stopwatch, peak_memory_mb
+from balcap_jax.metrics import MetricsLog, NoLog, SampleLog, Stopwatch, peak_memory_mb
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 from balcap_jax.policies import POLICY, load_to_train, policy_folder
 from balcap_jax.progress import training_progress
 from balcap_jax.report import report, summary_table
 from balcap_jax.rewards.scene_judge import SceneJudge
 from balcap_jax.rl.train_state import init_state, make_optimizer
-from balcap_jax.rl.update import Batch, make_reference_logprobs, make_update
+from balcap_jax.rl.update import Batch, check_split, make_reference_logprobs, make_update
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs import SUMMARY, RunLock, run_folder, write_json_atomic
 from balcap_jax.settings import to_dict
-from balcap_jax.sharding import make_mesh, shard_batch
+from balcap_jax.sharding import BatchRows, held_rows, make_mesh, shard_batch
 
 SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
 
@@ -42,7 +44,7 @@ SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
 def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
     """Trains by `config` in OUT/NAME, or goes on with the run in `resume`.
 
-    Ends early, with everything saved, on SIGTERM.
+    Ends early, with everything saved, on SIGTERM. On several hosts (`distributed`), all call this.
 
     Returns:
       The run's folder.
@@ -51,15 +53,26 @@ def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
       UserError: a mistake in settings or data, a full disk, or a judge that gives too little
       signal.
     """
-    run = run_folder(config.out, config.name) if resume is None else resume
-    with RunLock(run), _stop_on_sigterm() as stop:
+    run = config.out / config.name if resume is None else resume
+    with (
+        distributed.joined(
+            config.dist, facts=lambda: distributed.facts_of(config, resume=resume), run=run
+        ),
+        ExitStack() as held,
+        _stop_on_sigterm() as stop,
+    ):
+        if resume is None:
+            distributed.first_does(lambda: run_folder(config.out, config.name))
+        distributed.first_does(lambda: held.enter_context(RunLock(run)))
+        distributed.check_shared(run)
         trainer = Trainer(config, run)
         trainer.restore()
         trainer.evaluate_once("before")
         trainer.loop(stop)
         if trainer.step < config.steps:
-            print(f"stopped at step {trainer.step} of {config.steps}, all saved; go on with:")
-            print(f"  balcap train --resume {run}")
+            if distributed.is_first():
+                print(f"stopped at step {trainer.step} of {config.steps}, all saved; go on with:")
+                print(f"  balcap train --resume {run}")
             return run
         trainer.evaluate_once("after")
         trainer.finish()
@@ -91,6 +104,8 @@ class Trainer:
         self.mesh = make_mesh(
             data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
         )
+        check_split(config.prompts_per_step, config.rl.micro_batches, self.mesh)
+        self.rows = BatchRows.of(self.mesh, config.prompts_per_step)
         self.source, heldout = open_sources(config.data, seed=config.seed)
         self.heldout = [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
         self.judge = SceneJudge()
@@ -118,15 +133,21 @@ class Trainer:
         self.seconds = 0.0  # of earlier starts of this run
         self.summary: dict[str, Any] = {}
         # From here on the folder holds a run: a start that failed before this can be made again.
-        write_json_atomic(run / "config.json", to_dict(config))
+        # Which processes there are is not of the run but of this start of it.
+        settings = to_dict(dataclasses.replace(config, dist=DistConfig()))
+        distributed.first_does(lambda: write_json_atomic(run / "config.json", settings))
         self.checkpoints = Checkpoints(
             run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
-        self.metrics, self.samples, self.watch = MetricsLog(run), SampleLog(run), Stopwatch()
+        writes = distributed.is_first()
+        self.metrics = MetricsLog(run) if writes else NoLog()
+        self.samples = SampleLog(run) if writes else NoLog()
+        self.watch = Stopwatch()
 
     def _make_functions(self) -> None:
         """The compiled programs and the optimizer."""
         config = self.config
+        self.clock = DeviceClock()
         sampling = {
             "max_new_tokens": config.rollout.max_new_tokens,
             "temperature": config.rollout.temperature,
@@ -137,6 +158,7 @@ class Trainer:
             self.mesh,
             group_size=config.rollout.group_size,
             top_p=config.rollout.top_p,
+            clock=self.clock,
             **sampling,
         )
         self.tester = Captioner(
@@ -146,6 +168,7 @@ class Trainer:
             group_size=1,
             max_new_tokens=config.rollout.max_new_tokens,
             temperature=config.evaluation.temperature,
+            clock=self.clock,
         )
         self.optimizer = make_optimizer(
             learning_rate=config.optim.learning_rate,
@@ -189,8 +212,9 @@ class Trainer:
     def loop(self, stop: list[int]) -> None:
         """Steps until the last one or until `stop` is filled; saved at the end in any case."""
         config = self.config
-        with training_progress("train", config.steps, done=self.step) as advance:
-            while self.step < config.steps and not stop:
+        shown = distributed.is_first()
+        with training_progress("train", config.steps, done=self.step, shown=shown) as advance:
+            while self.step < config.steps and not distributed.on_any(bool(stop)):
                 row, judged = self.train_step()
                 self.step += 1
                 if config.evaluation.every and self.step % config.evaluation.every == 0:
@@ -198,10 +222,9 @@ class Trainer:
                 if self.step % config.log_every == 0:
                     self.metrics.log(self.step, row)
                 if self.step % config.sample_every == 0:
-                    rows = experience.sample_rows(
-                        judged, self.judge, config.reward, images=SAMPLED_IMAGES
-                    )
-                    self.samples.log(self.step, rows)
+                    images = int((self.rows.own < SAMPLED_IMAGES).sum())
+                    rows = experience.sample_rows(judged, self.judge, config.reward, images=images)
+                    self.samples.log(self.step, distributed.gather_list(rows))
                 self._check_signal(row)
                 if self.step % config.checkpoint.every == 0:
                     self.save(row)
@@ -211,55 +234,74 @@ class Trainer:
             self.checkpoints.wait()
 
     def train_step(self) -> tuple[dict[str, Any], experience.Judged]:
-        """One rollout and its updates."""
-        config, watch = self.config, self.watch
+        """One rollout and its updates: a row of metrics, the same on all hosts, and this host's
+        captions.
+        """
+        config, watch, rows = self.config, self.watch, self.rows
         key = jax.random.fold_in(jax.random.key(config.seed), self.step)
         with watch.stage("data"):
             examples = experience.pick(
-                self.source, step=self.step, count=config.prompts_per_step, seed=config.seed
+                self.source,
+                step=self.step,
+                count=config.prompts_per_step,
+                seed=config.seed,
+                rows=rows.held,
             )
         with watch.stage("rollout"):
-            generation = self.captioner.generate(self.state.params, examples, key)
+            generation = self.captioner.generate(self.state.params, examples, key, images=rows.held)
             rollout = generation.rollout
             captions = self.captioner.texts(rollout)
-            mask, ended = jax.device_get((rollout.mask, rollout.ended))
+            mask, ended = held_rows(self.mesh, (rollout.mask, rollout.ended))
         with watch.stage("judge"):
+            own = rows.own_places
+            examples = [examples[i] for i in own]
             judged = experience.judge_captions(
                 self.judge,
                 examples,
-                captions,
-                token_counts=mask.sum(axis=-1),
+                [captions[i] for i in own],
+                token_counts=mask[own].sum(axis=-1),
                 reference_tokens=self._reference_tokens(examples),
                 reward=config.reward,
             )
+        with watch.stage("other_hosts"):
+            whole = experience.of_whole_batch(judged, rows)
+            ended = distributed.gather_rows(rows, ended[own])
         with watch.stage("update"):
-            advantages = experience.advantages_of(judged, rollout, config.reward, config.rl)
+            advantages = np.asarray(
+                jax.device_get(experience.advantages_of(whole, config.reward, config.rl))
+            )
             batch = Batch(
                 prompts=generation.prompts,
                 tokens=rollout.tokens,
                 mask=rollout.mask,
                 old_logprobs=rollout.logprobs,
-                advantages=shard_batch(self.mesh, advantages),
-                valid=shard_batch(self.mesh, judged.valid),
+                advantages=shard_batch(self.mesh, advantages[rows.held]),
+                valid=shard_batch(self.mesh, whole.valid[rows.held]),
                 features=None if config.model.train_vision else generation.features,
             )
             if self.reference_params is not None:
+                start = self.clock.start()
                 logprobs = self.reference_logprobs(self.reference_params, batch)
+                self.clock.ran(start, logprobs)
                 batch = batch._replace(reference_logprobs=logprobs)
             update_metrics = self._updates(batch)
-        row = experience.rollout_metrics(
-            judged, ended, np.asarray(jax.device_get(advantages)), config.reward
-        )
+        row = experience.rollout_metrics(whole, ended, advantages, config.reward)
         row |= {name: value.item() for name, value in update_metrics.items()}
-        row |= watch.lap(tokens=int(mask.sum())) | {"peak_memory_mb": peak_memory_mb()}
+        row |= watch.lap(tokens=int(whole.token_counts.sum()))
+        row |= {
+            "device_idle_share": self.clock.idle_share(),
+            "peak_memory_mb": peak_memory_mb(),
+        }
         return row, judged
 
     def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
         """The optimizer steps on one rollout; metrics are of the last one."""
         metrics: dict[str, Any] = {}
+        start = self.clock.start()
         with jax.transfer_guard("disallow"):  # nothing may go through the host inside a step
             for _ in range(self.config.rl.updates_per_rollout):
                 self.state, metrics = self.update(self.state, batch)
+        self.clock.ran(start, metrics)
         return jax.device_get(metrics)
 
     def _reference_tokens(self, examples: list) -> np.ndarray:
@@ -307,21 +349,29 @@ class Trainer:
         if when in self.summary:
             return
         self.summary[when], rows = self._evaluate()
-        write_evaluation(self.run, when, rows, self.heldout)
+        distributed.first_does(lambda: write_evaluation(self.run, when, rows, self.heldout))
         self.watch.lap(tokens=0)
+        self.clock.idle_share()
 
     def evaluate_in_between(self) -> dict[str, float]:
         """The held-out scores after this step, for its row of metrics."""
         scores, rows = self._evaluate()
-        write_evaluation(self.run, f"step_{self.step:06d}", rows, self.heldout)
+        when = f"step_{self.step:06d}"
+        distributed.first_does(lambda: write_evaluation(self.run, when, rows, self.heldout))
         return {f"heldout/{name}": value for name, value in scores.items()}
 
     def finish(self) -> None:
         """The trained policy, summary.json, the pictures, and the table on the screen."""
+        params = distributed.to_first(self.state.params)
+        self.checkpoints.close()
+        self.clock.close()
+        distributed.first_does(lambda: self._write(params))
+
+    def _write(self, params: dict) -> None:
         save_pretrained(
             self.run / POLICY,
             self.policy,
-            jax.device_get(self.state.params),
+            params,
             dtype=self.config.model.dtype,
             source=self.folder,
         )
@@ -338,7 +388,6 @@ class Trainer:
         self.compilations.close()
         self.metrics.close()
         self.samples.close()
-        self.checkpoints.close()
         made = report(self.run, band=(self.config.reward.tau_l, self.config.reward.tau_u))
         screen = Console()
         screen.print(summary_table(self.summary))

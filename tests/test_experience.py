@@ -11,7 +11,6 @@ from balcap_jax.data.scenes import SceneSource
 from balcap_jax.experience import advantages_of, judge_captions, pick, sample_rows
 from balcap_jax.rewards.scene_judge import SceneJudge
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
-from balcap_jax.rollout.sampling import Rollout
 
 JUDGE = SceneJudge()
 SOURCE = SceneSource("train", 4)
@@ -50,6 +49,17 @@ def test_mask_can_drop_instead():
     assert found.valid.all()  # precision and recall still speak
 
 
+def test_a_host_may_have_nothing_to_judge():
+    class Never(SceneJudge):
+        def __call__(self, examples, captions):
+            raise AssertionError("there is nothing to judge")
+
+    counts = np.zeros((0, 3), np.int32)
+    nothing = judge_captions(Never(), [], [], counts, np.zeros(0), RewardConfig())
+    assert nothing.rewards.shape == nothing.kept.shape == (0, 3, 3)
+    assert nothing.valid.shape == nothing.words.shape == (0, 3)
+
+
 def test_lengths_in_tokens_give_the_same_rho_here():
     # Twice as many tokens as words on both sides.
     words, tokens = judged(), judged(RewardConfig(length_unit="tokens"))
@@ -76,33 +86,28 @@ def test_a_failed_judge_is_nan_even_where_the_mask_would_write_a_zero():
     lost = np.array([[False, True, False], [True, False, True]])
     np.testing.assert_array_equal(np.isnan(found.kept).all(axis=-1), lost)
     np.testing.assert_array_equal(found.valid, ~lost)
-    advantages = advantages_of(found, rollout(), RewardConfig(), RLConfig())
+    advantages = advantages_of(found, RewardConfig(), RLConfig())
     assert (np.asarray(advantages)[lost] == 0).all()
     rows = sample_rows(found, JUDGE, RewardConfig(), images=2)
     assert [row["verdict"] is None for row in rows] == lost.reshape(-1).tolist()
-
-
-def rollout():
-    ones = np.ones((2, 3, 5))
-    return Rollout(ones.astype(np.int32), ones.astype(bool), ones * -1.0, np.ones((2, 3), bool))
 
 
 def test_settings_choose_the_advantage():
     found = judged()
     reward = RewardConfig(weights=(1.0, 2.0, 0.5))
     np.testing.assert_allclose(
-        advantages_of(found, rollout(), reward, RLConfig(whiten=False, ddof=0)),
+        advantages_of(found, reward, RLConfig(whiten=False, ddof=0)),
         gdpo_advantages(found.kept, weights=np.array([1, 2, 0.5]), whiten=False, ddof=0),
         rtol=1e-6,
     )
     np.testing.assert_allclose(
-        advantages_of(found, rollout(), reward, RLConfig(advantage="grpo", grpo_scale="batch")),
+        advantages_of(found, reward, RLConfig(advantage="grpo", grpo_scale="batch")),
         grpo_advantages(found.kept, weights=np.array([1, 2, 0.5]), scale="batch"),
         rtol=1e-6,
     )
-    gdpo = np.asarray(advantages_of(found, rollout(), reward, RLConfig()))
+    gdpo = np.asarray(advantages_of(found, reward, RLConfig()))
     for preset in ("trl", "nvlabs", "verl", "nemo", "swift"):
-        other = np.asarray(advantages_of(found, rollout(), reward, RLConfig(advantage=preset)))
+        other = np.asarray(advantages_of(found, reward, RLConfig(advantage=preset)))
         # One rollout, five conventions: the order of the captions is the same in all of them.
         np.testing.assert_array_equal(other.argmax(axis=1), gdpo.argmax(axis=1))
 

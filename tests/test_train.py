@@ -54,6 +54,7 @@ def test_metrics_rows_are_complete(unbroken):
         "words", "rho/mean", "rho/hist", "truncated", "entropy", "clip_low", "clip_high", "kl",
         "grad_norm", "tokens_per_second", "seconds/rollout", "seconds/judge", "seconds/update",
         "skipped", "no_signal", "logprob_gap",
+        "device_idle_share",
     ):  # fmt: skip
         assert rows[0][name] is not None, name
     # The trainer computes again what the sampler drew from.

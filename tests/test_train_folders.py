@@ -50,8 +50,8 @@ def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsy
     module, processor, frozen = FAMILIES[family]
 
     # Random policies write nothing that is worth more than the rest.
-    def advantages(judged, rollout, *_):
-        return np.random.default_rng(0).normal(size=rollout.ended.shape).astype(np.float32)
+    def advantages(judged, *_):
+        return np.random.default_rng(0).normal(size=judged.words.shape).astype(np.float32)
 
     monkeypatch.setattr(experience, "advantages_of", advantages)
     start, run = trained(tmp_path, module, processor, steps=1, learning_rate=2e-2)

@@ -305,6 +305,36 @@ def pad_images(rows: Sequence[Row], patch_step: int) -> ImagePatches:
     )
 
 
+def sizes_of(prompts: Prompts) -> list[int]:
+    """[prefix tokens, patches, windows, patches of a window] that a batch is padded to."""
+    images = prompts.images
+    return [prompts.tokens.shape[1], images.pixels.shape[1], *images.windows.shape[1:]]
+
+
+def pad_to_sizes(prompts: Prompts, sizes: Sequence[int], *, pad_token_id: int) -> Prompts:
+    """A batch of `pad_rows`, padded on to larger `sizes_of` that batch."""
+    if list(sizes) == sizes_of(prompts):
+        return prompts
+    prefix, patches, windows, slots = sizes
+
+    def pad(x: np.ndarray, value: int, lengths: dict[int, int]) -> np.ndarray:
+        widths = [(0, lengths.get(axis, size) - size) for axis, size in enumerate(x.shape)]
+        return np.pad(x, widths, constant_values=value)
+
+    images = prompts.images
+    return prompts._replace(
+        tokens=pad(prompts.tokens, pad_token_id, {1: prefix}),
+        mask=pad(prompts.mask, 0, {1: prefix}),
+        positions=pad(prompts.positions, 0, {2: prefix}),
+        images=images._replace(
+            pixels=pad(images.pixels, 0, {1: patches}),
+            positions=pad(images.positions, 0, {1: patches}),
+            image_ids=pad(images.image_ids, -1, {1: patches}),
+            windows=pad(images.windows, -1, {1: windows, 2: slots}),
+        ),
+    )
+
+
 def bucket(value: int, step: int) -> int:
     """The smallest padded size that holds `value`.
 

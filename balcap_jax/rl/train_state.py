@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from balcap_jax.errors import UserError
-from balcap_jax.sharding import param_shardings, path_name
+from balcap_jax.sharding import param_shardings, path_name, replicate
 
 # All that makes image features, by family: frozen, the features of a rollout serve its update.
 VISION = ("visual", "vision_tower", "multi_modal_projector")
@@ -157,7 +157,7 @@ def init_state(
     params = jax.tree.map(own, params, shardings.params)
     trainable, _ = split_trainable(params, train_vision=train_vision)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
-    step, skipped = jax.device_put((jnp.int32(0), jnp.int32(0)), shardings.step)
+    step, skipped = replicate(mesh, jnp.int32(0)), replicate(mesh, jnp.int32(0))
     return TrainState(step=step, params=params, opt_state=opt_state, skipped=skipped)
 
 

@@ -142,7 +142,7 @@ def make_update(
         return loss.total, (loss, sums, jnp.max(ratio))
 
     def update(state: TrainState, batch: Batch):
-        _check_split(batch.tokens.shape[0], micro_batches, mesh)
+        check_split(batch.tokens.shape[0], micro_batches, mesh)
         trainable, frozen = split_trainable(state.params, train_vision=train_vision)
         if train_vision:
             batch = batch._replace(features=None)
@@ -198,7 +198,7 @@ def make_reference_logprobs(
     """
 
     def reference(params: dict, batch: Batch):
-        _check_split(batch.tokens.shape[0], micro_batches, mesh)
+        check_split(batch.tokens.shape[0], micro_batches, mesh)
 
         def micro_reference(micro: Batch):
             features = micro.features
@@ -235,7 +235,8 @@ def _like_parameters(mesh: Mesh, tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, param_shardings(mesh, tree))
 
 
-def _check_split(prompts: int, micro_batches: int, mesh: Mesh) -> None:
+def check_split(prompts: int, micro_batches: int, mesh: Mesh) -> None:
+    """Raises a UserError where the prompts of a step cannot be split as asked."""
     shards = batch_shards(mesh)
     if prompts % (micro_batches * shards):
         raise UserError(

@@ -7,14 +7,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from balcap_jax.data.examples import Example
 from balcap_jax.data.processing import Processor
+from balcap_jax.device_clock import DeviceClock
+from balcap_jax.distributed import largest
 from balcap_jax.models.inputs import Prompts
+from balcap_jax.models.layouts import pad_to_sizes, sizes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
-from balcap_jax.sharding import batch_shards, replicated, shard_batch
+from balcap_jax.sharding import BatchRows, batch_shards, held_rows, replicate, shard_batch
 
 
 class Generation(NamedTuple):
@@ -44,9 +47,11 @@ class Captioner:
         max_new_tokens: int,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        clock: DeviceClock | None = None,
     ):
         self.processor = processor
         self.mesh = mesh
+        self._clock = clock
         # (prefix tokens, patches, windows) of the prompts so far: each compiles the programs once.
         self.shapes: set[tuple[int, int, int]] = set()
         self._encode = jax.jit(policy.encode_images)
@@ -68,19 +73,24 @@ class Captioner:
         examples: Sequence[Example],
         key: Key[Array, ""],
         *,
-        images: Sequence[int] | None = None,
+        images: Sequence[int] | Int[np.ndarray, " b"] | None = None,
     ) -> Generation:
         """Starts a rollout and returns without waiting for it.
 
         Args:
           key: key of the rollout, e.g. fold_in(run_key, step).
           images: a number per example for its key (see `caption_keys`); default: its place.
+          examples, images: on several hosts, those of the rows that this one holds.
 
         Raises:
           UserError: the number of examples does not divide by the data shards of the mesh.
         """
         numbers = np.arange(len(examples)) if images is None else np.asarray(images)
-        prompts = shard_batch(self.mesh, self.processor.prompts(examples))
+        prompts = self.processor.prompts(examples)
+        # All hosts run one program, so the longest prompt of any of them decides.
+        sizes = largest(sizes_of(prompts))
+        prompts = pad_to_sizes(prompts, sizes, pad_token_id=self.processor.pad_token_id)
+        prompts = shard_batch(self.mesh, prompts)
         self.shapes.add(
             tuple(
                 x.shape[1] for x in (prompts.tokens, prompts.images.pixels, prompts.images.windows)
@@ -88,16 +98,18 @@ class Captioner:
         )
         with jax.set_mesh(self.mesh):
             keys = self._keys(
-                jax.device_put(key, replicated(self.mesh)),
-                shard_batch(self.mesh, numbers.astype(np.int32)),
+                replicate(self.mesh, key), shard_batch(self.mesh, numbers.astype(np.int32))
             )
+            start = None if self._clock is None else self._clock.start()
             features = self._encode(params, prompts.images)
             rollout = self._sample(params, prompts, features, keys)
+            if self._clock is not None:
+                self._clock.ran(start, rollout)
         return Generation(prompts, features, rollout)
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
-        """The captions of each image in words; waits for the rollout."""
-        tokens = jax.device_get(rollout.tokens)
+        """The captions of each image that this host holds, in words; waits for the rollout."""
+        tokens = held_rows(self.mesh, rollout.tokens)
         B, G, C = tokens.shape
         texts = self.processor.decode(tokens.reshape(B * G, C))
         return [texts[b * G : (b + 1) * G] for b in range(B)]
@@ -115,11 +127,26 @@ class Captioner:
         The last batch is filled up with copies of its last example: one shape, one compilation. An
         example's captions do not depend on `batch_size`, which is rounded up to fill the mesh.
         """
+        for _, texts in self.own_captions(params, examples, key, batch_size=batch_size):
+            yield texts
+
+    def own_captions(
+        self,
+        params: dict,
+        examples: Sequence[Example],
+        key: Key[Array, ""],
+        *,
+        batch_size: int,
+    ) -> Iterator[tuple[int, list[str]]]:
+        """As `captions`, with the example's place; on several hosts each has its own share."""
         shards = batch_shards(self.mesh)
         batch_size = -(-batch_size // shards) * shards
+        rows = BatchRows.of(self.mesh, batch_size)
         for start in range(0, len(examples), batch_size):
-            batch = [examples[i] for i in range(start, min(start + batch_size, len(examples)))]
-            filled = batch + [batch[-1]] * (batch_size - len(batch))
-            numbers = range(start, start + batch_size)
-            generation = self.generate(params, filled, key, images=numbers)
-            yield from self.texts(generation.rollout)[: len(batch)]
+            numbers = start + rows.held
+            held = [examples[min(int(i), len(examples) - 1)] for i in numbers]
+            generation = self.generate(params, held, key, images=numbers)
+            texts = self.texts(generation.rollout)
+            for place in rows.own_places:
+                if numbers[place] < len(examples):
+                    yield int(numbers[place]), texts[place]
