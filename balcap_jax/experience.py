@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from balcap_jax.config import RewardConfig, RLConfig
-from balcap_jax.data.examples import Example, Source
+from balcap_jax.data.examples import Example
 from balcap_jax.metrics import caption_row, length_metrics, reward_metrics
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.verdicts import Judge, Verdict
@@ -41,22 +41,6 @@ class Judged(NamedTuple):
     def valid(self) -> Bool[np.ndarray, "b g"]:
         """Captions with a signal in at least one reward; the others have no weight anywhere."""
         return ~np.isnan(self.kept).all(axis=-1)
-
-
-def pick(source: Source, *, step: int, count: int, seed: int) -> list[Example]:
-    """The examples of a step (the first is step 0): a function of its arguments alone.
-
-    A source that is short enough to be seen again comes in a new order each time.
-    """
-    size = len(source)
-
-    def at(place: int) -> Example:
-        epoch, offset = divmod(place, size)
-        if size > 10**6:
-            return source[offset]
-        return source[int(np.random.default_rng((seed, epoch)).permutation(size)[offset])]
-
-    return [at(step * count + i) for i in range(count)]
 
 
 def judge_captions(

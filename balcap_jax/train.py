@@ -19,6 +19,7 @@ from balcap_jax import experience
 from balcap_jax.checkpoint import Checkpoints
 from balcap_jax.compilation import Compilations
 from balcap_jax.config import TrainConfig
+from balcap_jax.data.loading import Loaded, Loader
 from balcap_jax.data.processing import Processor
 from balcap_jax.data.sources import open_sources
 from balcap_jax.errors import UserError
@@ -189,7 +190,10 @@ class Trainer:
     def loop(self, stop: list[int]) -> None:
         """Steps until the last one or until `stop` is filled; saved at the end in any case."""
         config = self.config
-        with training_progress("train", config.steps, done=self.step) as advance:
+        with (
+            training_progress("train", config.steps, done=self.step) as advance,
+            self._loader() as self.loader,
+        ):
             while self.step < config.steps and not stop:
                 row, judged = self.train_step()
                 self.step += 1
@@ -215,11 +219,9 @@ class Trainer:
         config, watch = self.config, self.watch
         key = jax.random.fold_in(jax.random.key(config.seed), self.step)
         with watch.stage("data"):
-            examples = experience.pick(
-                self.source, step=self.step, count=config.prompts_per_step, seed=config.seed
-            )
+            examples, prompts = self._load()
         with watch.stage("rollout"):
-            generation = self.captioner.generate(self.state.params, examples, key)
+            generation = self.captioner.generate(self.state.params, examples, key, prompts=prompts)
             rollout = generation.rollout
             captions = self.captioner.texts(rollout)
             mask, ended = jax.device_get((rollout.mask, rollout.ended))
@@ -253,6 +255,26 @@ class Trainer:
         row |= {name: value.item() for name, value in update_metrics.items()}
         row |= watch.lap(tokens=int(mask.sum())) | {"peak_memory_mb": peak_memory_mb()}
         return row, judged
+
+    def _loader(self) -> Loader:
+        return Loader(
+            self.source,
+            self.processor,
+            count=self.config.prompts_per_step,
+            seed=self.config.seed,
+            steps=self.config.steps,
+            workers=self.config.data.workers,
+        )
+
+    def _load(self) -> Loaded:
+        """The examples of this step; a run whose data turn out bad is saved before it stops."""
+        try:
+            return self.loader.step(self.step)
+        except UserError:
+            if self.step:
+                self.save(row=None)
+                self.checkpoints.wait()
+            raise
 
     def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
         """The optimizer steps on one rollout; metrics are of the last one."""

@@ -69,18 +69,21 @@ class Captioner:
         key: Key[Array, ""],
         *,
         images: Sequence[int] | None = None,
+        prompts: Prompts | None = None,
     ) -> Generation:
         """Starts a rollout and returns without waiting for it.
 
         Args:
           key: key of the rollout, e.g. fold_in(run_key, step).
           images: a number per example for its key (see `caption_keys`); default: its place.
+          prompts: of the examples, where they are made already.
 
         Raises:
           UserError: the number of examples does not divide by the data shards of the mesh.
         """
         numbers = np.arange(len(examples)) if images is None else np.asarray(images)
-        prompts = shard_batch(self.mesh, self.processor.prompts(examples))
+        made = self.processor.prompts(examples) if prompts is None else prompts
+        prompts = shard_batch(self.mesh, made)
         self.shapes.add(
             tuple(
                 x.shape[1] for x in (prompts.tokens, prompts.images.pixels, prompts.images.windows)
