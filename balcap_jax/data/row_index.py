@@ -19,6 +19,8 @@ _PIECE = 1 << 24  # bytes
 _BOM = b"\xef\xbb\xbf"
 # A value that is broken this many characters before the end of what was read is not just cut off.
 _CUT_OFF = 1 << 20
+_LONGEST_NUMBER = 400  # digits; none that fits a float is longer
+_MARKS = tuple(" \t\r\n,:]}")  # behind a whole value
 
 
 class RowIndex(NamedTuple):
@@ -193,8 +195,9 @@ class _Reader:
         while True:
             try:
                 value, end = self.decode(self.window, self.at)
-                # A number at the end of the window may go on behind it.
-                if end < len(self.window) or self.ended:
+                # A number at the end of the window may go on behind it ("1" of "1.5e3").
+                behind = self.window[end : end + _LONGEST_NUMBER]
+                if self.ended or behind[:1] in _MARKS or len(behind) == _LONGEST_NUMBER:
                     break
             except RecursionError as error:
                 raise self.error("it is nested too deeply") from error
