@@ -82,7 +82,7 @@ def test_a_bad_image_gives_its_place_to_the_next_good_one(tmp_path, long, caplog
         ids = [example.id for example in iterate(source)]
     assert ids == ["0", "2", "2", "4", "4", "6", "6", "8", "8", "0"]
     assert len(source.bad.reasons) == 5
-    assert sum("skipped the image" in message for message in caplog.messages) == 4  # each once
+    assert sum("skipped the image" in message for message in caplog.messages) == 5  # each once
     # Whoever asks again, in whatever order, gets the same.
     again = CaptionFile(path, max_bad_images=5)
     assert [again[index].id for index in reversed(range(10))] == ids[::-1]

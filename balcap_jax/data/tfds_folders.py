@@ -85,6 +85,8 @@ class TfdsRows(Sequence[Row]):
         Raises:
           UserError: it has no caption.
         """
+        if not 0 <= index < self._length:
+            raise IndexError(index)
         values = self._source[index]
         captions = tuple(dict.fromkeys(_words(text) for text in values["captions"]["text"]))
         captions = tuple(caption for caption in captions if caption)
