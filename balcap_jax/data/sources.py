@@ -103,7 +103,8 @@ def detect(path: Path) -> str:
         return "llava"
     if _COCO.match(begin):
         return "coco"
-    if path.suffix == ".json" and not begin.split(b"\n", 1)[0].rstrip().endswith(b"}"):
+    one_line = begin.split(b"\n", 1)[0].rstrip().endswith(b"}")
+    if begin.startswith(b"{") and path.suffix == ".json" and not one_line:
         raise UserError(
             f"{path} is one JSON object without the images and annotations of COCO captions; give "
             "an array of rows as LLaVA and ShareGPT4V have it, or one object per line as .jsonl."

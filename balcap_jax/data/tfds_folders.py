@@ -58,8 +58,7 @@ class TfdsRows(Sequence[Row]):
             # Images stay as they were stored: ours are decoded by `open_image`, like all others.
             source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
             self._length = len(source)
-            if self._length:
-                source[0]
+            source[0]
         except UserError:
             raise
         # tfds meets arbitrary files here and has no error of its own for them.
@@ -69,8 +68,6 @@ class TfdsRows(Sequence[Row]):
                 f"The split {split!r} of the data set in {folder} cannot be read ({reason}); set "
                 f"--data.split to one of its splits, or {_REMEDY}."
             ) from error
-        if not self._length:
-            raise UserError(f"The split {split!r} of {folder} is empty; choose another one.")
         self.folder, self.split, self._source = folder, split, source
         labelled = "objects" in features and "label" in features["objects"]
         label = features["objects"]["label"] if labelled else None
