@@ -20,6 +20,7 @@ from balcap_jax.checkpoint import Checkpoints
 from balcap_jax.compilation import Compilations
 from balcap_jax.config import TrainConfig
 from balcap_jax.data.loading import Loaded, Loader
+from balcap_jax.data.photos import Photos
 from balcap_jax.data.processing import Processor
 from balcap_jax.data.sources import open_sources
 from balcap_jax.errors import UserError
@@ -351,6 +352,7 @@ class Trainer:
             "seconds": round(self.seconds + time.perf_counter() - self.started, 1),
             "steps": self.step,
             "peak_memory_mb": round(peak_memory_mb(), 1),
+            "bad_images": len(self.source.bad.reasons) if isinstance(self.source, Photos) else 0,
             "skipped_updates": int(jax.device_get(self.state.skipped)),
             "prompt_shapes": sorted(self.captioner.shapes | self.tester.shapes),
             "programs": self.compilations.programs,
