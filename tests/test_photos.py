@@ -97,7 +97,9 @@ def test_too_many_bad_images_stop_when_they_are_met(tmp_path, long):
 
 def test_a_wrong_folder_is_told_at_once(tmp_path, long):
     rows = [{"image": f"{index}.png", "caption": "Red."} for index in range(10)]
-    with pytest.raises(UserError, match="2 bad images among the first 2.*as --data.images"):
+    with pytest.raises(
+        UserError, match="no image that can be read among the first 2.*--data.images"
+    ):
         CaptionFile(write_rows(tmp_path, rows), max_bad_images=1)
 
 

@@ -153,6 +153,7 @@ def test_settings_reach_their_kind(kinds):
         ("llava.json", {"split": "val"}, "data.split='val' has no effect on llava data"),
         ("data.jsonl", {"heldout_split": "val"}, "leave out --data.heldout-split"),
         ("tfds", {"images": "."}, "data.images='.' has no effect on tfds data"),
+        ("missing", {"format": "tfds"}, "missing does not exist, where a folder with"),
         ("", {}, "is a folder without a data set of TFDS; give a .jsonl"),
         ("missing", {}, "missing cannot be read .No such file"),
         ("red.png", {}, "line 1 is not JSON|is not UTF-8"),

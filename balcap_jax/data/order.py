@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 # Longer than any run: comes in its own order, as scenes do, which are drawn by chance anyway.
-# A permutation takes 4 bytes an example, a fifth of what the places of their rows do.
+# A permutation takes 4 bytes an example, a sixth of what the places of their rows do.
 ENDLESS = 10**8
 
 

@@ -1,11 +1,13 @@
 """Rows of a data file as examples: images are opened when asked for, bad ones are passed over."""
 
+import copy
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import Progress
@@ -56,10 +58,12 @@ class BadImages:
         for image, reason in new.items():
             _log.warning("skipped the image %s: %s", image, reason)
 
-    def refuse_all(self) -> None:
-        """Raises a UserError that no image was good."""
+    def refuse_all(self, found: dict[str, str], *, read: str) -> NoReturn:
+        """Raises a UserError that none of the images that `read` tells of is good."""
+        self.reasons |= found
         raise UserError(
-            f"{self.name} has no image that can be read: {self._listing()}; {self._remedy()}."
+            f"{self.name} has no image that can be read {read}: {self._listing()}; "
+            f"{self._remedy()}."
         )
 
     def _remedy(self) -> str:
@@ -109,8 +113,7 @@ class Photos:
         Raises:
           UserError: as at the start.
         """
-        part = object.__new__(Photos)
-        part.rows, part.bad = self.rows, self.bad
+        part = copy.copy(self)  # shares the rows and the count of bad images
         part.places, part.verified = self.places[start:stop], self.verified or verify
         if part.verified and not self.verified:
             part.places = part._good(part.places, read="so far")
@@ -143,19 +146,19 @@ class Photos:
                         f"({error}); restore it and resume the run."
                     ) from error
                 self.bad.add({_name(row): str(error)}, read="so far")
-        self.bad.refuse_all()
-        raise AssertionError("unreachable")
+        self.bad.refuse_all({}, read="in this part")
 
     def _good(self, places: Sequence[int], *, read: str) -> list[int]:
         """The places whose image is good, told by threads."""
         chosen = [self.rows[place] for place in places]
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             reasons = list(_with_progress(pool.map(_why_bad, chosen), total=len(chosen)))
-        pairs = list(zip(chosen, reasons, strict=True))
-        self.bad.add({_name(row): reason for row, reason in pairs if reason}, read=read)
+        pairs = zip(chosen, reasons, strict=True)
+        found = {_name(row): reason for row, reason in pairs if reason}
         good = [place for place, reason in zip(places, reasons, strict=True) if reason is None]
         if not good:
-            self.bad.refuse_all()
+            self.bad.refuse_all(found, read=read)
+        self.bad.add(found, read=read)
         return good
 
 

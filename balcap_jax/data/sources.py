@@ -72,9 +72,10 @@ def open_rows(data: DataConfig, path: Path, *, split: str) -> Sequence[Row]:
     if kind == "tfds":
         folder = find_folder(path)
         if folder is None:
+            holds = "holds no data set of TFDS" if path.exists() else "does not exist"
             raise UserError(
-                f"{path} holds no data set of TFDS, which has a dataset_info.json; give its "
-                "data_dir or the folder of one version."
+                f"{path} {holds}, where a folder with a dataset_info.json is needed; give the "
+                "data_dir of a data set of TFDS or the folder of one version."
             )
         return TfdsRows(folder, split=split)
     if kind == "coco":
