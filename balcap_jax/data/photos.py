@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import Progress
@@ -58,10 +57,10 @@ class BadImages:
         for image, reason in new.items():
             _log.warning("skipped the image %s: %s", image, reason)
 
-    def refuse_all(self, found: dict[str, str], *, read: str) -> NoReturn:
-        """Raises a UserError that none of the images that `read` tells of is good."""
+    def none_good(self, found: dict[str, str], *, read: str) -> UserError:
+        """The error that none of the images that `read` tells of is good."""
         self.reasons |= found
-        raise UserError(
+        return UserError(
             f"{self.name} has no image that can be read {read}: {self._listing()}; "
             f"{self._remedy()}."
         )
@@ -146,7 +145,7 @@ class Photos:
                         f"({error}); restore it and resume the run."
                     ) from error
                 self.bad.add({_name(row): str(error)}, read="so far")
-        self.bad.refuse_all({}, read="in this part")
+        raise self.bad.none_good({}, read="in this part")
 
     def _good(self, places: Sequence[int], *, read: str) -> list[int]:
         """The places whose image is good, told by threads."""
@@ -157,7 +156,7 @@ class Photos:
         found = {_name(row): reason for row, reason in pairs if reason}
         good = [place for place, reason in zip(places, reasons, strict=True) if reason is None]
         if not good:
-            self.bad.refuse_all(found, read=read)
+            raise self.bad.none_good(found, read=read)
         self.bad.add(found, read=read)
         return good
 
