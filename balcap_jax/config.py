@@ -49,14 +49,32 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Images, prompts and reference captions."""
 
-    # "scenes" (generated, embedded in the package) or a .jsonl file of {"image", "caption"} rows.
+    # "scenes" (generated, embedded in the package), a .jsonl file of {"image", "caption"} rows, a
+    # .json file of LLaVA, ShareGPT4V or COCO captions, or the folder of a TFDS data set.
     path: str = "scenes"
+    # What the data are; "auto" looks into them.
+    format: Literal["auto", "jsonl", "llava", "coco", "tfds"] = "auto"
+    images: str = ""  # Folder that paths of images start from; default: the one of the file.
+    boxes: str = ""  # An instances_*.json with the objects of COCO images.
+    split: str = "train"  # Split of a TFDS data set.
     heldout: int = 200  # Examples kept apart for the evaluation.
+    heldout_path: str = ""  # Data to hold out, of any kind; default: the end of the others.
+    heldout_split: str = ""  # Split of a TFDS data set to hold out.
     max_bad_images: int = 10  # Stop when more images than this cannot be read.
+    workers: int = 4  # Threads that read and process images ahead of the device.
     room = "data."
 
     def check(self) -> None:
-        self._at_least(1, "heldout")
+        self._at_least(1, "heldout", "workers")
+        if self.path == "scenes":  # made on the spot: nothing to find, to hold out or to be bad
+            for name in ("format", "images", "boxes", "split", "heldout_path", "heldout_split"):
+                default = type(self).__dataclass_fields__[name].default
+                self._require(
+                    getattr(self, name) == default,
+                    name,
+                    "has no effect with data.path='scenes'",
+                    "leave it out or give a --data.path.",
+                )
         self._at_least(0, "max_bad_images")
 
 

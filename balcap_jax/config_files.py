@@ -22,6 +22,7 @@ RESUMABLE = frozenset(
         "model.attention",
         "model.remat",
         "data.max_bad_images",
+        "data.workers",
         "reward.max_no_signal_share",
         "rl.micro_batches",
         "mesh.data",

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from balcap_jax.config import RewardConfig, RLConfig
-from balcap_jax.data.examples import Example, Source
+from balcap_jax.data.examples import Example
 from balcap_jax.distributed import gather_rows
 from balcap_jax.metrics import caption_row, length_metrics, reward_metrics
 from balcap_jax.rewards.captions import rewards_of
@@ -44,33 +44,6 @@ class Judged(NamedTuple):
     def valid(self) -> Bool[np.ndarray, "b g"]:
         """Captions with a signal in at least one reward; the others have no weight anywhere."""
         return ~np.isnan(self.kept).all(axis=-1)
-
-
-def pick(
-    source: Source,
-    *,
-    step: int,
-    count: int,
-    seed: int,
-    rows: Int[np.ndarray, " h"] | None = None,
-) -> list[Example]:
-    """The examples of a step (the first is step 0): a function of its arguments alone.
-
-    A source that is short enough to be seen again comes in a new order each time.
-
-    Args:
-      count: of the whole step.
-      rows: those of the step that are wanted, from 0; by default all.
-    """
-    size = len(source)
-
-    def at(place: int) -> Example:
-        epoch, offset = divmod(place, size)
-        if size > 10**6:
-            return source[offset]
-        return source[int(np.random.default_rng((seed, epoch)).permutation(size)[offset])]
-
-    return [at(step * count + int(i)) for i in (range(count) if rows is None else rows)]
 
 
 def judge_captions(

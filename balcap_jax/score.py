@@ -26,7 +26,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     captions = _read_captions(config.captions)
     source = CaptionFile(config.data)
-    place = {row.id: index for index, row in enumerate(source.rows)}
+    place = {source.row(index).id: index for index in range(len(source))}
     unknown = [id_ for id_ in captions if id_ not in place]
     if unknown:
         raise UserError(

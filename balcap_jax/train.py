@@ -20,6 +20,8 @@ from balcap_jax import distributed, experience
 from balcap_jax.checkpoint import Checkpoints
 from balcap_jax.compilation import Compilations
 from balcap_jax.config import DistConfig, TrainConfig
+from balcap_jax.data.loading import Loaded, Loader
+from balcap_jax.data.photos import Photos
 from balcap_jax.data.processing import Processor
 from balcap_jax.data.sources import open_sources
 from balcap_jax.device_clock import DeviceClock
@@ -213,7 +215,10 @@ class Trainer:
         """Steps until the last one or until `stop` is filled; saved at the end in any case."""
         config = self.config
         shown = distributed.is_first()
-        with training_progress("train", config.steps, done=self.step, shown=shown) as advance:
+        with (
+            training_progress("train", config.steps, done=self.step, shown=shown) as advance,
+            self._loader() as self.loader,
+        ):
             while self.step < config.steps and not distributed.on_any(bool(stop)):
                 row, judged = self.train_step()
                 self.step += 1
@@ -240,15 +245,11 @@ class Trainer:
         config, watch, rows = self.config, self.watch, self.rows
         key = jax.random.fold_in(jax.random.key(config.seed), self.step)
         with watch.stage("data"):
-            examples = experience.pick(
-                self.source,
-                step=self.step,
-                count=config.prompts_per_step,
-                seed=config.seed,
-                rows=rows.held,
-            )
+            examples, prompts = self._load()
         with watch.stage("rollout"):
-            generation = self.captioner.generate(self.state.params, examples, key, images=rows.held)
+            generation = self.captioner.generate(
+                self.state.params, examples, key, images=rows.held, prompts=prompts
+            )
             rollout = generation.rollout
             captions = self.captioner.texts(rollout)
             mask, ended = held_rows(self.mesh, (rollout.mask, rollout.ended))
@@ -293,6 +294,30 @@ class Trainer:
             "peak_memory_mb": peak_memory_mb(),
         }
         return row, judged
+
+    def _loader(self) -> Loader:
+        return Loader(
+            self.source,
+            self.processor,
+            count=self.config.prompts_per_step,
+            seed=self.config.seed,
+            steps=self.config.steps,
+            rows=self.rows.held,
+            workers=self.config.data.workers,
+        )
+
+    def _load(self) -> Loaded:
+        """The examples of this step; a run whose data turn out bad is saved before it stops.
+
+        Not on several hosts: all save together, and the others know nothing of this one's data.
+        """
+        try:
+            return self.loader.step(self.step)
+        except UserError:
+            if self.step and jax.process_count() == 1:
+                self.save(row=None)
+                self.checkpoints.wait()
+            raise
 
     def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
         """The optimizer steps on one rollout; metrics are of the last one."""
@@ -379,6 +404,7 @@ class Trainer:
             "seconds": round(self.seconds + time.perf_counter() - self.started, 1),
             "steps": self.step,
             "peak_memory_mb": round(peak_memory_mb(), 1),
+            "bad_images": len(self.source.bad.reasons) if isinstance(self.source, Photos) else 0,
             "skipped_updates": int(jax.device_get(self.state.skipped)),
             "prompt_shapes": sorted(self.captioner.shapes | self.tester.shapes),
             "programs": self.compilations.programs,

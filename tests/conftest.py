@@ -30,6 +30,6 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # that work on words have no arrays, and checking each of their many small calls takes minutes.
 SHAPED = (
     "models", "rollout", "rl", "sharding", "metrics", "experience", "report", "checkpoint", "runs",
-    "data.processing", "data.caption_files", "rewards.captions",
+    "data.processing", "data.row_index", "data.coco_files", "data.order", "rewards.captions",
 )  # fmt: skip
 install_import_hook([f"balcap_jax.{name}" for name in SHAPED], "beartype.beartype")

@@ -1,34 +1,14 @@
-"""Caption files: good rows become examples, each kind of bad input one sentence."""
-
-import json
-import logging
-import zlib
+"""Caption files: rows become examples, each kind of bad line is one sentence."""
 
 import numpy as np
 import pytest
-from PIL import Image
+from images import RED, red, write_rows
 
-from balcap_jax.data.caption_files import BadImageError, CaptionFile, open_image
-from balcap_jax.data.examples import PROMPT, iterate
+from balcap_jax.data import caption_files, row_index
+from balcap_jax.data.caption_files import CaptionFile, CaptionRows
+from balcap_jax.data.examples import PROMPT, Box, iterate
 from balcap_jax.data.scenes import make_scene
 from balcap_jax.errors import UserError
-
-RED = (220, 30, 40)
-
-
-def write_rows(folder, rows):
-    path = folder / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def red(folder, name="red.png", *, mode="RGB", size=(16, 12), **options):
-    path = folder / name
-    Image.new("RGB", size, RED).convert(mode).save(path, **options)
-    return path
-
-
-# Rows -------------------------------------------------------------------------------------------
 
 
 def test_rows_become_examples(tmp_path):
@@ -68,8 +48,18 @@ ROW = '{"image": "red.png", "caption": "Red."}'
         ("", "holds no rows"),
         (ROW + "\n{'image'}", "line 2 is not JSON"),
         (ROW + "\n\n[1]", "line 3 is not a JSON object"),
-        ("[" * 100_000, "line 1 is not JSON"),
-        ('{"image": "red.png"}', 'line 1 has no "caption"'),
+        ('{"a":' * 100_000, "line 1 is not JSON"),
+        ('{"image": "red.png"}', 'line 1 has no "caption" and no "captions"'),
+        ("[{}]", "is a JSON array"),
+        ('{"image": "red.png", "captions": []}', '"captions": [], which must be a list of texts'),
+        ('{"image": "red.png", "captions": ["a", ""]}', '"captions": "", which must be a text'),
+        ('{"image": "red.png", "references": "a"}', '"references": "a", which must be a list'),
+        (ROW[:-1] + ', "units": ["a", 1]}', '"units": 1'),
+        (ROW[:-1] + ', "boxes": [{"label": "a", "box": [0, 0, 1]}]}', "has the box"),
+        (ROW[:-1] + ', "boxes": [{"label": "a", "box": [0, 0, 640, 9]}]}', "from 0 to 1"),
+        (ROW[:-1] + ', "boxes": [{"label": "a", "box": [0.5, 0, 0.5, 1]}]}', "has the box"),
+        (ROW[:-1] + ', "boxes": [{"label": "", "box": [0, 0, 1, 1]}]}', "has the box"),
+        (ROW[:-1] + ', "boxes": 3}', "has the box 3"),
         ('{"caption": "Red."}', 'line 1 has no "image"'),
         ('{"image": "red.png", "caption": "  "}', "must be a text that is not empty"),
         ('{"image": 3, "caption": "Red."}', '"image": 3'),
@@ -100,178 +90,66 @@ def test_unreadable_files_are_named(tmp_path):
         CaptionFile(binary)
 
 
-# Images -----------------------------------------------------------------------------------------
-
-
-def truncated(folder):
-    rng = np.random.default_rng(0)
-    path = folder / "truncated.jpg"
-    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    return path
-
-
-def truncated_png(folder):
-    path = folder / "truncated.png"
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:2000])
-    return path
-
-
-def text_file(folder):
-    path = folder / "text.jpg"
-    path.write_text("no picture")
-    return path
-
-
-def empty(folder):
-    path = folder / "empty.png"
-    path.touch()
-    return path
-
-
-def bomb(folder):
-    """A PNG whose header promises 40,000 x 40,000 pixels."""
-    path = red(folder, "bomb.png")
-    data = bytearray(path.read_bytes())
-    data[16:24] = (40_000).to_bytes(4, "big") * 2
-    # The header's checksum must fit, or the file is broken in another way.
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    path.write_bytes(data)
-    return path
-
-
-def animated(folder, suffix="gif"):
-    path = folder / f"moving.{suffix}"
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-    return path
-
-
-BAD = [
-    (truncated, "truncated"),
-    (truncated_png, "cannot be read"),
-    (text_file, "not an image"),
-    (empty, "empty"),
-    (lambda folder: red(folder, "cmyk.jpg", mode="CMYK"), "colours are CMYK"),
-    (lambda folder: red(folder, "one.png", size=(1, 1)), "1 x 1 pixels"),
-    (lambda folder: red(folder, "thin.png", size=(400, 7)), "400 x 7 pixels"),
-    (lambda folder: red(folder, "strip.png", size=(8 * 201, 8)), "strip"),
-    (bomb, "1600000000 pixels are more pixels than is safe"),
-    (lambda folder: folder / "missing.png", "no such file"),
-    (lambda folder: folder, "no such file"),
-    (animated, "it has 3 frames, not one"),
-    (lambda folder: animated(folder, "png"), "it has 3 frames, not one"),
-    (lambda folder: animated(folder, "webp"), "it has 3 frames, not one"),
-    (lambda folder: red(folder, "wide.png", size=(20_000, 120)), "20000 x 120 pixels are above"),
-]
-
-
-@pytest.mark.parametrize(("make", "reason"), BAD)
-def test_bad_images_say_why(tmp_path, make, reason):
-    with pytest.raises(BadImageError, match=reason):
-        open_image(make(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "options"),
-    [
-        ("rgb.png", "RGB", {}),
-        ("rgba.png", "RGBA", {}),
-        ("palette.gif", "RGB", {}),  # written with a palette
-        ("webp_inside.jpg", "RGB", {"format": "WEBP", "lossless": True}),
-        ("old.bmp", "RGB", {}),
-    ],
-)
-def test_formats_and_modes_become_rgb(tmp_path, name, mode, options):
-    image = open_image(red(tmp_path, name, mode=mode, **options))
-    assert image.mode == "RGB"
-    assert image.getpixel((4, 4)) == RED
-
-
-def test_greys_become_rgb(tmp_path):
-    # 8 bit: 77 stays; 1 bit: white is 255; 16 bit: 257 * 77 is the same grey in 16 bits.
-    Image.new("L", (9, 9), 77).save(tmp_path / "grey.png")
-    Image.new("1", (9, 9), 1).save(tmp_path / "bit.png")
-    Image.fromarray(np.full((9, 9), 257 * 77, np.uint16)).save(tmp_path / "deep.png")
-    for name, level in (("grey.png", 77), ("bit.png", 255), ("deep.png", 77)):
-        image = open_image(tmp_path / name)
-        assert image.mode == "RGB", name
-        assert image.getpixel((4, 4)) == (level,) * 3, name
-
-
-def test_transparency_lies_on_white(tmp_path):
-    Image.new("RGBA", (9, 9), (*RED, 0)).save(tmp_path / "clear.png")
-    assert open_image(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    red(tmp_path, "turned.jpg", size=(32, 16), exif=exif)
-    assert open_image(tmp_path / "turned.jpg").size == (16, 32)
-
-
-def test_large_images_keep_their_size(tmp_path):
-    assert open_image(red(tmp_path, size=(3000, 2000))).size == (3000, 2000)
-
-
-# Limits -----------------------------------------------------------------------------------------
-
-
-def mixed_file(folder):
-    """Good and bad images in turn: good ids are "0", "2", "4" ..."""
-    rows = []
-    for index, (make, _) in enumerate(BAD[:5]):
-        red(folder, f"good{index}.png")
-        rows.append({"id": 2 * index, "image": f"good{index}.png", "caption": "Red."})
-        rows.append({"id": 2 * index + 1, "image": str(make(folder)), "caption": "Bad."})
-    return write_rows(folder, rows)
-
-
-def test_bad_images_are_skipped_up_to_the_limit(tmp_path, caplog):
-    path = mixed_file(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        source = CaptionFile(path, max_bad_images=5)
-    assert [example.id for example in iterate(source)] == ["0", "2", "4", "6", "8"]
-    names = [image.path.name for image in source.skipped]
-    assert names == ["truncated.jpg", "truncated.png", "text.jpg", "empty.png", "cmyk.jpg"]
-    assert sum("skipped the image" in message for message in caplog.messages) == 5
-
-
-def test_the_photo_of_a_phone_with_previews_is_its_first_picture(tmp_path):
-    path = tmp_path / "phone.jpg"
-    preview = Image.new("RGB", (8, 8), "blue")
-    Image.new("RGB", (16, 16), "red").save(
-        path, format="MPO", save_all=True, append_images=[preview]
+def test_all_that_is_known_of_a_photo(tmp_path):
+    red(tmp_path)
+    box = {"label": "wall", "box": [0, 0.25, 1, 0.5]}
+    path = write_rows(
+        tmp_path,
+        [
+            {"image": "red.png", "captions": ["Red.", "A red wall.", "All is red.", "Red."]},
+            {"image": "red.png", "caption": "Red.", "references": ["A red wall.", "Red."]},
+            {"image": "red.png", "references": ["A wall."], "boxes": [box], "units": ["a wall"]},
+        ],
     )
-    image = open_image(path)
-    assert image.size == (16, 16)
-    assert image.getpixel((4, 4))[0] > 200
+    first, second, third = iterate(CaptionFile(path))
+    # The longest in words, the first of two; each text once.
+    assert first.reference == "A red wall."
+    assert first.references == ("Red.", "A red wall.", "All is red.")
+    assert (second.reference, second.references) == ("Red.", ("Red.", "A red wall."))
+    assert (third.reference, third.references, third.units) == ("A wall.", (), ("a wall",))
+    assert third.boxes == (Box("wall", 0.0, 0.25, 1.0, 0.5),)
+    assert (first.boxes, first.units) == ((), ())
 
 
-def test_more_bad_images_than_the_limit_stop(tmp_path):
-    path = mixed_file(tmp_path)
-    with pytest.raises(UserError) as error:
-        CaptionFile(path, max_bad_images=4)
-    sentence = str(error.value)
-    assert "5 bad images of 10, more than data.max_bad_images=4" in sentence
-    assert "text.jpg (it is not an image), ..." in sentence  # the first three
-    assert "empty.png" not in sentence
-    assert "--data.max-bad-images 5" in sentence
+def test_images_may_lie_under_another_folder(tmp_path):
+    (tmp_path / "photos").mkdir()
+    path = write_rows(tmp_path, [{"image": "a/red.png", "caption": "Red."}])
+    assert CaptionRows(path)[0].image == tmp_path / "a/red.png"
+    rows = CaptionRows(path, images=tmp_path / "photos")
+    assert rows[0].image == tmp_path / "photos/a/red.png"
 
 
-def test_a_file_without_a_good_image_stops(tmp_path):
-    path = write_rows(tmp_path, [{"image": "missing.png", "caption": "A cat."}])
-    with pytest.raises(UserError, match="no image that can be read.*missing.png"):
-        CaptionFile(path, max_bad_images=1)
+def test_a_long_file_is_parsed_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_files, "CHECKED", 10)
+    monkeypatch.setattr(row_index, "_PIECE", 1000)
+    lines = [f'{{"image": "{i}.png", "caption": "Number {i}."}}' for i in range(2000)]
+    lines[1234] = "{'image'}"
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    rows = CaptionRows(path)
+    assert len(rows) == 2000
+    assert [rows[i].reference for i in (0, 999, 1999)] == [
+        "Number 0.",
+        "Number 999.",
+        "Number 1999.",
+    ]
+    assert rows[1999].id == "long-002000"
+    with pytest.raises(UserError, match="long.jsonl, line 1235 is not JSON"):
+        rows[1234]
+    # What stays in memory: where each row begins and ends, and its number.
+    index = rows._texts.index
+    assert sum(part.nbytes for part in index) == 2000 * 3 * np.dtype(np.int64).itemsize
 
 
-def test_an_image_that_goes_bad_later_stops(tmp_path):
-    image = red(tmp_path)
-    source = CaptionFile(write_rows(tmp_path, [{"image": "red.png", "caption": "Red."}]))
-    assert len(source) == 1
-    image.unlink()
-    with pytest.raises(UserError, match=r"red\.png was good .* no such file"):
-        source[0]
+def test_the_first_rows_are_checked_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_files, "CHECKED", 3)
+    for bad, refused in ((2, True), (3, False)):
+        lines = [ROW] * 5
+        lines[bad] = "no row"
+        path = tmp_path / "data.jsonl"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        if refused:
+            with pytest.raises(UserError, match="line 3 is not JSON"):
+                CaptionRows(path)
+        else:
+            assert len(CaptionRows(path)) == 5

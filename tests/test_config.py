@@ -11,6 +11,7 @@ import pytest
 import balcap_jax.config as rooms
 from balcap_jax.config import (
     CaptionConfig,
+    DataConfig,
     EvaluationConfig,
     MeshConfig,
     ModelConfig,
@@ -141,6 +142,7 @@ def every_field(config, room=""):
             yield room + item.name, value
 
 
+OF_FILES = ("format", "images", "boxes", "split", "heldout_path", "heldout_split")
 OTHER = {
     "name": "other",
     "out": Path("elsewhere"),
@@ -149,6 +151,8 @@ OTHER = {
     "model.attention": "xla",
     "model.remat": "full",
     "data.path": "a.jsonl",
+    **{f"data.{name}": "a" for name in OF_FILES if name != "format"},
+    "data.format": "coco",
     "reward.names": ("recall", "linguistic", "precision"),
     "reward.tau_l": 0.75,
     "reward.weights": (3.0, 2.0, 1.0),
@@ -172,6 +176,8 @@ SKIPPED = {"reward.linear_coefficient", "rl.grpo_scale"}  # set with the choice 
 def changed(config, name, value):
     """`config` with the field `name` ("rl.eps") set to `value`."""
     room, _, field = name.rpartition(".")
+    if room == "data" and field in OF_FILES:
+        config = dataclasses.replace(config, data=DataConfig(path="a.jsonl"))
     if not room:
         return dataclasses.replace(config, **{field: value})
     return dataclasses.replace(
@@ -286,6 +292,7 @@ MAY_CHANGE = {
     "model.attention",
     "model.remat",
     "data.max_bad_images",
+    "data.workers",
     "reward.max_no_signal_share",
     "rl.micro_batches",
     "mesh.data",
@@ -301,8 +308,9 @@ MAY_CHANGE = {
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[0])
 def test_what_may_change_when_a_run_is_resumed(change):
-    old = TrainConfig()
     name, _ = change
+    of_files = name.removeprefix("data.") in OF_FILES
+    old = TrainConfig(data=DataConfig(path="a.jsonl")) if of_files else TrainConfig()
     conflicts = resume_conflicts(old, changed(old, *change))
     if name in MAY_CHANGE:
         assert conflicts == []

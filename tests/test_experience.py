@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from balcap_jax import experience
 from balcap_jax.config import RewardConfig, RLConfig
-from balcap_jax.data.examples import Example
 from balcap_jax.data.scenes import SceneSource
-from balcap_jax.experience import advantages_of, judge_captions, pick, sample_rows
+from balcap_jax.experience import advantages_of, judge_captions, sample_rows
 from balcap_jax.rewards.scene_judge import SceneJudge
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
 
@@ -110,44 +108,6 @@ def test_settings_choose_the_advantage():
         other = np.asarray(advantages_of(found, reward, RLConfig(advantage=preset)))
         # One rollout, five conventions: the order of the captions is the same in all of them.
         np.testing.assert_array_equal(other.argmax(axis=1), gdpo.argmax(axis=1))
-
-
-PIXEL = Image.new("RGB", (8, 8))
-
-
-class Numbers:
-    """A source of examples with the ids 0 .. size - 1."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        return Example(str(index), PIXEL, "", "")
-
-
-def picked(size, **arguments):
-    return [int(example.id) for example in pick(Numbers(size), **arguments)]
-
-
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_each_example_once_per_epoch_in_an_order_of_its_own(count):
-    drawn = [i for step in range(30) for i in picked(10, step=step, count=count, seed=0)]
-    epochs = [drawn[i : i + 10] for i in range(0, len(drawn) - 9, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
-    # A function of step alone: a resumed run sees the same images.
-    assert picked(10, step=7, count=count, seed=0) == drawn[7 * count : 8 * count]
-    assert [picked(10, step=s, count=count, seed=1) for s in range(4)] != [
-        picked(10, step=s, count=count, seed=0) for s in range(4)
-    ]
-
-
-def test_an_endless_source_never_repeats():
-    drawn = [i for step in range(20) for i in picked(10**9, step=step, count=7, seed=3)]
-    assert drawn == list(range(140))
 
 
 def test_rollout_metrics_count_what_they_say():

@@ -11,6 +11,8 @@ import tiny
 from small_run import BASE, params_of, small
 
 from balcap_jax.config import DataConfig
+from balcap_jax.data import caption_files, photos
+from balcap_jax.data.order import step_places
 from balcap_jax.data.scenes import export
 from balcap_jax.errors import UserError
 from balcap_jax.metrics import without_wall_clock
@@ -110,12 +112,33 @@ def test_trains_on_files(tmp_path):
     (tmp_path / "data" / "train-0-000002.png").write_bytes(b"not an image")
     config = small(tmp_path, steps=3, data=DataConfig(path=str(data), heldout=2, max_bad_images=1))
     run = train(config)
-    assert json.loads((run / "summary.json").read_text())["after"]["captions"] == 2
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["after"]["captions"], summary["bad_images"]) == (2, 1)
     strict = dataclasses.replace(
         config, name="strict", data=DataConfig(path=str(data), heldout=2, max_bad_images=0)
     )
     with pytest.raises(UserError, match="train-0-000002"):
         train(strict)
+
+
+def test_a_bad_row_in_a_long_file_saves_the_run_before_it_stops(tmp_path, monkeypatch):
+    for module, name in ((caption_files, "CHECKED"), (photos, "CHECKED"), (photos, "SAMPLED")):
+        monkeypatch.setattr(module, name, 2)  # long is what has more than 2 rows
+    data = export(tmp_path / "data", split="train", count=8)
+    whole = data.read_text()
+    place = step_places(6, step=2, count=2, seed=1)[0]
+    lines = whole.splitlines()
+    lines[place] = "{'image'}"
+    data.write_text("\n".join(lines))
+    config = small(tmp_path, seed=1, steps=3, data=DataConfig(path=str(data), heldout=2))
+    run = tmp_path / config.name
+    with pytest.raises(UserError, match=f"scenes.jsonl, line {place + 1} is not JSON"):
+        train(config)
+    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2]
+    assert (run / "checkpoints" / "2").is_dir()
+    data.write_text(whole)
+    train(config, resume=run)
+    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_photos_without_truth_are_refused(tmp_path):

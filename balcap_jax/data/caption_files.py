@@ -1,194 +1,86 @@
-"""Images with reference captions from a JSONL file.
+"""Images with reference captions from a JSONL file, one JSON object per line:
 
-One JSON object per line:
+    {"image": "photos/1.jpg", "caption": "A red car ..."}
 
-    {"image": "photos/1.jpg", "caption": "A red car ...", "id": "1", "prompt": "...", "scene": {}}
-
-`image` is relative to the file; `id`, `prompt` and `scene` (the ground truth of a generated scene)
-may be left out. Every image is read once when the source is opened, so that bad ones are known
-before the first step and index -> example stays a pure function.
+See docs/data.md for what else a row may hold.
 """
 
 import json
-import logging
-import os
-import re
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import Progress
-
-from balcap_jax.data.examples import PROMPT, Example
+from balcap_jax.data import rows
+from balcap_jax.data.examples import PROMPT
+from balcap_jax.data.images import BadImageError, open_image
+from balcap_jax.data.photos import CHECKED, Photos
+from balcap_jax.data.row_index import RowTexts, head, index_lines
+from balcap_jax.data.rows import Row
 from balcap_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from balcap_jax.data.scenes import Scene
-
-_MIN_SIDE = 8  # pixels; below this nothing can be recognised, and patches are at least as large
-_MAX_ASPECT = 200  # longer strips have no grid of patches, the limit of Qwen2.5-VL's processor
-_MAX_SIDE = 16_384  # pixels; towers see such an image shrunk until hardly anything is left of it
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16"})
-
-_log = logging.getLogger(__name__)
+__all__ = ["BadImageError", "CaptionFile", "CaptionRows", "open_image"]
 
 
-class BadImageError(Exception):
-    """An image that cannot be used; the message is the reason."""
-
-
-class BadImage(NamedTuple):
-    """An image that was skipped, and why."""
-
-    path: Path
-    reason: str
-
-
-class Row(NamedTuple):
-    """One line of the file, checked; `image` is the path to open."""
-
-    id: str
-    image: Path
-    caption: str
-    prompt: str
-    scene: "Scene | None"
-
-
-class CaptionFile:
-    """The examples of a JSONL file in its order, without those whose image is bad.
-
-    Attributes:
-      skipped: the bad images, in the order of the file.
-    """
+class CaptionFile(Photos):
+    """The examples of a JSONL file in its order; see `Photos` for bad images."""
 
     def __init__(self, path: str | Path, *, max_bad_images: int = 0):
-        """Reads the file and checks every image, in parallel threads.
+        super().__init__(CaptionRows(Path(path)), name=str(path), max_bad_images=max_bad_images)
+
+
+class CaptionRows(Sequence[Row]):
+    """The rows of a JSONL file, each parsed when it is asked for; blank lines are passed over.
+
+    Attributes:
+      path: the file.
+      images: the folder that relative paths of images start from.
+    """
+
+    def __init__(self, path: Path, *, images: Path | None = None):
+        """Finds the lines, and checks the first `CHECKED` of them, whose ids must differ.
 
         Raises:
-          UserError: the file cannot be read, a line is not a row as above, more than
-            `max_bad_images` images are bad, or none is good.
+          UserError: the file cannot be read, is empty, has an id twice, or a line is not a row.
         """
-        self.path = Path(path)
-        rows = read_rows(self.path)
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            checks = pool.map(_why_bad, (row.image for row in rows))
-            reasons = list(_with_progress(checks, total=len(rows)))
-        checked = list(zip(rows, reasons, strict=True))
-        self.rows = [row for row, reason in checked if reason is None]
-        self.skipped = [BadImage(row.image, reason) for row, reason in checked if reason]
-        if len(self.skipped) > max_bad_images:
+        self.path = path
+        self.images = path.parent if images is None else images
+        # A file of another kind may be one line of gigabytes: told before it is searched.
+        if head(path)[:1] == b"[":
             raise UserError(
-                f"{self.path} has {len(self.skipped)} bad images of {len(rows)}, more than "
-                f"data.max_bad_images={max_bad_images}: {_listing(self.skipped)}; mend them, or "
-                f"skip them with --data.max-bad-images {len(self.skipped)}."
+                f"{path} is a JSON array, where one JSON object per line is expected; give it with "
+                "--data.format llava or write a .jsonl file."
             )
-        if not self.rows:
+        self._texts = RowTexts(path, index_lines(path))
+        if not len(self._texts):
             raise UserError(
-                f"{self.path} has no image that can be read: {_listing(self.skipped)}; mend them."
+                f'The data file {path} holds no rows; write one {{"image": ..., "caption": ...}} '
+                "per line."
             )
-        for image in self.skipped:
-            _log.warning("skipped the image %s: %s", image.path, image.reason)
+        seen: set[str] = set()
+        for index in range(min(len(self), CHECKED)):
+            row = self[index]
+            if row.id in seen:
+                raise UserError(
+                    f"The data file {path} has the id {row.id!r} twice; give each row its own id."
+                )
+            seen.add(row.id)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._texts)
 
-    def __getitem__(self, index: int) -> Example:
-        """The example at `index`.
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]
+        """Row `index`.
 
         Raises:
-          UserError: its image was good when the source was opened and is not any more.
+          UserError: the line is not a row.
         """
-        row = self.rows[index]
-        try:
-            image = open_image(row.image)
-        except BadImageError as error:
-            raise UserError(
-                f"The image {row.image} was good at the start of the run and now is not ({error}); "
-                "restore it and resume the run."
-            ) from error
-        return Example(row.id, image, row.prompt, row.caption, row.scene)
+        number = int(self._texts.index.numbers[index])
+        where = f"{self.path}, line {number}"
+        values = _object(self._texts[index], where=where)
+        return _row(values, where=where, images=self.images, id_=f"{self.path.stem}-{number:06d}")
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The RGB image at `path`, upright by its EXIF tag, on white where it is transparent.
-
-    The format is told by the content, not by the name. Large images keep their size.
-
-    Raises:
-      BadImageError: the file is missing, unreadable, no image, truncated, in colours made for
-        print (CMYK and the like), too narrow to show something, animated (which of its frames would
-        be meant?), longer than 16,384 pixels, or so large that it might be an attack (Pillow's
-        limit, about 179 million pixels).
-    """
-    if not Path(path).is_file():  # a named pipe would block for ever
-        raise BadImageError("there is no such file")
-    try:
-        with Image.open(path) as image:
-            _check_header(image)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except BadImageError:
-        raise
-    except UnidentifiedImageError:
-        empty = Path(path).stat().st_size == 0
-        raise BadImageError("the file is empty" if empty else "it is not an image") from None
-    except Image.DecompressionBombError as error:
-        pixels, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
-        raise BadImageError(
-            f"its {pixels} pixels are more pixels than is safe to decode, {limit}; shrink it"
-        ) from None
-    # Decoders meet arbitrary bytes here: Pillow raises OSError for truncated files, and by format
-    # also SyntaxError, ValueError, EOFError, IndexError, struct.error and others.
-    except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise BadImageError(f"it cannot be read ({reason})") from error
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a caption file; blank lines are passed over.
-
-    Raises:
-      UserError: the file cannot be read, is empty, two rows have the same id, or a line is not a
-        JSON object with the texts "image" and "caption".
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(
-            f"The data file {path} cannot be read ({error.strerror}); check the path and its "
-            "permissions."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"The data file {path} is not UTF-8 text ({error.reason} at byte {error.start}); give "
-            "a .jsonl file with one JSON object per line."
-        ) from error
-    rows = [
-        _row(line, path=path, number=number)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not rows:
-        raise UserError(
-            f'The data file {path} holds no rows; write one {{"image": ..., "caption": ...}} per '
-            "line."
-        )
-    seen: set[str] = set()
-    for row in rows:
-        if row.id in seen:
-            raise UserError(
-                f"The data file {path} has the id {row.id!r} twice; give each row its own id."
-            )
-        seen.add(row.id)
-    return rows
-
-
-def _row(line: str, *, path: Path, number: int) -> Row:
-    where = f"{path}, line {number}"
+def _object(line: str, *, where: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -197,96 +89,57 @@ def _row(line: str, *, path: Path, number: int) -> Row:
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"{where} is not a JSON object; write {{...}} with its fields.")
-    for name in ("image", "caption"):
-        if name not in values:
-            raise UserError(
-                f'{where} has no "{name}", which every row must have; add it or remove the line.'
-            )
-    for name in ("image", "caption", "prompt"):
-        value = values.get(name)
-        if value is None and name == "prompt":
-            continue
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(
-                f'{where} has "{name}": {json.dumps(value)[:80]}, which must be a text that is '
-                "not empty; mend it or remove the line."
-            )
-    name = values.get("id")
-    if not isinstance(name, str | int | None):
-        raise UserError(f'{where} has "id": {json.dumps(name)[:80]}; give a text or a number.')
-    scene = None
-    if values.get("scene") is not None:
-        from balcap_jax.data.scenes import Scene
+    return values
 
-        try:
-            scene = Scene.from_json(values["scene"])
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+
+def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
+    captions = _captions(values, where=where)
+    if "image" not in values:
+        raise UserError(
+            f'{where} has no "image", which every row must have; add it or remove the line.'
+        )
+    image = rows.text(values["image"], name="image", where=where)
+    prompt = values.get("prompt")
+    if prompt is not None:
+        rows.text(prompt, name="prompt", where=where)
+    given = values.get("id")
+    if not isinstance(given, str | int | None):
+        raise UserError(f'{where} has "id": {rows.shown(given)}; give a text or a number.')
+    boxes, units = values.get("boxes"), values.get("units")
     return Row(
-        id=f"{path.stem}-{number:06d}" if name is None else str(name),
-        image=path.parent / values["image"],
-        caption=values["caption"],
-        prompt=values.get("prompt") or PROMPT,
-        scene=scene,
+        id=id_ if given is None else str(given),
+        image=images / image,
+        prompt=prompt or PROMPT,
+        reference=values.get("caption") or rows.longest(captions),
+        scene=_scene(values.get("scene"), where=where),
+        references=captions if len(captions) > 1 else (),
+        boxes=rows.boxes(boxes, where=where) if boxes else (),
+        units=rows.texts(units, name="units", where=where) if units else (),
     )
 
 
-def _with_progress(checks: Iterable[str | None], *, total: int) -> Iterator[str | None]:
-    """Passes `checks` on, with a bar on stderr when they take more than a moment."""
-    bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
-    task = bar.add_task("checking images", total=total)
-    began, shown = time.monotonic(), False
-    try:
-        for check in checks:
-            bar.advance(task)
-            if not shown and time.monotonic() - began > 2:  # seconds
-                bar.start()
-                shown = True
-            yield check
-    finally:
-        if shown:
-            bar.stop()
-
-
-def _why_bad(path: Path) -> str | None:
-    try:
-        open_image(path)
-    except BadImageError as error:
-        return str(error)
-    return None
-
-
-def _check_header(image: Image.Image) -> None:
-    """Refuses, before any pixel is decoded, what could not be used."""
-    width, height = image.size
-    if min(width, height) < _MIN_SIDE:
-        raise BadImageError(f"its {width} x {height} pixels are below {_MIN_SIDE} on a side")
-    if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise BadImageError(f"its {width} x {height} pixels are a strip, longer than 200 to 1")
-    if max(width, height) > _MAX_SIDE:
-        raise BadImageError(
-            f"its {width} x {height} pixels are above {_MAX_SIDE} on a side; shrink it"
+def _captions(values: dict[str, Any], *, where: str) -> tuple[str, ...]:
+    """All captions of a row: "caption" first, then "captions" and "references", each text once."""
+    found: list[str] = []
+    if values.get("caption") is not None:
+        found.append(rows.text(values["caption"], name="caption", where=where))
+    for name in ("captions", "references"):
+        if values.get(name) is not None:
+            found += rows.texts(values[name], name=name, where=where)
+    if not found:
+        raise UserError(
+            f'{where} has no "caption" and no "captions", of which every row must have one; add '
+            "it or remove the line."
         )
-    # The other pictures of an MPO, a phone's JPEG, are previews: the first one is the photo.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise BadImageError(f"it has {frames} frames, not one; save the one that is meant")
-    if image.mode not in _MODES:
-        raise BadImageError(f"its colours are {image.mode}, neither RGB nor grey")
+    return tuple(dict.fromkeys(found))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB; 16-bit greys are scaled to 8 bits, transparent parts become white."""
-    if image.mode == "I;16":  # `convert` alone would clip all above 255 to white
-        image = image.convert("F").point(lambda value: value * (1 / 257) + 0).convert("L")
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def _scene(value: Any, *, where: str) -> Any:
+    if value is None:
+        return None
+    from balcap_jax.data.scenes import Scene
 
-
-def _listing(images: Sequence[BadImage]) -> str:
-    """The first few bad images with their reasons."""
-    first = ", ".join(f"{image.path} ({image.reason})" for image in images[:3])
-    return first + (", ..." if len(images) > 3 else "")
+    try:
+        return Scene.from_json(value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

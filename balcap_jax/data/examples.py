@@ -33,7 +33,8 @@ class Example(NamedTuple):
       id: stable name, unique within its source.
       image: RGB image.
       prompt: the user's text; the image stands before it.
-      reference: reference caption `r`; its words are the unit of length of the mask.
+      reference: reference caption `r`; its words are the unit of length of the mask. Where a photo
+        has several captions it is the longest of them: the one that tells most.
       scene: ground truth of a generated scene, None for photos.
       references: all reference captions of a photo, `reference` among them; empty means only it.
       boxes: objects known to be in the image.

@@ -118,7 +118,7 @@ class Processor:
           UserError: an image that cannot be processed, or a prompt whose placeholders are not one
             per image token; the message has the example's id.
         """
-        return self.pad([self._row(example) for example in examples])
+        return self.pad([self.row(example) for example in examples])
 
     def pad(self, rows: Sequence[Row]) -> Prompts:
         """Rows as a batch: prefix and patches padded on the right to the next bucket."""
@@ -129,7 +129,12 @@ class Processor:
             patch_step=self.layout.step_for(self.patch_step),
         )
 
-    def _row(self, example: Example) -> Row:
+    def row(self, example: Example) -> Row:
+        """One prompt before padding; many threads may make theirs at once.
+
+        Raises:
+          UserError: see `prompts`.
+        """
         content = [{"type": "image"}, {"type": "text", "text": example.prompt}]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -1,50 +1,130 @@
 """From settings to sources of examples."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from balcap_jax.config import DataConfig
-from balcap_jax.data.caption_files import CaptionFile
-from balcap_jax.data.examples import Example, Source
+from balcap_jax.data.caption_files import CaptionRows
+from balcap_jax.data.coco_files import CocoRows
+from balcap_jax.data.examples import Source
+from balcap_jax.data.llava_files import LlavaRows
+from balcap_jax.data.photos import Photos
+from balcap_jax.data.row_index import head
+from balcap_jax.data.rows import Row
 from balcap_jax.data.scenes import SceneSource
+from balcap_jax.data.tfds_folders import TfdsRows, find_folder
 from balcap_jax.errors import UserError
 
 SCENES = "scenes"
 # Scenes are drawn when asked for, so the split can be as large as any run is long.
 _ENDLESS = 10**9
-
-
-class Part:
-    """The examples of `source` from `start` to `stop`."""
-
-    def __init__(self, source: Source, start: int, stop: int):
-        self.source, self.start, self.stop = source, start, stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.source[self.start + index]
+# How the annotation files of COCO begin; a row of a caption file has none of these fields.
+_COCO = re.compile(rb'\{\s*"(info|images|annotations|licenses|categories)"\s*:')
 
 
 def open_sources(data: DataConfig, *, seed: int) -> tuple[Source, Source]:
     """(train, held-out) examples.
 
     Scenes come from two splits that never share a scene; the held-out ones do not depend on `seed`,
-    so that runs are compared on the same images. A file is cut: its last `data.heldout` examples
-    are held out.
+    so that runs are compared on the same images. Data are cut: the last `data.heldout` examples are
+    held out, unless `data.heldout_path` or `data.heldout_split` names others.
 
     Raises:
-      UserError: the file is missing, unreadable or too short, or too many of its images are bad.
+      UserError: the data are missing, unreadable, of another kind or too short, or too many of
+        their images are bad.
     """
     if data.path == SCENES:
         return SceneSource("train", _ENDLESS, seed=seed), SceneSource("heldout", data.heldout)
-    source = CaptionFile(Path(data.path), max_bad_images=data.max_bad_images)
+    source = _open(data, data.path, split=data.split)
+    if data.heldout_path or data.heldout_split:
+        path = data.heldout_path or data.path
+        heldout = _open(data, path, split=data.heldout_split or data.split)
+        return source, heldout.part(0, data.heldout, verify=True)
     count = len(source) - data.heldout
     if count < 1:
         raise UserError(
             f"{data.path} has {len(source)} usable examples, which leaves none to train on "
             f"beside data.heldout={data.heldout}; set --data.heldout below {len(source)}."
         )
-    return Part(source, 0, count), Part(source, count, len(source))
+    return source.part(0, count), source.part(count, len(source), verify=True)
+
+
+def _open(data: DataConfig, path: str, *, split: str) -> Photos:
+    rows = open_rows(data, Path(path), split=split)
+    return Photos(rows, name=path, max_bad_images=data.max_bad_images)
+
+
+def open_rows(data: DataConfig, path: Path, *, split: str) -> Sequence[Row]:
+    """The rows of a file or folder, of the kind `data.format` says or the content shows.
+
+    Raises:
+      UserError: it is missing or of another kind, or a setting does not belong to its kind.
+    """
+    images = Path(data.images) if data.images else None
+    if images is not None and not images.is_dir():
+        raise UserError(
+            f"data.images={data.images!r} is not a folder; give the folder that the paths of "
+            f"images in {path} start from."
+        )
+    kind = data.format if data.format != "auto" else detect(path)
+    _check_settings(data, kind)
+    if kind == "tfds":
+        folder = find_folder(path)
+        if folder is None:
+            holds = "holds no data set of TFDS" if path.exists() else "does not exist"
+            raise UserError(
+                f"{path} {holds}, where a folder with a dataset_info.json is needed; give the "
+                "data_dir of a data set of TFDS or the folder of one version."
+            )
+        return TfdsRows(folder, split=split)
+    if kind == "coco":
+        boxes = Path(data.boxes) if data.boxes else None
+        return CocoRows(path, images=images, boxes=boxes)
+    if kind == "llava":
+        return LlavaRows(path, images=images)
+    return CaptionRows(path, images=images)
+
+
+def detect(path: Path) -> str:
+    """The kind of data at `path`: "tfds", "llava", "coco" or "jsonl".
+
+    Raises:
+      UserError: it is missing, or a folder without a data set of TFDS.
+    """
+    if path.is_dir():
+        if find_folder(path) is None:
+            raise UserError(
+                f"{path} is a folder without a data set of TFDS; give a .jsonl or .json file, and "
+                "the folder of its images as --data.images."
+            )
+        return "tfds"
+    begin = head(path)
+    if begin.startswith(b"["):
+        return "llava"
+    if _COCO.match(begin):
+        return "coco"
+    one_line = begin.split(b"\n", 1)[0].rstrip().endswith(b"}")
+    if begin.startswith(b"{") and path.suffix == ".json" and not one_line:
+        raise UserError(
+            f"{path} is one JSON object without the images and annotations of COCO captions; give "
+            "an array of rows as LLaVA and ShareGPT4V have it, or one object per line as .jsonl."
+        )
+    return "jsonl"
+
+
+def _check_settings(data: DataConfig, kind: str) -> None:
+    """Refuses settings that data of this kind would not read."""
+    readers = {
+        "images": ("jsonl", "llava", "coco"),
+        "boxes": ("coco",),
+        "split": ("tfds",),
+        "heldout_split": ("tfds",),
+    }
+    for name, kinds in readers.items():
+        value = getattr(data, name)
+        if value and value != getattr(DataConfig(), name) and kind not in kinds:
+            raise UserError(
+                f"data.{name}={value!r} has no effect on {kind} data, only on {', '.join(kinds)}; "
+                f"leave out --data.{name.replace('_', '-')}."
+            )

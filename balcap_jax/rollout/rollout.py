@@ -74,6 +74,7 @@ class Captioner:
         key: Key[Array, ""],
         *,
         images: Sequence[int] | Int[np.ndarray, " b"] | None = None,
+        prompts: Prompts | None = None,
     ) -> Generation:
         """Starts a rollout and returns without waiting for it.
 
@@ -81,12 +82,13 @@ class Captioner:
           key: key of the rollout, e.g. fold_in(run_key, step).
           images: a number per example for its key (see `caption_keys`); default: its place.
           examples, images: on several hosts, those of the rows that this one holds.
+          prompts: of the examples, where they are made already.
 
         Raises:
           UserError: the number of examples does not divide by the data shards of the mesh.
         """
         numbers = np.arange(len(examples)) if images is None else np.asarray(images)
-        prompts = self.processor.prompts(examples)
+        prompts = self.processor.prompts(examples) if prompts is None else prompts
         # All hosts run one program, so the longest prompt of any of them decides.
         sizes = largest(sizes_of(prompts))
         prompts = pad_to_sizes(prompts, sizes, pad_token_id=self.processor.pad_token_id)

@@ -1,0 +1,103 @@
+"""The examples of the next step, decoded and processed by threads while the device works."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from balcap_jax.data.examples import Example, Source
+from balcap_jax.data.order import step_places
+from balcap_jax.data.processing import Processor
+from balcap_jax.models.inputs import Prompts
+from balcap_jax.models.layouts import Row
+
+
+class Loaded(NamedTuple):
+    """The examples of a step and their prompts, as numpy arrays [B, ...]."""
+
+    examples: list[Example]
+    prompts: Prompts
+
+
+class Loader:
+    """Examples and prompts by step; those of the steps behind it are prepared in the meantime.
+
+    What `step(n)` returns is a function of n, the seed and the data: neither threads nor the order
+    of the calls change it, so the number of the step is all that a resumed run needs.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        processor: Processor,
+        *,
+        count: int,
+        seed: int,
+        steps: int,
+        rows: Sequence[int] | Int[np.ndarray, " h"] | None = None,
+        workers: int = 4,
+        ahead: int = 1,
+    ):
+        """
+        Args:
+          count: examples of a step, on all hosts together.
+          steps: of the run; nothing is prepared for later ones.
+          rows: those of a step that this host holds (`BatchRows.held`), from 0; by default all.
+          workers: threads that open and process images.
+          ahead: steps that are prepared while one is used. In memory are at most `ahead + 1` steps.
+        """
+        self.source, self.processor = source, processor
+        self.count, self.seed, self.steps, self.ahead = count, seed, steps, ahead
+        self.rows = range(count) if rows is None else [int(row) for row in rows]
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="example")
+        # Waits for the workers and so is none of them.
+        self._padder = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        self._made: dict[int, Future[Loaded]] = {}
+
+    def step(self, number: int) -> Loaded:
+        """What step `number` sees; waits for it and starts on the next ones.
+
+        Raises:
+          UserError: the data are bad, see `Photos` and `Processor.prompts`. Any error of a thread
+            comes out here, at the step it belongs to.
+        """
+        assert 0 <= number < self.steps, f"step {number} of {self.steps}"
+        wanted = range(number, min(number + self.ahead + 1, self.steps))
+        for left in set(self._made) - set(wanted):  # of a caller that jumped
+            self._made.pop(left).cancel()
+        for later in wanted:
+            if later not in self._made:
+                self._made[later] = self._start(later)
+        return self._made.pop(number).result()
+
+    def close(self) -> None:
+        """Stops the threads; what they are at is finished, the rest is given up."""
+        self._workers.shutdown(cancel_futures=True)
+        self._padder.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self, step: int) -> Future[Loaded]:
+        places = step_places(len(self.source), step=step, count=self.count, seed=self.seed)
+        parts = [self._workers.submit(self._prepare, places[row]) for row in self.rows]
+        return self._padder.submit(self._join, parts)
+
+    def _prepare(self, place: int) -> tuple[Example, Row]:
+        example = self.source[place]
+        return example, self.processor.row(example)
+
+    def _join(self, parts: list[Future[tuple[Example, Row]]]) -> Loaded:
+        pairs = [part.result() for part in parts]
+        return Loaded([example for example, _ in pairs], self.processor.pad([r for _, r in pairs]))
