@@ -12,6 +12,7 @@ from balcap_jax.config import RewardConfig, RLConfig
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.metrics import caption_row, length_metrics, reward_metrics
 from balcap_jax.rewards.captions import rewards_of
+from balcap_jax.rewards.commentary import comments, praises_itself
 from balcap_jax.rewards.verdicts import Judge, Verdict
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
 from balcap_jax.rl.masking import control_length
@@ -38,6 +39,11 @@ class Judged(NamedTuple):
     words: Num[np.ndarray, "b g"]
 
     @property
+    def lost(self) -> float:
+        """The share of captions that the judge gave no signal at all."""
+        return float(np.isnan(self.rewards).all(axis=-1).mean())
+
+    @property
     def valid(self) -> Bool[np.ndarray, "b g"]:
         """Captions with a signal in at least one reward; the others have no weight anywhere."""
         return ~np.isnan(self.kept).all(axis=-1)
@@ -59,24 +65,23 @@ def pick(source: Source, *, step: int, count: int, seed: int) -> list[Example]:
     return [at(step * count + i) for i in range(count)]
 
 
-def judge_captions(
-    judge: Judge,
+def reward_captions(
+    verdicts: Sequence[Verdict | None],
     examples: Sequence[Example],
     captions: list[list[str]],
     token_counts: Num[np.ndarray, "b g"],
     reference_tokens: Num[np.ndarray, " b"],
     reward: RewardConfig,
 ) -> Judged:
-    """Asks the judge about every caption and applies the length control.
+    """From verdicts to rewards, the length control applied.
 
     Args:
+      verdicts: of all captions, image by image.
       token_counts, reference_tokens: lengths in tokens, for `length_unit="tokens"`.
     """
     group = len(captions[0])
-    pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
-    flat = judge([example for example, _ in pairs], [caption for _, caption in pairs])
     shape = (len(examples), group, len(reward.names))
-    rewards = rewards_of(flat, reward.names).reshape(shape)
+    rewards = rewards_of(verdicts, reward.names).reshape(shape)
     words = np.array([[len(text.split()) for text in texts] for texts in captions], np.float32)
     reference_words = np.array([len(e.reference.split()) for e in examples], np.float32)
     in_words = reward.length_unit == "words"
@@ -85,7 +90,7 @@ def judge_captions(
     return Judged(
         examples=examples,
         captions=captions,
-        verdicts=[flat[i : i + group] for i in range(0, len(flat), group)],
+        verdicts=[list(verdicts[i : i + group]) for i in range(0, len(verdicts), group)],
         rewards=rewards,
         kept=_control_length(rewards, lengths, reference_lengths, reward),
         lengths=lengths,
@@ -136,9 +141,12 @@ def rollout_metrics(
 ) -> dict[str, Any]:
     """The part of a metrics row that the rollout and its rewards fill."""
     valid = judged.valid
+    texts = [text for group in judged.captions for text in group]
     return {
         **reward_metrics(reward.names, judged.rewards, judged.kept),
         **length_metrics(judged.lengths, judged.reference_lengths, judged.words, ~rollout_ended),
+        "self_praise": float(np.mean([praises_itself(text) for text in texts])),
+        "commentary": float(np.mean([comments(text) for text in texts])),
         "no_signal": float((~valid).mean()),
         "advantage/rms": float(np.sqrt(np.mean(advantages[valid] ** 2))) if valid.any() else 0.0,
     }
@@ -148,11 +156,12 @@ def sample_rows(judged: Judged, judge: Judge, reward: RewardConfig, *, images: i
     """Rows for samples.jsonl: all captions of the first `images` images."""
     rows = []
     for b, example in enumerate(judged.examples[:images]):
+        has_verdict = any(verdict is not None for verdict in judged.verdicts[b])
         row = partial(
             caption_row,
             id=example.id,
             reference=example.reference,
-            units=judge.reference_units(example),
+            units=judge.reference_units(example) if has_verdict else (),
         )
         rows += [
             row(

@@ -7,12 +7,13 @@ never stopped.
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 from rich.console import Console
 
 from balcap_jax import experience
@@ -23,15 +24,17 @@ from balcap_jax.data.processing import Processor
 from balcap_jax.data.sources import open_sources
 from balcap_jax.errors import UserError
 from balcap_jax.evaluate import evaluate, write_evaluation
+from balcap_jax.judging import Judging, Watch
 from balcap_jax.metrics import MetricsLog, SampleLog, Stopwatch, peak_memory_mb
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 from balcap_jax.policies import POLICY, load_to_train, policy_folder
 from balcap_jax.progress import training_progress
 from balcap_jax.report import report, summary_table
-from balcap_jax.rewards.scene_judge import SceneJudge
+from balcap_jax.rewards.judges import check_same_judge, judge_record, make_judge
 from balcap_jax.rl.train_state import init_state, make_optimizer
 from balcap_jax.rl.update import Batch, make_reference_logprobs, make_update
-from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.rollout.rollout import Captioner, Generation
+from balcap_jax.rollout_queue import RolloutQueue
 from balcap_jax.runs import SUMMARY, RunLock, run_folder, write_json_atomic
 from balcap_jax.settings import to_dict
 from balcap_jax.sharding import make_mesh, shard_batch
@@ -54,15 +57,16 @@ def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
     run = run_folder(config.out, config.name) if resume is None else resume
     with RunLock(run), _stop_on_sigterm() as stop:
         trainer = Trainer(config, run)
-        trainer.restore()
-        trainer.evaluate_once("before")
-        trainer.loop(stop)
-        if trainer.step < config.steps:
-            print(f"stopped at step {trainer.step} of {config.steps}, all saved; go on with:")
-            print(f"  balcap train --resume {run}")
-            return run
-        trainer.evaluate_once("after")
-        trainer.finish()
+        with closing(trainer.judge):
+            trainer.restore()
+            trainer.evaluate_once("before")
+            trainer.loop(stop)
+            if trainer.step < config.steps:
+                print(f"stopped at step {trainer.step} of {config.steps}, all saved; go on with:")
+                print(f"  balcap train --resume {run}")
+                return run
+            trainer.evaluate_once("after")
+            trainer.finish()
     return run
 
 
@@ -93,7 +97,10 @@ class Trainer:
         )
         self.source, heldout = open_sources(config.data, seed=config.seed)
         self.heldout = [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
-        self.judge = SceneJudge()
+        self.judge = Judging(
+            make_judge(config.judge, data=config.data.path),
+            background=config.rollout.overlap_steps > 0,
+        )
         self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
         self.folder = policy_folder(config.model.path)
         self.processor = Processor.load(self.folder)
@@ -116,13 +123,17 @@ class Trainer:
             )
         self.step = 0
         self.seconds = 0.0  # of earlier starts of this run
-        self.summary: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {"judge": judge_record(config.judge)}
+        self.failures = Watch(
+            run, limit=config.judge.max_failure_share, window=config.judge.failure_window
+        )
         # From here on the folder holds a run: a start that failed before this can be made again.
         write_json_atomic(run / "config.json", to_dict(config))
         self.checkpoints = Checkpoints(
             run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
         self.metrics, self.samples, self.watch = MetricsLog(run), SampleLog(run), Stopwatch()
+        self.queue = RolloutQueue(config, self.source, self.captioner, self.judge, self.watch)
 
     def _make_functions(self) -> None:
         """The compiled programs and the optimizer."""
@@ -181,8 +192,12 @@ class Trainer:
         """Goes back to the last checkpoint; a run that was killed before its first starts anew."""
         if self.checkpoints.latest_step() is not None:
             self.state, extra = self.checkpoints.restore(self.state)
-            self.step, self.summary = extra["step"], extra["summary"]
-            self.seconds = extra["seconds"]
+            self.step, self.seconds = extra["step"], extra["seconds"]
+            check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
+            self.summary = extra["summary"]
+            self.judge.restore(extra["spent"])
+            self.failures.shares.extend(extra["failures"])
+            self.queue.restore(self.step, self.state.params, self.checkpoints)
         self.metrics.truncate_to(self.step)
         self.samples.truncate_to(self.step)
 
@@ -202,7 +217,6 @@ class Trainer:
                         judged, self.judge, config.reward, images=SAMPLED_IMAGES
                     )
                     self.samples.log(self.step, rows)
-                self._check_signal(row)
                 if self.step % config.checkpoint.every == 0:
                     self.save(row)
                 advance(self.step, _note(row))
@@ -213,46 +227,50 @@ class Trainer:
     def train_step(self) -> tuple[dict[str, Any], experience.Judged]:
         """One rollout and its updates."""
         config, watch = self.config, self.watch
-        key = jax.random.fold_in(jax.random.key(config.seed), self.step)
-        with watch.stage("data"):
-            examples = experience.pick(
-                self.source, step=self.step, count=config.prompts_per_step, seed=config.seed
-            )
-        with watch.stage("rollout"):
-            generation = self.captioner.generate(self.state.params, examples, key)
-            rollout = generation.rollout
-            captions = self.captioner.texts(rollout)
-            mask, ended = jax.device_get((rollout.mask, rollout.ended))
-        with watch.stage("judge"):
-            judged = experience.judge_captions(
-                self.judge,
-                examples,
-                captions,
+        now = self.queue.current(self.step, self.state.params)
+        rollout = now.generation.rollout
+        mask, ended = jax.device_get((rollout.mask, rollout.ended))
+        with watch.stage("judge"):  # what the device waits for the judge
+            answered = now.answer.result()
+            judged = experience.reward_captions(
+                answered.verdicts,
+                now.examples,
+                now.captions,
                 token_counts=mask.sum(axis=-1),
-                reference_tokens=self._reference_tokens(examples),
+                reference_tokens=self._reference_tokens(now.examples),
                 reward=config.reward,
             )
+        self._check_signal(judged.lost, answered.reasons)
         with watch.stage("update"):
             advantages = experience.advantages_of(judged, rollout, config.reward, config.rl)
-            batch = Batch(
-                prompts=generation.prompts,
-                tokens=rollout.tokens,
-                mask=rollout.mask,
-                old_logprobs=rollout.logprobs,
-                advantages=shard_batch(self.mesh, advantages),
-                valid=shard_batch(self.mesh, judged.valid),
-                features=None if config.model.train_vision else generation.features,
-            )
-            if self.reference_params is not None:
-                logprobs = self.reference_logprobs(self.reference_params, batch)
-                batch = batch._replace(reference_logprobs=logprobs)
-            update_metrics = self._updates(batch)
+            update_metrics = self._updates(self._batch(now.generation, judged, advantages))
+        self.queue.advance()
         row = experience.rollout_metrics(
             judged, ended, np.asarray(jax.device_get(advantages)), config.reward
         )
         row |= {name: value.item() for name, value in update_metrics.items()}
+        row |= self.judge.costs(answered.spent, step=self.step + 1, steps=config.steps)
         row |= watch.lap(tokens=int(mask.sum())) | {"peak_memory_mb": peak_memory_mb()}
         return row, judged
+
+    def _batch(
+        self, generation: Generation, judged: experience.Judged, advantages: Float[Array, "b g"]
+    ) -> Batch:
+        """What the update learns from."""
+        rollout = generation.rollout
+        batch = Batch(
+            prompts=generation.prompts,
+            tokens=rollout.tokens,
+            mask=rollout.mask,
+            old_logprobs=rollout.logprobs,
+            advantages=shard_batch(self.mesh, advantages),
+            valid=shard_batch(self.mesh, judged.valid),
+            features=None if self.config.model.train_vision else generation.features,
+        )
+        if self.reference_params is not None:
+            logprobs = self.reference_logprobs(self.reference_params, batch)
+            batch = batch._replace(reference_logprobs=logprobs)
+        return batch
 
     def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
         """The optimizer steps on one rollout; metrics are of the last one."""
@@ -268,17 +286,13 @@ class Trainer:
         tokenizer = self.processor.tokenizer
         return np.array([len(tokenizer(e.reference)["input_ids"]) for e in examples])
 
-    def _check_signal(self, row: dict[str, Any]) -> None:
-        """Stops a run that the judge has left, its state saved."""
-        limit = self.config.reward.max_no_signal_share
-        if row["no_signal"] > limit:
-            self.save(row)
+    def _check_signal(self, lost: float, reasons: str) -> None:
+        """Stops a run that the judge has left, saved as it was before this step."""
+        if self.failures.trips(lost):
+            self.save(row=None)
             self.checkpoints.wait()
-            raise UserError(
-                f"the judge gave no signal for {row['no_signal']:.0%} of the captions of step "
-                f"{self.step}, above reward.max_no_signal_share={limit}; the run is saved: "
-                f"mend the judge, then `balcap train --resume {self.run}`."
-            )
+            raise self.failures.error(lost, where=f"step {self.step + 1}", reasons=reasons)
+        self.failures.shares.append(lost)
 
     def save(self, row: dict[str, Any] | None) -> None:
         """A checkpoint of this step, with what a resumed run needs beside the state."""
@@ -287,8 +301,11 @@ class Trainer:
             "step": self.step,
             "summary": self.summary,
             "seconds": self.seconds + time.perf_counter() - self.started,
+            "spent": self.judge.totals,
+            "failures": list(self.failures.shares),
         }
-        self.checkpoints.save(self.step, self.state, extra, metric=metric)
+        pending = self.queue.to_save()
+        self.checkpoints.save(self.step, self.state, extra, metric=metric, pending=pending)
 
     # ---- held-out images
 
@@ -306,7 +323,12 @@ class Trainer:
         """Fills `summary[when]` unless an earlier start of this run has done so."""
         if when in self.summary:
             return
-        self.summary[when], rows = self._evaluate()
+        summary, rows = self._evaluate()
+        lost = sum(row["verdict"] is None for row in rows) / len(rows)
+        if lost > self.failures.limit:
+            reasons = self.judge.last_failures
+            raise self.failures.error(lost, where="the held-out images", reasons=reasons)
+        self.summary[when] = summary
         write_evaluation(self.run, when, rows, self.heldout)
         self.watch.lap(tokens=0)
 
@@ -333,6 +355,7 @@ class Trainer:
             "prompt_shapes": sorted(self.captioner.shapes | self.tester.shapes),
             "programs": self.compilations.programs,
             "compile_seconds": round(self.compilations.seconds, 1),
+            "judge": self.summary["judge"] | self.judge.totals,
         }
         write_json_atomic(self.run / SUMMARY, self.summary)
         self.compilations.close()

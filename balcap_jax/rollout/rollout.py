@@ -80,12 +80,7 @@ class Captioner:
           UserError: the number of examples does not divide by the data shards of the mesh.
         """
         numbers = np.arange(len(examples)) if images is None else np.asarray(images)
-        prompts = shard_batch(self.mesh, self.processor.prompts(examples))
-        self.shapes.add(
-            tuple(
-                x.shape[1] for x in (prompts.tokens, prompts.images.pixels, prompts.images.windows)
-            )
-        )
+        prompts = self._prompts(examples)
         with jax.set_mesh(self.mesh):
             keys = self._keys(
                 jax.device_put(key, replicated(self.mesh)),
@@ -94,6 +89,27 @@ class Captioner:
             features = self._encode(params, prompts.images)
             rollout = self._sample(params, prompts, features, keys)
         return Generation(prompts, features, rollout)
+
+    def regenerate(self, params: dict, examples: Sequence[Example], rollout: Rollout) -> Generation:
+        """The generation that `rollout`, kept from earlier, was part of.
+
+        Args:
+          params: of any step; the vision tower alone is used, and counts only where it is frozen.
+        """
+        prompts = self._prompts(examples)
+        with jax.set_mesh(self.mesh):
+            features = self._encode(params, prompts.images)
+        return Generation(prompts, features, rollout)
+
+    def _prompts(self, examples: Sequence[Example]) -> Prompts:
+        """The batch on the mesh; its shapes are remembered."""
+        prompts = shard_batch(self.mesh, self.processor.prompts(examples))
+        self.shapes.add(
+            tuple(
+                x.shape[1] for x in (prompts.tokens, prompts.images.pixels, prompts.images.windows)
+            )
+        )
+        return prompts
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The captions of each image in words; waits for the rollout."""
