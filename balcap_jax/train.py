@@ -22,7 +22,6 @@ from balcap_jax.compilation import Compilations
 from balcap_jax.config import TrainConfig
 from balcap_jax.data.processing import Processor
 from balcap_jax.data.sources import open_sources
-from balcap_jax.errors import UserError
 from balcap_jax.evaluate import evaluate, write_evaluation
 from balcap_jax.judging import Judging, Watch
 from balcap_jax.metrics import MetricsLog, SampleLog, Stopwatch, peak_memory_mb
