@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-STALL = 0.8  # seconds
+STALL = 1.0  # seconds
 PAUSE = 0.05  # seconds, of Retry-After
 
 Fault = str | None
@@ -92,9 +92,7 @@ class JudgeServer:
         finally:
             writer.close()
 
-    async def _one_call(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _one_call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection goes on."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         headers = {
