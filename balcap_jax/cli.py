@@ -28,6 +28,7 @@ from balcap_jax.config import (
     SFTConfig,
     TrainConfig,
 )
+from balcap_jax.data.cli import data
 from balcap_jax.errors import UserError
 from balcap_jax.flags import chain, parse
 from balcap_jax.settings import nearest
@@ -194,6 +195,7 @@ _COMMANDS = {
     "bench": _Command("time the kernels side by side with other codes", bench),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
+    "data": _Command("reference units and new references, made by a model", data),
     "scenes": _Command("write generated scenes as image files", _scenes),
 }
 

@@ -8,7 +8,7 @@ from balcap_jax import experience
 from balcap_jax.config import RewardConfig, RLConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.data.scenes import SceneSource
-from balcap_jax.experience import advantages_of, judge_captions, pick, sample_rows
+from balcap_jax.experience import advantages_of, pick, reward_captions, sample_rows
 from balcap_jax.rewards.scene_judge import SceneJudge
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
 from balcap_jax.rollout.sampling import Rollout
@@ -27,8 +27,10 @@ def judged(config=None, captions=None, judge=JUDGE):
         ]
     counts = np.array([[len(c.split()) * 2 for c in texts] for texts in captions])
     reference_tokens = np.array([len(e.reference.split()) * 2 for e in examples])
-    return judge_captions(
-        judge, examples, captions, counts, reference_tokens, config or RewardConfig()
+    pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
+    verdicts = judge([example for example, _ in pairs], [caption for _, caption in pairs])
+    return reward_captions(
+        verdicts, examples, captions, counts, reference_tokens, config or RewardConfig()
     )
 
 

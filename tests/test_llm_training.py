@@ -1,6 +1,5 @@
 """Training on the verdicts of a server: with faults, through an outage, ahead of the judge."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -54,6 +53,14 @@ def _no_faults(server):
     server.fault = lambda _: None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures():
+    """They take longer than the runs, and other tests look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("balcap_jax.train.report", lambda run, band: [])
+        yield
+
+
 @pytest.fixture(scope="module")
 def ahead(server, tmp_path_factory) -> Path:
     """Four steps without a fault or a stop, sampled ahead of the judge."""
@@ -97,23 +104,28 @@ def test_overlap_learns_from_the_policy_that_sampled(ahead, on_policy):
     assert min(row["logprob_gap"] for row in new[1:]) > 1e-3
 
 
-def test_faults_that_retries_mend_change_nothing(server, ahead, tmp_path):
+def test_a_run_with_faults_that_is_resumed_while_captions_wait_equals_one_without(
+    server, ahead, tmp_path
+):
     start = server.calls
     server.faults.clear()
     server.fault = lambda number: schedule(number - start)
-    run = train(asked(server, tmp_path))
-    assert server.faults.total() > 10
-    assert_same_run(run, ahead)
+    half = train(asked(server, tmp_path, steps=2))
+    assert server.faults.total() > 8
+    server.fault = lambda _: None
+    before = server.calls
+    assert_same_run(train(asked(server, tmp_path), resume=half), ahead)
+    # What the first half paid for is not paid again: two steps, and the evaluation at the end.
+    assert server.calls - before <= 2 * 8 + 3
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
 def test_an_outage_stops_the_run_which_then_goes_on_as_if_there_had_been_none(
-    overlap, server, ahead, on_policy, tmp_path
+    server, ahead, tmp_path
 ):
-    # Each asks once for the units of its images and its captions: 6 calls before the first step,
+    # A batch asks for the units of its images and for its captions: 6 calls before the first step,
     # 8 in each step. The server leaves within the third.
     server.fault = outage(server.calls + 25)
-    config = asked(server, tmp_path, overlap=overlap, retries=2)
+    config = asked(server, tmp_path, retries=2)
     with pytest.raises(UserError) as stopped:
         train(config)
     said = str(stopped.value)
@@ -124,16 +136,7 @@ def test_an_outage_stops_the_run_which_then_goes_on_as_if_there_had_been_none(
 
     server.fault = lambda _: None
     run = train(config, resume=tmp_path / "balcap")
-    assert_same_run(run, ahead if overlap else on_policy)
-
-
-def test_a_run_that_is_resumed_while_captions_wait_equals_the_unbroken_one(server, ahead, tmp_path):
-    half = train(asked(server, tmp_path, steps=2))
-    before = server.calls
-    run = train(asked(server, tmp_path), resume=half)
     assert_same_run(run, ahead)
-    # Verdicts of the first half are not paid again: two steps, and the evaluation at the end.
-    assert server.calls - before <= 2 * 8 + 3
 
 
 def test_a_judge_that_is_not_there_is_said_before_anything_starts(server, tmp_path):
@@ -143,30 +146,20 @@ def test_a_judge_that_is_not_there_is_said_before_anything_starts(server, tmp_pa
     assert not (tmp_path / "balcap" / "config.json").exists()
 
 
-def test_replay_trains_without_a_server(server, ahead, tmp_path):
-    before = server.calls
-    config = asked(server, tmp_path, cache=ahead.parent / "cache.sqlite", replay=True)
-    assert_same_run(train(config), ahead)
-    assert server.calls == before
-    longer = dataclasses.replace(config, name="longer", seed=1)
-    with pytest.raises(UserError, match="judge.replay=True found no .* is missing"):
-        train(longer)
-
-
 def test_the_key_is_sent_and_written_nowhere(server, tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
     caplog.set_level("INFO")
     start = server.calls
     # A server that repeats what it was sent, in refusals of two kinds.
-    server.fault = lambda number: {20: "400", 21: "401"}.get(number - start)
-    run = train(asked(server, tmp_path, steps=2))
+    server.fault = lambda number: {10: "400", 11: "401"}.get(number - start)
+    run = train(asked(server, tmp_path, steps=1, overlap=0))
     assert f"Bearer {KEY}" in server.authorization
     assert "bad Bearer ***" in caplog.text
     server.fault = lambda _: "400"
     with pytest.raises(UserError) as stopped:
-        train(asked(server, tmp_path, cache=tmp_path / "other.sqlite"), resume=run)
+        train(asked(server, tmp_path, overlap=0, cache=tmp_path / "other.sqlite"), resume=run)
     said = "".join(capfd.readouterr()) + caplog.text + repr(stopped.value)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > 20
+    assert len(files) > 15
     for text in [said.encode(), *(path.read_bytes() for path in files)]:
         assert KEY.encode() not in text

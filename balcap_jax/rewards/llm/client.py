@@ -91,7 +91,7 @@ class Client:
                 "run `pip install 'balcap_jax[judge]'`."
             ) from None
         self._openai = openai
-        self._judge, self._ledger, self._clock, self._sleep = judge, ledger, clock, sleep
+        self.judge, self._ledger, self._clock, self._sleep = judge, ledger, clock, sleep
         self._key = _key(judge.key_env)
         self._client = openai.AsyncOpenAI(
             base_url=judge.base_url,
@@ -140,11 +140,11 @@ class Client:
                 if trouble.pause is not None:
                     # The server is there and has said when: that is no failed try. The deadline of
                     # the step ends the waiting.
-                    self._gate.close_for(max(trouble.pause, self._judge.backoff))
+                    self._gate.close_for(max(trouble.pause, self.judge.backoff))
                     continue
-                wait = backoff_seconds(attempt, first=self._judge.backoff, rng=self._rng)
+                wait = backoff_seconds(attempt, first=self.judge.backoff, rng=self._rng)
             attempt += 1
-            if attempt > self._judge.retries:
+            if attempt > self.judge.retries:
                 raise CallFailed(reason)
             if wait:
                 await self._sleep(wait)
@@ -163,7 +163,7 @@ class Client:
             await self._gate.wait()
             began = self._clock()
             try:
-                async with asyncio.timeout(self._judge.timeout):  # a reply that trickles, too
+                async with asyncio.timeout(self.judge.timeout):  # a reply that trickles, too
                     reply = await self._create(part, messages, bad_answers=bad_answers)
             except TimeoutError:
                 raise _Trouble("timeout") from None
@@ -186,9 +186,8 @@ class Client:
           _Trouble: the server cannot be reached, or refuses.
           BadAnswer: what it sent is no whole chat completion.
         """
-        judge, openai = self._judge, self._openai
+        judge, openai = self.judge, self._openai
         asked: dict[str, Any] = {
-            "model": judge.model,
             "messages": messages,
             "max_completion_tokens": judge.max_tokens,
             "temperature": judge.temperature,
@@ -199,7 +198,11 @@ class Client:
             asked["seed"] = bad_answers
             asked["temperature"] = max(judge.temperature, min(0.25 * bad_answers, 1.0))
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(**asked)
+            # As extra_body: the client would walk through every message and schema, which takes a
+            # third of the time of a call. Raw: what a server sends is checked by us alone.
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=judge.model, messages=[], extra_body=asked
+            )
             return _read(raw.text)
         except openai.APITimeoutError:
             raise _Trouble("timeout") from None

@@ -48,7 +48,7 @@ class LLMJudge:
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
     ):
-        self.settings = judge
+        self.judge = judge
         self._stored = stored
         self._ledger = Ledger(
             prompt_price=judge.prompt_price, completion_price=judge.completion_price
@@ -87,7 +87,7 @@ class LLMJudge:
         units = self.units_of([example])[0]
         if units is None:
             raise UserError(
-                f"judge.model={self.settings.model!r} at {self.settings.base_url} made no "
+                f"judge.model={self.judge.model!r} at {self.judge.base_url} made no "
                 f"reference units of example {example.id!r}: {self.last_failures}; "
                 "start the server, or mend the judge.* settings."
             )
@@ -121,11 +121,11 @@ class LLMJudge:
 
     async def _gather(self, jobs: Sequence["_Job[T]"], *, what: str) -> list[T | None]:
         """The results of all jobs, which run at once; None for what failed or was late."""
-        batch = _Batch(side=self.settings.image_side)
+        batch = _Batch(side=self.judge.image_side)
         tasks = [asyncio.ensure_future(job(batch)) for job in jobs]
         try:
             if tasks:
-                await asyncio.wait(tasks, timeout=self.settings.deadline)
+                await asyncio.wait(tasks, timeout=self.judge.deadline)
         finally:
             for task in tasks:
                 task.cancel()
@@ -146,9 +146,9 @@ class LLMJudge:
         return [None if isinstance(o, BaseException) else o for o in outcomes]
 
     def _say(self, lost: int, count: int, *, what: str) -> None:
-        if self.settings.replay:
+        if self.judge.replay:
             raise UserError(
-                f"judge.replay=True found no {what} {lost} of {count} in {self.settings.cache}: "
+                f"judge.replay=True found no {what} {lost} of {count} in {self.judge.cache}: "
                 f"{self.last_failures}; ask the model, without --judge.replay."
             )
         _log.warning("no %s %d of %d: %s", what, lost, count, self.last_failures)
@@ -159,7 +159,7 @@ class LLMJudge:
         units = await self._reference_units(batch, example)
         if not prompts.clean(caption):
             return Verdict((), (False,) * len(units), *_EMPTY)
-        parts = (JOINT,) if self.settings.calls == "joint" else SEPARATE
+        parts = (JOINT,) if self.judge.calls == "joint" else SEPARATE
         found = await asyncio.gather(
             *(self._findings(batch, part, example, units, caption) for part in parts)
         )
@@ -226,7 +226,7 @@ class LLMJudge:
         units: tuple[str, ...] = (),
     ) -> T:
         """The checked answer, from the cache or the model; equal questions are asked once."""
-        judge = self.settings
+        judge = self.judge
         key = key_of(
             model=judge.model,
             version=VERSION,
@@ -269,7 +269,7 @@ class LLMJudge:
             key,
             reply.text,
             part=part.name,
-            model=self.settings.model,
+            model=self.judge.model,
             version=VERSION,
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,

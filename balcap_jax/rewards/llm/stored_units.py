@@ -42,16 +42,24 @@ class StoredUnits:
     def __len__(self) -> int:
         return len(self._places)
 
+    def has(self, id_: str, reference: str) -> bool:
+        """Whether there are units of this example's reference as it is now."""
+        return self._find(id_, reference) is not None
+
     def get(self, example: Example) -> tuple[str, ...] | None:
         """The units of the example's reference; None where they are not stored, or were made of
         another reference.
         """
-        if (place := self._places.get(example.id)) is None:
+        row = self._find(example.id, example.reference)
+        return None if row is None else tuple(row["units"])
+
+    def _find(self, id_: str, reference: str) -> dict | None:
+        if (place := self._places.get(id_)) is None:
             return None
         with disk_errors(self.path), self.path.open("rb") as file:
             file.seek(place)
             row = self._row(file.readline(), str(self.path))
-        return tuple(row["units"]) if row["reference"] == _digest(example.reference) else None
+        return row if row["reference"] == _digest(reference) else None
 
     def add(self, example: Example, units: Sequence[str], *, model: str, version: str) -> None:
         """Appends the units of one example; what stood torn at the end of the file is cut off.
