@@ -22,8 +22,8 @@ from balcap_jax.config import (
     SFTConfig,
     TrainConfig,
 )
-from balcap_jax.config_judge import JudgeConfig
 from balcap_jax.config_files import load_run, load_toml, resume_conflicts
+from balcap_jax.config_judge import JudgeConfig
 from balcap_jax.errors import UserError
 from balcap_jax.settings import Settings, from_dict, nearest, to_dict
 
