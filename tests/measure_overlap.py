@@ -1,8 +1,8 @@
 """What waiting for the judge costs: `python tests/measure_overlap.py`. A measurement, not a test.
 
 A server that takes 200 ms per call judges captions of a queue of rollouts with 64 calls at once,
-while the device is busy for as long as the judging takes. The device is a pause, because a GPU leaves
-the host to the judge; all else is what `balcap train` runs.
+while the device is busy for as long as the judging takes. The device is a pause, because a GPU
+leaves the host to the judge; all else is what `balcap train` runs.
 """
 
 import tempfile

@@ -78,7 +78,7 @@ def test_the_key_of_an_answer_is_all_it_depends_on(server, tmp_path):
         ({"model": "other"}, 5),
         ({"temperature": 0.5}, 5),
         ({"image_side": 56}, 3),  # the units are not made of the image
-        ({"calls": "separate"}, 9),
+        ({"calls": "separate"}, 8),  # language is judged by the words alone: two captions
         ({"timeout": 60.0, "concurrency": 2, "max_tokens": 100, "prompt_price": 1.0}, 0),
     ):
         before = server.calls
