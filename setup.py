@@ -4,7 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+JUDGE = ["openai>=2.0"]  # any server with that interface; LLM judges
+
 TEST = [
+    *JUDGE,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
@@ -43,6 +46,7 @@ setup(
         "tensorboardX>=2.6",
     ],
     extras_require={
+        "judge": JUDGE,
         "test": [
             *TEST,
             # Pinned: the Hugging Face parity tests compare against this build, and an open

@@ -27,6 +27,7 @@ from balcap_jax.runs import cannot_write, existing_run, plain, run_folder, write
 __all__ = ["Checkpoints", "existing_run", "run_folder", "write_json_atomic"]
 
 FOLDER = "checkpoints"
+PENDING = "pending"
 _TRASH = "deleted"
 # What the storage layer says, in exceptions of several types, when the disk refuses.
 _DISK_REFUSES = re.compile(
@@ -88,7 +89,13 @@ class Checkpoints:
             self._manager = self._open()
 
     def save(
-        self, step: int, state: Any, extra: dict, *, metric: float | np.floating | None = None
+        self,
+        step: int,
+        state: Any,
+        extra: dict,
+        *,
+        metric: float | np.floating | None = None,
+        pending: Any = None,
     ) -> None:
         """Starts saving `state`; returns once the arrays are copied to the host.
 
@@ -97,6 +104,7 @@ class Checkpoints:
           state: any pytree of arrays; every dtype comes back exactly.
           extra: plain JSON beside it: data cursor, seeds, counters.
           metric: what the best checkpoint is chosen by; None and NaN are never the best.
+          pending: a pytree of arrays that only some checkpoints have; see `restore_pending`.
 
         Raises:
           UserError: the disk refuses this save, or refused the one before (which ends when the next
@@ -108,6 +116,7 @@ class Checkpoints:
         state = jax.tree.map(_as_array, state)
         self._check_space(state)
         args = self._ocp.args
+        items = {} if pending is None else {PENDING: args.StandardSave(pending)}
         has_metric = metric is not None and math.isfinite(metric)
         with self._disk_errors():
             self._manager.save(
@@ -115,6 +124,7 @@ class Checkpoints:
                 args=args.Composite(
                     state=args.StandardSave(state),
                     extra=args.JsonSave({"leaves": _describe(state), "extra": plain(extra)}),
+                    **items,
                 ),
                 metrics={"metric": float(metric)} if has_metric else None,
                 force=True,
@@ -153,6 +163,22 @@ class Checkpoints:
             args=args.Composite(state=args.StandardRestore(jax.tree.map(_abstract, state_like))),
         )
         return restored.state, extra["extra"]
+
+    def restore_pending(self, pending_like: Any) -> Any:
+        """What the latest checkpoint holds beside its state; None where it holds nothing.
+
+        Args:
+          pending_like: as `state_like` of `restore`.
+        """
+        step = self.steps()[-1]
+        if not (self._folder / str(step) / PENDING).exists():
+            return None
+        args = self._ocp.args
+        like = jax.tree.map(_abstract, pending_like)
+        restored = self._manager.restore(
+            step, args=args.Composite(**{PENDING: args.StandardRestore(like)})
+        )
+        return restored[PENDING]
 
     def steps(self) -> list[int]:
         """The committed steps on disk, ascending; a save in progress is not one of them."""
@@ -198,7 +224,7 @@ class Checkpoints:
                 # Errors are ignored: a failed save's last threads may still be writing here.
                 shutil.rmtree(path, ignore_errors=True)
         return self._ocp.CheckpointManager(
-            self._folder, item_names=("state", "extra"), options=self._options
+            self._folder, item_names=("state", "extra", PENDING), options=self._options
         )
 
     def _check_space(self, state: Any) -> None:

@@ -29,6 +29,7 @@ from balcap_jax.config import (
     TrainConfig,
 )
 from balcap_jax.control import exit_alone
+from balcap_jax.data.cli import data
 from balcap_jax.errors import UserError
 from balcap_jax.flags import chain, parse
 from balcap_jax.plan.cli import plan_command
@@ -206,6 +207,7 @@ _COMMANDS = {
     "plan": _Command("does it fit a TPU slice, and how long would a step take", plan_command),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
+    "data": _Command("reference units and new references, made by a model", data),
     "scenes": _Command("write generated scenes as image files", _scenes),
 }
 

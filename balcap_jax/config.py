@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from balcap_jax.config_judge import JudgeConfig
 from balcap_jax.errors import UserError
 from balcap_jax.settings import Settings, nearest
 
@@ -86,6 +87,9 @@ class RolloutConfig(Settings):
     max_new_tokens: int = 112  # A caption is cut here.
     temperature: float = 1.0  # Of the softmax that captions are sampled from.
     top_p: float = 1.0  # Sample from the most likely tokens that hold this much probability.
+    # 1: captions are judged while the next ones are sampled, so that the policy has moved one step
+    # on when it learns from them; 0: strictly on-policy, and the device waits for the judge.
+    overlap_steps: Literal[0, 1] = 0
     room = "rollout."
 
     def check(self) -> None:
@@ -115,8 +119,6 @@ class RewardConfig(Settings):
     mask_mode: Literal["zero", "drop"] = "zero"
     linear_coefficient: float = 0.5  # Strength of the linear penalty ("linear").
     length_unit: Literal["words", "tokens"] = "words"  # What lengths are counted in.
-    # Stop when the judge gives no signal for more than this share of a step's captions.
-    max_no_signal_share: float = 0.5
     room = "reward."
 
     def check(self) -> None:
@@ -155,8 +157,6 @@ class RewardConfig(Settings):
             "set --reward.length-control none.",
         )
         self._no_dead_settings("length_control", _READ_BY_LENGTH_CONTROL)
-        share = self.max_no_signal_share
-        self._require(0 <= share <= 1, "max_no_signal_share", "must be a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -316,6 +316,7 @@ class TrainConfig(Settings):
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -13,6 +13,7 @@ from balcap_jax.data.examples import Example
 from balcap_jax.distributed import gather_rows
 from balcap_jax.metrics import caption_row, length_metrics, reward_metrics
 from balcap_jax.rewards.captions import rewards_of
+from balcap_jax.rewards.commentary import comments, praises_itself
 from balcap_jax.rewards.verdicts import Judge, Verdict
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
 from balcap_jax.rl.masking import control_length
@@ -41,30 +42,34 @@ class Judged(NamedTuple):
     token_counts: Int[np.ndarray, "b g"]
 
     @property
+    def lost(self) -> float:
+        """The share of captions that the judge gave no signal at all."""
+        return float(np.isnan(self.rewards).all(axis=-1).mean())
+
+    @property
     def valid(self) -> Bool[np.ndarray, "b g"]:
         """Captions with a signal in at least one reward; the others have no weight anywhere."""
         return ~np.isnan(self.kept).all(axis=-1)
 
 
-def judge_captions(
-    judge: Judge,
+def reward_captions(
+    verdicts: Sequence[Verdict | None],
     examples: Sequence[Example],
     captions: list[list[str]],
     token_counts: Num[np.ndarray, "b g"],
     reference_tokens: Num[np.ndarray, " b"],
     reward: RewardConfig,
 ) -> Judged:
-    """Asks the judge about every caption and applies the length control.
+    """From verdicts to rewards, the length control applied.
 
     Args:
+      verdicts: of all captions, image by image.
       token_counts, reference_tokens: lengths in tokens, for `length_unit="tokens"`.
     """
     images, group = np.shape(token_counts)  # no images where other hosts judge all that it holds
-    pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
-    flat = judge([e for e, _ in pairs], [caption for _, caption in pairs]) if pairs else []
-    shape = (images, group, len(reward.names))
-    rewards = rewards_of(flat, reward.names).reshape(shape)
-    words = np.array([len(caption.split()) for _, caption in pairs], np.float32)
+    texts = [caption for of_image in captions for caption in of_image]
+    rewards = rewards_of(verdicts, reward.names).reshape(images, group, len(reward.names))
+    words = np.array([len(caption.split()) for caption in texts], np.float32)
     words = words.reshape(images, group)
     reference_words = np.array([len(e.reference.split()) for e in examples], np.float32)
     in_words = reward.length_unit == "words"
@@ -73,7 +78,7 @@ def judge_captions(
     return Judged(
         examples=examples,
         captions=captions,
-        verdicts=[flat[i : i + group] for i in range(0, len(flat), group)],
+        verdicts=[list(verdicts[i : i + group]) for i in range(0, len(verdicts), group)],
         rewards=rewards,
         kept=_control_length(rewards, lengths, reference_lengths, reward),
         lengths=lengths,
@@ -132,9 +137,12 @@ def rollout_metrics(
 ) -> dict[str, Any]:
     """The part of a metrics row that the rollout and its rewards fill."""
     valid = judged.valid
+    texts = [text for group in judged.captions for text in group]
     return {
         **reward_metrics(reward.names, judged.rewards, judged.kept),
         **length_metrics(judged.lengths, judged.reference_lengths, judged.words, ~rollout_ended),
+        "self_praise": float(np.mean([praises_itself(text) for text in texts])),
+        "commentary": float(np.mean([comments(text) for text in texts])),
         "no_signal": float((~valid).mean()),
         "advantage/rms": float(np.sqrt(np.mean(advantages[valid] ** 2))) if valid.any() else 0.0,
     }
@@ -144,11 +152,12 @@ def sample_rows(judged: Judged, judge: Judge, reward: RewardConfig, *, images: i
     """Rows for samples.jsonl: all captions of the first `images` images."""
     rows = []
     for b, example in enumerate(judged.examples[:images]):
+        has_verdict = any(verdict is not None for verdict in judged.verdicts[b])
         row = partial(
             caption_row,
             id=example.id,
             reference=example.reference,
-            units=judge.reference_units(example),
+            units=judge.reference_units(example) if has_verdict else (),
         )
         rows += [
             row(

@@ -21,7 +21,13 @@ from balcap_jax.runs import disk_errors, read_jsonl, to_json, write_jsonl_atomic
 RHO_EDGES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
 
 # What differs between two equal runs: never compared, never part of the state.
-WALL_CLOCK = ("seconds/", "tokens_per_second", "peak_memory_mb", "device_idle_share")
+WALL_CLOCK = (
+    "seconds/",
+    "tokens_per_second",
+    "peak_memory_mb",
+    "device_idle_share",
+    "judge/",
+)
 
 
 def reward_metrics(

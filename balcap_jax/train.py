@@ -8,34 +8,37 @@ import dataclasses
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 
 from balcap_jax import distributed, experience
 from balcap_jax.checkpoint import Checkpoints
 from balcap_jax.compilation import Compilations
 from balcap_jax.config import DistConfig, TrainConfig
-from balcap_jax.data.loading import Loaded, Loader
+from balcap_jax.data.loading import Loader
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.processing import Processor
 from balcap_jax.data.sources import open_sources
 from balcap_jax.device_clock import DeviceClock
 from balcap_jax.errors import UserError
 from balcap_jax.evaluate import evaluate, write_evaluation
+from balcap_jax.judging import Judging, Watch
 from balcap_jax.metrics import MetricsLog, NoLog, SampleLog, Stopwatch, peak_memory_mb
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 from balcap_jax.policies import POLICY, load_to_train, policy_folder
 from balcap_jax.progress import training_progress
 from balcap_jax.report import report, summary_table
-from balcap_jax.rewards.scene_judge import SceneJudge
+from balcap_jax.rewards.judges import check_same_judge, judge_record, make_judge
 from balcap_jax.rl.train_state import init_state, make_optimizer
 from balcap_jax.rl.update import Batch, check_split, make_reference_logprobs, make_update
-from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.rollout.rollout import Captioner, Generation
+from balcap_jax.rollout_queue import Pending, RolloutQueue
 from balcap_jax.runs import SUMMARY, RunLock, run_folder, write_json_atomic
 from balcap_jax.settings import to_dict
 from balcap_jax.sharding import BatchRows, held_rows, make_mesh, shard_batch
@@ -68,16 +71,19 @@ def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
         distributed.first_does(lambda: held.enter_context(RunLock(run)))
         distributed.check_shared(run)
         trainer = Trainer(config, run)
-        trainer.restore()
-        trainer.evaluate_once("before")
-        trainer.loop(stop)
-        if trainer.step < config.steps:
-            if distributed.is_first():
-                print(f"stopped at step {trainer.step} of {config.steps}, all saved; go on with:")
-                print(f"  balcap train --resume {run}")
-            return run
-        trainer.evaluate_once("after")
-        trainer.finish()
+        with closing(trainer):
+            trainer.restore()
+            trainer.evaluate_once("before")
+            trainer.loop(stop)
+            if trainer.step < config.steps:
+                if distributed.is_first():
+                    print(
+                        f"stopped at step {trainer.step} of {config.steps}, all saved; go on with:"
+                    )
+                    print(f"  balcap train --resume {run}")
+                return run
+            trainer.evaluate_once("after")
+            trainer.finish()
     return run
 
 
@@ -110,7 +116,10 @@ class Trainer:
         self.rows = BatchRows.of(self.mesh, config.prompts_per_step)
         self.source, heldout = open_sources(config.data, seed=config.seed)
         self.heldout = [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
-        self.judge = SceneJudge()
+        self.judge = Judging(
+            make_judge(config.judge, data=config.data.path),
+            background=config.rollout.overlap_steps > 0,
+        )
         self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
         self.folder = policy_folder(config.model.path)
         self.processor = Processor.load(self.folder)
@@ -133,7 +142,10 @@ class Trainer:
             )
         self.step = 0
         self.seconds = 0.0  # of earlier starts of this run
-        self.summary: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {"judge": judge_record(config.judge)}
+        self.failures = Watch(
+            run, limit=config.judge.max_failure_share, window=config.judge.failure_window
+        )
         # From here on the folder holds a run: a start that failed before this can be made again.
         # Which processes there are is not of the run but of this start of it.
         settings = to_dict(dataclasses.replace(config, dist=DistConfig()))
@@ -145,6 +157,18 @@ class Trainer:
         self.metrics = MetricsLog(run) if writes else NoLog()
         self.samples = SampleLog(run) if writes else NoLog()
         self.watch = Stopwatch()
+        self.loader = Loader(
+            self.source,
+            self.processor,
+            count=config.prompts_per_step,
+            seed=config.seed,
+            steps=config.steps + config.rollout.overlap_steps,
+            rows=self.rows.held,
+            workers=config.data.workers,
+        )
+        self.queue = RolloutQueue(
+            config, self.loader, self.captioner, self.judge, self.watch, rows=self.rows
+        )
 
     def _make_functions(self) -> None:
         """The compiled programs and the optimizer."""
@@ -206,8 +230,12 @@ class Trainer:
         """Goes back to the last checkpoint; a run that was killed before its first starts anew."""
         if self.checkpoints.latest_step() is not None:
             self.state, extra = self.checkpoints.restore(self.state)
-            self.step, self.summary = extra["step"], extra["summary"]
-            self.seconds = extra["seconds"]
+            self.step, self.seconds = extra["step"], extra["seconds"]
+            check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
+            self.summary = extra["summary"]
+            self.judge.restore(extra["spent"])
+            self.failures.shares.extend(extra["failures"])
+            self.queue.restore(self.step, self.state.params, self.checkpoints)
         self.metrics.truncate_to(self.step)
         self.samples.truncate_to(self.step)
 
@@ -215,10 +243,7 @@ class Trainer:
         """Steps until the last one or until `stop` is filled; saved at the end in any case."""
         config = self.config
         shown = distributed.is_first()
-        with (
-            training_progress("train", config.steps, done=self.step, shown=shown) as advance,
-            self._loader() as self.loader,
-        ):
+        with training_progress("train", config.steps, done=self.step, shown=shown) as advance:
             while self.step < config.steps and not distributed.on_any(bool(stop)):
                 row, judged = self.train_step()
                 self.step += 1
@@ -230,7 +255,6 @@ class Trainer:
                     images = int((self.rows.own < SAMPLED_IMAGES).sum())
                     rows = experience.sample_rows(judged, self.judge, config.reward, images=images)
                     self.samples.log(self.step, distributed.gather_list(rows))
-                self._check_signal(row)
                 if self.step % config.checkpoint.every == 0:
                     self.save(row)
                 advance(self.step, _note(row))
@@ -243,51 +267,33 @@ class Trainer:
         captions.
         """
         config, watch, rows = self.config, self.watch, self.rows
-        key = jax.random.fold_in(jax.random.key(config.seed), self.step)
-        with watch.stage("data"):
-            examples, prompts = self._load()
-        with watch.stage("rollout"):
-            generation = self.captioner.generate(
-                self.state.params, examples, key, images=rows.held, prompts=prompts
-            )
-            rollout = generation.rollout
-            captions = self.captioner.texts(rollout)
-            mask, ended = held_rows(self.mesh, (rollout.mask, rollout.ended))
-        with watch.stage("judge"):
-            own = rows.own_places
-            examples = [examples[i] for i in own]
-            judged = experience.judge_captions(
-                self.judge,
-                examples,
-                [captions[i] for i in own],
-                token_counts=mask[own].sum(axis=-1),
-                reference_tokens=self._reference_tokens(examples),
+        now = self._next_rollout()
+        rollout = now.generation.rollout
+        own = rows.own_places
+        mask, ended = (x[own] for x in held_rows(self.mesh, (rollout.mask, rollout.ended)))
+        with watch.stage("judge"):  # what the device waits for the judge
+            answered = now.answer.result()
+            judged = experience.reward_captions(
+                answered.verdicts,
+                now.examples,
+                now.captions,
+                token_counts=mask.sum(axis=-1),
+                reference_tokens=self._reference_tokens(now.examples),
                 reward=config.reward,
             )
         with watch.stage("other_hosts"):
             whole = experience.of_whole_batch(judged, rows)
-            ended = distributed.gather_rows(rows, ended[own])
+            ended = distributed.gather_rows(rows, ended)
+        self._check_signal(whole.lost, answered.reasons)
         with watch.stage("update"):
             advantages = np.asarray(
                 jax.device_get(experience.advantages_of(whole, config.reward, config.rl))
             )
-            batch = Batch(
-                prompts=generation.prompts,
-                tokens=rollout.tokens,
-                mask=rollout.mask,
-                old_logprobs=rollout.logprobs,
-                advantages=shard_batch(self.mesh, advantages[rows.held]),
-                valid=shard_batch(self.mesh, whole.valid[rows.held]),
-                features=None if config.model.train_vision else generation.features,
-            )
-            if self.reference_params is not None:
-                start = self.clock.start()
-                logprobs = self.reference_logprobs(self.reference_params, batch)
-                self.clock.ran(start, logprobs)
-                batch = batch._replace(reference_logprobs=logprobs)
-            update_metrics = self._updates(batch)
+            update_metrics = self._updates(self._batch(now.generation, whole, advantages))
+        self.queue.advance()
         row = experience.rollout_metrics(whole, ended, advantages, config.reward)
         row |= {name: value.item() for name, value in update_metrics.items()}
+        row |= self.judge.costs(answered.spent, step=self.step + 1, steps=config.steps)
         row |= watch.lap(tokens=int(whole.token_counts.sum()))
         row |= {
             "device_idle_share": self.clock.idle_share(),
@@ -295,29 +301,39 @@ class Trainer:
         }
         return row, judged
 
-    def _loader(self) -> Loader:
-        return Loader(
-            self.source,
-            self.processor,
-            count=self.config.prompts_per_step,
-            seed=self.config.seed,
-            steps=self.config.steps,
-            rows=self.rows.held,
-            workers=self.config.data.workers,
-        )
-
-    def _load(self) -> Loaded:
-        """The examples of this step; a run whose data turn out bad is saved before it stops.
+    def _next_rollout(self) -> Pending:
+        """The captions of this step; a run whose data turn out bad is saved before it stops.
 
         Not on several hosts: all save together, and the others know nothing of this one's data.
         """
         try:
-            return self.loader.step(self.step)
+            return self.queue.current(self.step, self.state.params)
         except UserError:
             if self.step and jax.process_count() == 1:
                 self.save(row=None)
                 self.checkpoints.wait()
             raise
+
+    def _batch(
+        self, generation: Generation, whole: experience.Judged, advantages: Float[np.ndarray, "b g"]
+    ) -> Batch:
+        """What the update learns from; `whole` and `advantages` are those of all hosts."""
+        rollout, held = generation.rollout, self.rows.held
+        batch = Batch(
+            prompts=generation.prompts,
+            tokens=rollout.tokens,
+            mask=rollout.mask,
+            old_logprobs=rollout.logprobs,
+            advantages=shard_batch(self.mesh, advantages[held]),
+            valid=shard_batch(self.mesh, whole.valid[held]),
+            features=None if self.config.model.train_vision else generation.features,
+        )
+        if self.reference_params is not None:
+            start = self.clock.start()
+            logprobs = self.reference_logprobs(self.reference_params, batch)
+            self.clock.ran(start, logprobs)
+            batch = batch._replace(reference_logprobs=logprobs)
+        return batch
 
     def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
         """The optimizer steps on one rollout; metrics are of the last one."""
@@ -335,17 +351,13 @@ class Trainer:
         tokenizer = self.processor.tokenizer
         return np.array([len(tokenizer(e.reference)["input_ids"]) for e in examples])
 
-    def _check_signal(self, row: dict[str, Any]) -> None:
-        """Stops a run that the judge has left, its state saved."""
-        limit = self.config.reward.max_no_signal_share
-        if row["no_signal"] > limit:
-            self.save(row)
+    def _check_signal(self, lost: float, reasons: str) -> None:
+        """Stops a run that the judge has left, saved as it was before this step."""
+        if self.failures.trips(lost):
+            self.save(row=None)
             self.checkpoints.wait()
-            raise UserError(
-                f"the judge gave no signal for {row['no_signal']:.0%} of the captions of step "
-                f"{self.step}, above reward.max_no_signal_share={limit}; the run is saved: "
-                f"mend the judge, then `balcap train --resume {self.run}`."
-            )
+            raise self.failures.error(lost, where=f"step {self.step + 1}", reasons=reasons)
+        self.failures.shares.append(lost)
 
     def save(self, row: dict[str, Any] | None) -> None:
         """A checkpoint of this step, with what a resumed run needs beside the state."""
@@ -354,8 +366,11 @@ class Trainer:
             "step": self.step,
             "summary": self.summary,
             "seconds": self.seconds + time.perf_counter() - self.started,
+            "spent": self.judge.totals,
+            "failures": list(self.failures.shares),
         }
-        self.checkpoints.save(self.step, self.state, extra, metric=metric)
+        pending = self.queue.to_save()
+        self.checkpoints.save(self.step, self.state, extra, metric=metric, pending=pending)
 
     # ---- held-out images
 
@@ -373,7 +388,12 @@ class Trainer:
         """Fills `summary[when]` unless an earlier start of this run has done so."""
         if when in self.summary:
             return
-        self.summary[when], rows = self._evaluate()
+        summary, rows = self._evaluate()
+        lost = sum(row["verdict"] is None for row in rows) / len(rows)
+        if lost > self.failures.limit:
+            reasons = self.judge.last_failures
+            raise self.failures.error(lost, where="the held-out images", reasons=reasons)
+        self.summary[when] = summary
         distributed.first_does(lambda: write_evaluation(self.run, when, rows, self.heldout))
         self.watch.lap(tokens=0)
         self.clock.idle_share()
@@ -384,6 +404,11 @@ class Trainer:
         when = f"step_{self.step:06d}"
         distributed.first_does(lambda: write_evaluation(self.run, when, rows, self.heldout))
         return {f"heldout/{name}": value for name, value in scores.items()}
+
+    def close(self) -> None:
+        """Ends the threads of judge and data, however the run ended."""
+        self.judge.close()
+        self.loader.close()
 
     def finish(self) -> None:
         """The trained policy, summary.json, the pictures, and the table on the screen."""
@@ -409,6 +434,7 @@ class Trainer:
             "prompt_shapes": sorted(self.captioner.shapes | self.tester.shapes),
             "programs": self.compilations.programs,
             "compile_seconds": round(self.compilations.seconds, 1),
+            "judge": self.summary["judge"] | self.judge.totals,
         }
         write_json_atomic(self.run / SUMMARY, self.summary)
         self.compilations.close()

@@ -24,6 +24,7 @@ from balcap_jax.config import (
     TrainConfig,
 )
 from balcap_jax.config_files import load_run, load_toml, resume_conflicts
+from balcap_jax.config_judge import JudgeConfig
 from balcap_jax.errors import UserError
 from balcap_jax.settings import Settings, from_dict, nearest, to_dict
 
@@ -68,7 +69,15 @@ PACKAGE = Path(rooms.__file__).parent
             "has no effect with reward.length_control='none'",
         ),
         (RewardConfig, {"linear_coefficient": 0.1}, "set --reward.length-control linear"),
-        (RewardConfig, {"max_no_signal_share": 1.5}, "a share from 0 to 1"),
+        (JudgeConfig, {"max_failure_share": 1.5}, "a share from 0 to 1"),
+        (JudgeConfig, {"failure_window": 0}, "must be at least 1"),
+        (JudgeConfig, {"model": "m"}, "has no effect with judge.kind='scene'"),
+        (JudgeConfig, {"kind": "lexical", "timeout": 1.0}, "set --judge.kind llm"),
+        (JudgeConfig, {"kind": "llm", "base_url": "localhost:8000"}, "must be a URL"),
+        (JudgeConfig, {"kind": "llm", "base_url": "http://me:pw@host/v1"}, "judge.key_env names"),
+        (JudgeConfig, {"kind": "llm", "base_url": "http://host/v1?key=a"}, "judge.key_env names"),
+        (JudgeConfig, {"kind": "llm", "timeout": 0.0}, "must be above 0"),
+        (RolloutConfig, {"overlap_steps": 2}, "must be one of 0, 1"),
         (RewardConfig, {"length_unit": "letters"}, "must be one of words, tokens"),
         (RLConfig, {"advantage": "gdop"}, "did you mean gdpo?"),
         (RLConfig, {"advantage": "trl", "eps": 0.1}, "has no effect with rl.advantage='trl'"),
@@ -167,7 +176,15 @@ OTHER = {
     "optim.b2": 0.5,
     "mesh.data": 2,
     "rollout.top_p": 0.5,
-    "reward.max_no_signal_share": 0.25,
+    "rollout.overlap_steps": 1,
+    "judge.kind": "lexical",
+    "judge.max_failure_share": 0.25,
+    "judge.base_url": "https://elsewhere/v1",
+    "judge.model": "other",
+    "judge.key_env": "OTHER_KEY",
+    "judge.calls": "separate",
+    "judge.structured": "none",
+    "judge.cache": Path("other.sqlite"),
     "rl.clip_low": 0.3,
 }
 SKIPPED = {"reward.linear_coefficient", "rl.grpo_scale"}  # set with the choice that reads them
@@ -198,12 +215,22 @@ CHANGES = [
     for name, value in every_field(TrainConfig())
     if name not in SKIPPED
 ]
+# Most settings of judges are for this one.
+ASKED = TrainConfig(judge=JudgeConfig(kind="llm", model="m"))
+
+
+def start(name):
+    """The settings that a change of `name` starts from."""
+    return ASKED if name.startswith("judge.") else TrainConfig()
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[0])
 def test_each_field_survives_json(change):
-    config = changed(TrainConfig(), *change)
-    assert config != TrainConfig()
+    if change == ("judge.kind", "lexical"):
+        config = TrainConfig(judge=JudgeConfig(kind="lexical"))
+    else:
+        config = changed(start(change[0]), *change)
+    assert config != start(change[0])
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config))), source="x") == config
 
 
@@ -293,7 +320,21 @@ MAY_CHANGE = {
     "model.remat",
     "data.max_bad_images",
     "data.workers",
-    "reward.max_no_signal_share",
+    "judge.max_failure_share",
+    "judge.failure_window",
+    "judge.base_url",
+    "judge.key_env",
+    "judge.concurrency",
+    "judge.requests_per_minute",
+    "judge.tokens_per_minute",
+    "judge.timeout",
+    "judge.retries",
+    "judge.backoff",
+    "judge.deadline",
+    "judge.cache",
+    "judge.replay",
+    "judge.prompt_price",
+    "judge.completion_price",
     "rl.micro_batches",
     "mesh.data",
     "mesh.fsdp",
@@ -308,10 +349,12 @@ MAY_CHANGE = {
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[0])
 def test_what_may_change_when_a_run_is_resumed(change):
-    name, _ = change
+    name, value = change
     of_files = name.removeprefix("data.") in OF_FILES
-    old = TrainConfig(data=DataConfig(path="a.jsonl")) if of_files else TrainConfig()
-    conflicts = resume_conflicts(old, changed(old, *change))
+    old = TrainConfig(data=DataConfig(path="a.jsonl")) if of_files else start(name)
+    if name == "judge.kind":
+        old = TrainConfig()
+    conflicts = resume_conflicts(old, changed(old, name, value))
     if name in MAY_CHANGE:
         assert conflicts == []
     else:
@@ -339,7 +382,10 @@ def reads():
     """
     found = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.name in ("config.py", "config_files.py", "settings.py") and path.parent == PACKAGE:
+        if (
+            path.name in ("config.py", "config_judge.py", "config_files.py", "settings.py")
+            and path.parent == PACKAGE
+        ):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -6,7 +6,8 @@ import pytest
 from balcap_jax import experience
 from balcap_jax.config import RewardConfig, RLConfig
 from balcap_jax.data.scenes import SceneSource
-from balcap_jax.experience import advantages_of, judge_captions, sample_rows
+from balcap_jax.experience import advantages_of, reward_captions, sample_rows
+from balcap_jax.judging import Judging
 from balcap_jax.rewards.scene_judge import SceneJudge
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
 
@@ -24,8 +25,10 @@ def judged(config=None, captions=None, judge=JUDGE):
         ]
     counts = np.array([[len(c.split()) * 2 for c in texts] for texts in captions])
     reference_tokens = np.array([len(e.reference.split()) * 2 for e in examples])
-    return judge_captions(
-        judge, examples, captions, counts, reference_tokens, config or RewardConfig()
+    pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
+    verdicts = judge([example for example, _ in pairs], [caption for _, caption in pairs])
+    return reward_captions(
+        verdicts, examples, captions, counts, reference_tokens, config or RewardConfig()
     )
 
 
@@ -52,8 +55,9 @@ def test_a_host_may_have_nothing_to_judge():
         def __call__(self, examples, captions):
             raise AssertionError("there is nothing to judge")
 
+    assert Judging(Never(), background=False).hand_in([], []).result().verdicts == []
     counts = np.zeros((0, 3), np.int32)
-    nothing = judge_captions(Never(), [], [], counts, np.zeros(0), RewardConfig())
+    nothing = reward_captions([], [], [], counts, np.zeros(0), RewardConfig())
     assert nothing.rewards.shape == nothing.kept.shape == (0, 3, 3)
     assert nothing.valid.shape == nothing.words.shape == (0, 3)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from small_run import BASE, params_of, small
 
-from balcap_jax.config import DataConfig, ModelConfig, RewardConfig, RLConfig
+from balcap_jax.config import ModelConfig, RewardConfig, RLConfig
 from balcap_jax.errors import UserError
+from balcap_jax.judging import Watch
 from balcap_jax.models.hf_weights import load_pretrained
 from balcap_jax.runs import read_jsonl
 from balcap_jax.train import train
@@ -47,20 +48,20 @@ def test_other_settings_run_and_learn(changes, tmp_path):
 
 
 def failing(share: float):
-    """A judge that has no verdict for the first `share` of every batch of captions."""
+    """A judge that has no verdict for the first `share` of every rollout's captions."""
     from balcap_jax.rewards.scene_judge import SceneJudge
 
     class Failing(SceneJudge):
         def __call__(self, examples, captions):
             verdicts = super().__call__(examples, captions)
-            lost = int(share * len(verdicts))
+            lost = int(share * len(verdicts)) if len(verdicts) == 6 else 0
             return [None] * lost + verdicts[lost:]
 
     return Failing
 
 
 def test_a_judge_failure_is_no_signal(monkeypatch, tmp_path):
-    monkeypatch.setattr("balcap_jax.train.SceneJudge", failing(0.5))
+    monkeypatch.setattr("balcap_jax.rewards.judges.SceneJudge", failing(0.5))
     run = train(small(tmp_path, steps=2))
     rows = read_jsonl(run / "metrics.jsonl")
     assert [row["no_signal"] for row in rows] == [0.5, 0.5]
@@ -72,14 +73,25 @@ def test_a_judge_failure_is_no_signal(monkeypatch, tmp_path):
 
 
 def test_a_lost_judge_stops_the_run_and_loses_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr("balcap_jax.train.SceneJudge", failing(1.0))
-    config = small(tmp_path, steps=2, data=DataConfig(heldout=3))
-    with pytest.raises(UserError, match="no signal for 100%"):
+    monkeypatch.setattr("balcap_jax.rewards.judges.SceneJudge", failing(1.0))
+    config = small(tmp_path, steps=2)
+    with pytest.raises(UserError, match="no signal for 100% of the captions of step 1, above"):
         train(config)
+    assert read_jsonl(tmp_path / config.name / "metrics.jsonl") == []
     monkeypatch.undo()
     run = train(config, resume=tmp_path / config.name)
     assert json.loads((run / "summary.json").read_text())["steps"] == 2
-    # Nothing was learned from the step without a judge.
-    first = read_jsonl(run / "metrics.jsonl")[0]
-    assert first["grad_norm"] == 0
-    assert first["loss"] == 0
+    # The step that had no judge is made now, as if it had had one.
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert all(row["no_signal"] == 0 and row["grad_norm"] > 0 for row in rows)
+
+
+def test_the_share_of_failures_is_taken_over_the_window(tmp_path):
+    watch = Watch(tmp_path, limit=0.5, window=3)
+    assert not watch.trips(0.5)
+    assert watch.trips(0.6)  # the first step is all there is
+    watch.shares.extend([0.0, 0.4])
+    assert not watch.trips(1.0)  # 1.4 / 3
+    watch.shares.append(1.0)
+    assert watch.trips(0.2)  # (0.4 + 1 + 0.2) / 3
+    assert not watch.trips(0.1)  # 1.5 / 3

@@ -55,7 +55,8 @@ class SceneJudge:
         if example.scene is None:
             raise UserError(
                 f"example {example.id!r} has no scene, and the scene judge knows no other truth; "
-                "use scenes, or rows written by `balcap scenes`."
+                "choose --judge.kind lexical or llm for photographs, or use rows written by "
+                "`balcap scenes`."
             )
         return tuple(claim.text for claim in _units(example.reference, example.scene))
 

@@ -55,5 +55,27 @@ class Judge(Protocol):
         ...
 
     def reference_units(self, example: Example) -> tuple[str, ...]:
-        """The reference units of `example` in words, in the order of `Verdict.covered`."""
+        """The reference units of `example` in words, in the order of `Verdict.covered`.
+
+        May be called from another thread while captions are judged.
+        """
+        ...
+
+
+@runtime_checkable
+class MeteredJudge(Judge, Protocol):
+    """A judge that costs time and money, and can fail.
+
+    Attributes:
+      last_failures: why captions of the last call have no verdict, "" where all have one.
+    """
+
+    last_failures: str
+
+    def lap(self) -> dict[str, float]:
+        """What was spent since the last lap, by name; among them `price`."""
+        ...
+
+    def close(self) -> None:
+        """Ends what is under way."""
         ...

@@ -88,16 +88,7 @@ class Captioner:
           UserError: the number of examples does not divide by the data shards of the mesh.
         """
         numbers = np.arange(len(examples)) if images is None else np.asarray(images)
-        prompts = self.processor.prompts(examples) if prompts is None else prompts
-        # All hosts run one program, so the longest prompt of any of them decides.
-        sizes = largest(sizes_of(prompts))
-        prompts = pad_to_sizes(prompts, sizes, pad_token_id=self.processor.pad_token_id)
-        prompts = shard_batch(self.mesh, prompts)
-        self.shapes.add(
-            tuple(
-                x.shape[1] for x in (prompts.tokens, prompts.images.pixels, prompts.images.windows)
-            )
-        )
+        prompts = self._on_mesh(examples, prompts)
         with jax.set_mesh(self.mesh):
             keys = self._keys(
                 replicate(self.mesh, key), shard_batch(self.mesh, numbers.astype(np.int32))
@@ -108,6 +99,39 @@ class Captioner:
             if self._clock is not None:
                 self._clock.ran(start, rollout)
         return Generation(prompts, features, rollout)
+
+    def regenerate(
+        self,
+        params: dict,
+        examples: Sequence[Example],
+        rollout: Rollout,
+        *,
+        prompts: Prompts | None = None,
+    ) -> Generation:
+        """The generation that `rollout`, kept from earlier, was part of.
+
+        Args:
+          examples, prompts: see `generate`.
+          params: of any step; the vision tower alone is used, and counts only where it is frozen.
+        """
+        prompts = self._on_mesh(examples, prompts)
+        with jax.set_mesh(self.mesh):
+            features = self._encode(params, prompts.images)
+        return Generation(prompts, features, rollout)
+
+    def _on_mesh(self, examples: Sequence[Example], prompts: Prompts | None) -> Prompts:
+        """The batch on the mesh; its shapes are remembered."""
+        prompts = self.processor.prompts(examples) if prompts is None else prompts
+        # All hosts run one program, so the longest prompt of any of them decides.
+        sizes = largest(sizes_of(prompts))
+        prompts = pad_to_sizes(prompts, sizes, pad_token_id=self.processor.pad_token_id)
+        prompts = shard_batch(self.mesh, prompts)
+        self.shapes.add(
+            tuple(
+                x.shape[1] for x in (prompts.tokens, prompts.images.pixels, prompts.images.windows)
+            )
+        )
+        return prompts
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The captions of each image that this host holds, in words; waits for the rollout."""

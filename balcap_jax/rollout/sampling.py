@@ -29,6 +29,29 @@ class Rollout(NamedTuple):
     ended: Bool[Array, "b g"]
 
 
+def rollout_shapes(
+    *, batch: int, group: int, length: int, sharding: jax.sharding.Sharding
+) -> Rollout:
+    """Shape, dtype and place of each array of a rollout, as `jax.ShapeDtypeStruct`s.
+
+    Args:
+      sharding: of the batch axis.
+    """
+
+    def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    captions = (batch, group, length)
+    return Rollout._make(
+        (
+            array(captions, jnp.int32),
+            array(captions, jnp.bool_),
+            array(captions, jnp.float32),
+            array(captions[:2], jnp.bool_),
+        )
+    )
+
+
 class _Loop(NamedTuple):
     """The carry of the decode loop."""
 

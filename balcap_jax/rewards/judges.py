@@ -1,0 +1,55 @@
+"""From settings to a judge."""
+
+from pathlib import Path
+from typing import Any
+
+from balcap_jax.config_judge import JudgeConfig
+from balcap_jax.data.sources import SCENES
+from balcap_jax.errors import UserError
+from balcap_jax.rewards.scene_judge import SceneJudge
+from balcap_jax.rewards.verdicts import Judge
+
+
+def make_judge(judge: JudgeConfig, *, data: str | Path) -> Judge:
+    """The judge that `judge.kind` names; its libraries are imported here.
+
+    Args:
+      data: the data file, beside which reference units may be stored, or "scenes".
+
+    Raises:
+      UserError: the judge lacks a setting or a library.
+    """
+    if judge.kind == "lexical":
+        from balcap_jax.rewards.lexical.judge import LexicalJudge  # noqa: PLC0415
+
+        return LexicalJudge()
+    if judge.kind == "llm":
+        from balcap_jax.rewards.llm.judge import LLMJudge  # noqa: PLC0415
+        from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path  # noqa: PLC0415
+
+        stored = None if str(data) == SCENES else StoredUnits(units_path(data))
+        return LLMJudge(judge, stored=stored)
+    return SceneJudge()
+
+
+def judge_record(judge: JudgeConfig) -> dict[str, Any]:
+    """What a run writes down of its judge: what its verdicts depend on."""
+    if judge.kind != "llm":
+        return {"kind": judge.kind}
+    from balcap_jax.rewards.llm.prompts import VERSION  # noqa: PLC0415
+
+    return {"kind": judge.kind, "model": judge.model, "prompts": VERSION}
+
+
+def check_same_judge(then: dict[str, Any], now: dict[str, Any], *, run: Path) -> None:
+    """Refuses to go on with a run whose records of its judge differ.
+
+    Raises:
+      UserError: the prompts have another version; settings are compared elsewhere.
+    """
+    if then.get("prompts") != now.get("prompts"):
+        raise UserError(
+            f"{run} was judged with the prompts of version {then.get('prompts')}, this balcap_jax "
+            f"has version {now.get('prompts')}, and the steps would no longer be one run; resume "
+            "with the balcap_jax that started it, or start a new run with --name."
+        )

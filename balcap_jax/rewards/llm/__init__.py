@@ -1,0 +1,1 @@
+"""A multimodal model behind an OpenAI-compatible endpoint as the judge."""

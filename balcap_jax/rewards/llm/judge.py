@@ -1,0 +1,357 @@
+"""The judge: a multimodal model is asked about every caption; what fails gets no verdict."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from balcap_jax.config_judge import JudgeConfig
+from balcap_jax.data.examples import Example
+from balcap_jax.errors import UserError
+from balcap_jax.rewards.llm import answers, prompts
+from balcap_jax.rewards.llm.accounting import Ledger, listing
+from balcap_jax.rewards.llm.cache import Cache, key_of
+from balcap_jax.rewards.llm.client import CallFailed, Client
+from balcap_jax.rewards.llm.images import SentImage, make_ready
+from balcap_jax.rewards.llm.limits import Clock, Sleep
+from balcap_jax.rewards.llm.prompts import JOINT, RECAPTION, SEPARATE, UNITS, VERSION, Part
+from balcap_jax.rewards.llm.stored_units import StoredUnits
+from balcap_jax.rewards.verdicts import Verdict
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+_EMPTY = (0.0, 0.0, 0.0)  # the scores of a caption without a word, which no model need be asked
+
+
+class LLMJudge:
+    """Judges captions of any image with a reference.
+
+    Args:
+      judge: the settings; `judge.kind` is not looked at.
+      stored: reference units that were made before.
+      clock, sleep: of seconds; tests give their own.
+
+    Raises:
+      UserError: no model is named, `openai` is not installed, or the cache cannot be used.
+    """
+
+    def __init__(
+        self,
+        judge: JudgeConfig,
+        *,
+        stored: StoredUnits | None = None,
+        clock: Clock = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
+    ):
+        self.judge = judge
+        self._stored = stored
+        self._ledger = Ledger(
+            prompt_price=judge.prompt_price, completion_price=judge.completion_price
+        )
+        self._cache = Cache(judge.cache)
+        self._client = Client(judge, self._ledger, clock=clock, sleep=sleep)
+        self._units: dict[str, tuple[str, ...]] = {}  # by reference
+        self._loop = _LoopThread()
+        # Why captions of the last batch have no verdict, the most frequent reasons first.
+        self.last_failures = ""
+
+    # ---- the protocol
+
+    def __call__(
+        self, examples: Sequence[Example], captions: Sequence[str]
+    ) -> list[Verdict | None]:
+        """One verdict per pair, None where no usable answer came before the deadline.
+
+        Raises:
+          UserError: the cache cannot be used, or is to be replayed and lacks an answer.
+        """
+        jobs = [
+            lambda batch, e=example, c=caption: self._verdict(batch, e, c)
+            for example, caption in zip(examples, captions, strict=True)
+        ]
+        return self._all(jobs, what="verdict for")
+
+    def reference_units(self, example: Example) -> tuple[str, ...]:
+        """The units of the reference: stored with the data, or made now.
+
+        Raises:
+          UserError: they cannot be made, with the reason.
+        """
+        if (known := self._known_units(example)) is not None:
+            return known
+        units = self.units_of([example])[0]
+        if units is None:
+            raise UserError(
+                f"judge.model={self.judge.model!r} at {self.judge.base_url} made no "
+                f"reference units of example {example.id!r}: {self.last_failures}; "
+                "start the server, or mend the judge.* settings."
+            )
+        return units
+
+    # ---- beyond it
+
+    def units_of(self, examples: Sequence[Example]) -> list[tuple[str, ...] | None]:
+        """The reference units of many examples at once; None where they could not be made."""
+        jobs = [lambda batch, e=example: self._reference_units(batch, e) for example in examples]
+        return self._all(jobs, what="units for")
+
+    def captions_of(self, examples: Sequence[Example]) -> list[str | None]:
+        """A better reference for each example; None where none could be made."""
+        jobs = [lambda batch, e=example: self._caption(batch, e) for example in examples]
+        return self._all(jobs, what="caption for")
+
+    def lap(self) -> dict[str, float]:
+        """What was spent since the last lap; see `Ledger.lap`."""
+        return self._ledger.lap()
+
+    def close(self) -> None:
+        """Cancels what is under way and closes connections and cache; twice is fine."""
+        self._loop.close(self._client.close)
+        self._cache.close()
+
+    # ---- one batch
+
+    def _all(self, jobs: Sequence["_Job[T]"], *, what: str) -> list[T | None]:
+        return self._loop.run(lambda: self._gather(jobs, what=what))
+
+    async def _gather(self, jobs: Sequence["_Job[T]"], *, what: str) -> list[T | None]:
+        """The results of all jobs, which run at once; None for what failed or was late."""
+        batch = _Batch(side=self.judge.image_side)
+        tasks = [asyncio.ensure_future(job(batch)) for job in jobs]
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=self.judge.deadline)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await batch.end()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        failures: Counter[str] = Counter()
+        for outcome in outcomes:
+            if isinstance(outcome, CallFailed):
+                failures[str(outcome)] += 1
+            elif isinstance(outcome, asyncio.CancelledError):
+                failures["not answered within judge.deadline"] += 1
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        self._ledger.failures(failures.total())
+        self.last_failures = listing(failures)
+        if failures:
+            self._say(failures.total(), len(jobs), what=what)
+        return [None if isinstance(o, BaseException) else o for o in outcomes]
+
+    def _say(self, lost: int, count: int, *, what: str) -> None:
+        if self.judge.replay:
+            raise UserError(
+                f"judge.replay=True found no {what} {lost} of {count} in {self.judge.cache}: "
+                f"{self.last_failures}; ask the model, without --judge.replay."
+            )
+        _log.warning("no %s %d of %d: %s", what, lost, count, self.last_failures)
+
+    # ---- one question
+
+    async def _verdict(self, batch: "_Batch", example: Example, caption: str) -> Verdict:
+        units = await self._reference_units(batch, example)
+        if not prompts.clean(caption):
+            return Verdict((), (False,) * len(units), *_EMPTY)
+        parts = (JOINT,) if self.judge.calls == "joint" else SEPARATE
+        found = await asyncio.gather(
+            *(self._findings(batch, part, example, units, caption) for part in parts)
+        )
+        return answers.verdict_of(found)
+
+    async def _findings(
+        self, batch: "_Batch", part: Part, example: Example, units: tuple[str, ...], caption: str
+    ) -> answers.Findings:
+        return await self._ask(
+            batch,
+            part,
+            caption,
+            lambda text: answers.findings(part, text, caption=caption, units=len(units)),
+            image=await batch.image(example) if "image" in part.sees else None,
+            units=units if "units" in part.sees else (),
+            about=f"a caption of image {example.id!r}",
+        )
+
+    async def _reference_units(self, batch: "_Batch", example: Example) -> tuple[str, ...]:
+        if (known := self._known_units(example)) is not None:
+            return known
+        reference = example.reference
+        units = await self._ask(
+            batch,
+            UNITS,
+            reference,
+            lambda text: answers.unit_texts(text, reference=reference),
+            label="description",
+            about=f"the reference units of image {example.id!r}",
+        )
+        self._units[reference] = units
+        return units
+
+    def _known_units(self, example: Example) -> tuple[str, ...] | None:
+        if example.units:
+            return example.units
+        if not prompts.clean(example.reference):
+            return ()  # nothing to cover: no signal in the recall reward
+        if example.reference in self._units:
+            return self._units[example.reference]
+        return None if self._stored is None else self._stored.get(example)
+
+    async def _caption(self, batch: "_Batch", example: Example) -> str:
+        return await self._ask(
+            batch,
+            RECAPTION,
+            example.reference,
+            answers.new_caption,
+            label="draft",
+            image=await batch.image(example),
+            about=f"a new caption of image {example.id!r}",
+        )
+
+    async def _ask(
+        self,
+        batch: "_Batch",
+        part: Part,
+        text: str,
+        check: Callable[[str], T],
+        *,
+        about: str,
+        label: str = "caption",
+        image: SentImage | None = None,
+        units: tuple[str, ...] = (),
+    ) -> T:
+        """The checked answer, from the cache or the model; equal questions are asked once."""
+        judge = self.judge
+        key = key_of(
+            model=judge.model,
+            version=VERSION,
+            part=part.name,
+            image=image.digest if image else None,
+            side=judge.image_side if image else None,
+            units=units,
+            text=text,
+            temperature=judge.temperature,
+        )
+        if (stored := self._cache.get(key)) is not None:
+            with suppress(answers.BadAnswer):  # kept by a version that checked less
+                found = check(stored)
+                self._ledger.cache_hit()
+                return found
+        if judge.replay:
+            raise CallFailed(f"{about} is missing")
+        if key not in batch.asked:
+            asked = prompts.messages(
+                part, text=text, label=label, image_url=image.url if image else "", units=units
+            )
+            pixels = image.pixels if image else 0
+            batch.asked[key] = asyncio.ensure_future(
+                self._buy(key, part, asked, check, pixels=pixels)
+            )
+        return await asyncio.shield(batch.asked[key])
+
+    async def _buy(
+        self,
+        key: str,
+        part: Part,
+        asked: list[dict[str, Any]],
+        check: Callable[[str], T],
+        *,
+        pixels: int,
+    ) -> T:
+        """Asks the model and keeps its answer."""
+        found, reply = await self._client.ask(part, asked, check, pixels=pixels)
+        self._cache.put(
+            key,
+            reply.text,
+            part=part.name,
+            model=self.judge.model,
+            version=VERSION,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+        )
+        return found
+
+
+class _Batch:
+    """What the jobs of one batch share.
+
+    Attributes:
+      asked: calls under way or done, by key: the same is never asked twice.
+    """
+
+    def __init__(self, *, side: int):
+        self._side = side
+        self._images: dict[int, asyncio.Future[SentImage]] = {}
+        self.asked: dict[str, asyncio.Future] = {}
+
+    async def image(self, example: Example) -> SentImage:
+        """The example's image, made ready once, beside the event loop."""
+        name = id(example.image)  # the examples of the batch keep it alive
+        if name not in self._images:
+            work = asyncio.to_thread(make_ready, example.image, side=self._side)
+            self._images[name] = asyncio.ensure_future(work)
+        return await asyncio.shield(self._images[name])
+
+    async def end(self) -> None:
+        """Cancels the calls that are still under way."""
+        for call in self.asked.values():
+            call.cancel()
+        await asyncio.gather(*self.asked.values(), return_exceptions=True)
+
+
+_Job = Callable[[_Batch], Coroutine[Any, Any, T]]
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, so that connections outlive a batch."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of a coroutine; Ctrl-C ends it, too."""
+        with self._lock:
+            assert not self._closed
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=self._loop.run_forever, name="judge-calls", daemon=True
+                )
+                self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(make(), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Cancels everything, runs `last`, ends the thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self._loop is None:
+            return
+
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await last()
+
+        with suppress(Exception):  # the connections may be broken already
+            asyncio.run_coroutine_threadsafe(end(), self._loop).result(timeout=10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._thread is not None:
+            self._thread.join()
+        self._loop.close()

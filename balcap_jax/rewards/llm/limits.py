@@ -1,0 +1,79 @@
+"""How fast a server may be asked, and how long to wait after it failed."""
+
+import email.utils
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+Clock = Callable[[], float]
+Sleep = Callable[[float], Awaitable[None]]
+
+_LONGEST_BACKOFF = 60.0  # seconds
+
+
+class Pace:
+    """Spreads what is asked evenly over each minute; used by one event loop.
+
+    Args:
+      per_minute: the limit, 0 for none.
+      clock, sleep: of seconds; tests give their own.
+    """
+
+    def __init__(self, per_minute: float, *, clock: Clock, sleep: Sleep):
+        self._seconds_each = 60.0 / per_minute if per_minute else 0.0
+        self._clock, self._sleep = clock, sleep
+        self._free = 0.0  # when the next one may start
+
+    async def take(self, amount: float = 1.0) -> None:
+        """Waits for its turn and takes `amount` of the limit."""
+        if not self._seconds_each:
+            return
+        turn = max(self._free, self._clock())
+        self._free = turn + amount * self._seconds_each
+        if (wait := turn - self._clock()) > 0:
+            await self._sleep(wait)
+
+    def correct(self, amount: float) -> None:
+        """Takes `amount` more, or gives it back where it is negative: an estimate was off."""
+        self._free += amount * self._seconds_each
+
+
+class Gate:
+    """Closed for all calls while the server asked for a pause."""
+
+    def __init__(self, *, clock: Clock, sleep: Sleep):
+        self._clock, self._sleep = clock, sleep
+        self._opens = 0.0
+
+    def close_for(self, seconds: float) -> None:
+        """No call starts for `seconds` from now."""
+        self._opens = max(self._opens, self._clock() + seconds)
+
+    async def wait(self) -> None:
+        """Returns when calls may start."""
+        while (wait := self._opens - self._clock()) > 0:
+            await self._sleep(wait)
+
+
+def backoff_seconds(attempt: int, *, first: float, rng: random.Random) -> float:
+    """How long to wait after failure number `attempt` (from 0): doubled each time, jittered.
+
+    Between half and all of the doubled wait, so that calls that failed together do not come back
+    together.
+    """
+    longest = min(first * 2.0**attempt, _LONGEST_BACKOFF)
+    return longest * (0.5 + 0.5 * rng.random())
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """The pause that a server asks for, in seconds or as a date; None where it asks for none."""
+    if (value := headers.get("retry-after")) is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

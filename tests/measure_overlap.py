@@ -1,0 +1,84 @@
+"""What waiting for the judge costs: `python tests/measure_overlap.py`. A measurement, not a test.
+
+A server that takes 200 ms per call judges captions of a queue of rollouts with 64 calls at once,
+while the device is busy for as long as the judging takes. The device is a pause, because a GPU
+leaves the host to the judge; all else is what `balcap train` runs.
+"""
+
+import tempfile
+import time
+import types
+from pathlib import Path
+
+from judge_server import JudgeServer
+
+from balcap_jax.config import RolloutConfig, TrainConfig
+from balcap_jax.config_judge import JudgeConfig
+from balcap_jax.data.scenes import SceneSource
+from balcap_jax.judging import Judging
+from balcap_jax.metrics import Stopwatch
+from balcap_jax.rewards.llm.judge import LLMJudge
+from balcap_jax.rollout_queue import RolloutQueue
+
+LATENCY, CONCURRENCY, IMAGES, GROUP, STEPS = 0.2, 64, 32, 16, 6
+
+
+class Device:
+    """Samples captions in `seconds`."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.count = seconds, 0
+
+    def generate(self, params, examples, key):
+        time.sleep(self.seconds)
+        self.count += 1
+        return types.SimpleNamespace(rollout=(self.count, examples))
+
+    def texts(self, rollout):
+        step, examples = rollout
+        return [[f"{e.reference} This is {g} of {step}." for g in range(GROUP)] for e in examples]
+
+
+def measure(server: JudgeServer, *, overlap: int, device_seconds: float) -> tuple[float, float]:
+    """(seconds per step, of which the device waited) over the steps after the first two."""
+    with tempfile.TemporaryDirectory() as folder:
+        judge = LLMJudge(
+            JudgeConfig(
+                kind="llm",
+                model="m",
+                base_url=server.url,
+                concurrency=CONCURRENCY,
+                cache=Path(folder) / "cache.sqlite",
+            )  # fmt: skip
+        )
+        config = TrainConfig(
+            steps=STEPS + 2,
+            prompts_per_step=IMAGES,
+            rollout=RolloutConfig(group_size=GROUP, overlap_steps=overlap),
+        )
+        watch = Stopwatch()
+        judging = Judging(judge, background=overlap > 0)
+        queue = RolloutQueue(
+            config, SceneSource("train", 10**6), Device(device_seconds / 2), judging, watch
+        )
+        steps = []
+        for step in range(STEPS + 2):
+            now = queue.current(step, {})
+            with watch.stage("judge"):
+                assert None not in now.answer.result().verdicts
+            time.sleep(device_seconds / 2)  # the update
+            queue.advance()
+            steps.append(watch.lap(tokens=0))
+        judging.close()
+    kept = steps[2:]
+    return tuple(sum(row[f"seconds/{n}"] for row in kept) / STEPS for n in ("step", "judge"))
+
+
+if __name__ == "__main__":
+    with JudgeServer(latency=LATENCY) as server:
+        _, alone = measure(server, overlap=0, device_seconds=0.0)
+        print(f"judging {IMAGES * GROUP} captions: {alone:.2f} s")
+        for overlap in (0, 1):
+            step, waited = measure(server, overlap=overlap, device_seconds=alone)
+            share = waited / step
+            print(f"overlap_steps={overlap}: step {step:.2f} s, waits {waited:.2f} s ({share:.1%})")
