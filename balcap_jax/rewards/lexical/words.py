@@ -225,6 +225,17 @@ def _candidates(form: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1 << 16)
+def is_known(form: str) -> bool:
+    """Whether any list has the word; parts of a word with a hyphen count for it."""
+    if form in _FIXED or form in SPELLINGS or form.isdigit() or " " in form:
+        return True
+    if _lookup(form) or any(senses(form, part) for part in ("n", "v", "a", "r")):
+        return True
+    parts = form.replace("'", "-").split("-")
+    return len(parts) > 1 and all(is_known(part) for part in parts if part)
+
+
+@lru_cache(maxsize=1 << 16)
 def lemma_of(form: str, tag: str) -> str:
     """The dictionary form of `form` as this part of speech."""
     choices = _lookup(form).get(tag, ())
