@@ -1,12 +1,12 @@
-"""The baseline that a judge of words must beat: which words two texts share, without any grammar."""
+"""The baseline that a judge of words must beat: which words two texts share, no grammar."""
 
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 _STOP = frozenset(
-    """a an the of in on at to and or with for from by is are was were be been being it its this that
-    there their his her as while which who some into over near next""".split()
+    """a an the of in on at to and or with for from by is are was were be been being it its this
+    that there their his her as while which who some into over near next""".split()
 )
 # What sentences say that analyse or judge a picture more than they describe it.
 CUES = frozenset(

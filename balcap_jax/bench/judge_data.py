@@ -2,7 +2,7 @@
 
 A folder holds what there is of
 
-    thumb/mscoco_THumB-1.0.jsonl     {"seg_id", "SYS", "hyp", "P", "R", "Fl", ...} per caption
+    thumb/mscoco_THumB-1.0.jsonl     {"seg_id", "SYS", "hyp", "P", "R", ...} per caption
     thumb/references.jsonl           {"seg_id", "refs"} per image
     faithscore/annotation.jsonl      {"id", "answer", "stage 1", "stage 2"} per answer
     coco20/captions_boxes.jsonl      {"id", "captions", "instances"} per image of FaithScore
@@ -23,13 +23,13 @@ _NO_IMAGE = Image.new("RGB", (1, 1))  # judges of words do not look
 
 
 class Rated(NamedTuple):
-    """A caption with human marks from 1 to 5; `fluency` is a penalty, 0 or below."""
+    """A caption by `system` with human marks from 1 to 5."""
 
     example: Example
+    system: str
     caption: str
     precision: float
     recall: float
-    fluency: float
 
 
 class Labelled(NamedTuple):
@@ -91,7 +91,7 @@ def _thumb(folder: Path) -> tuple[Rated, ...]:
         for row in _rows(folder / "references.jsonl")
     }
     return tuple(
-        Rated(examples[row["seg_id"]], row["hyp"], row["P"], row["R"], row["Fl"])
+        Rated(examples[row["seg_id"]], row["SYS"], row["hyp"], row["P"], row["R"])
         for row in _rows(folder / "mscoco_THumB-1.0.jsonl")
     )
 

@@ -37,9 +37,7 @@ def build(folder: Path) -> dict[str, Any]:
         place = {offset: at for at, offset in enumerate(sorted(kept))}
         lexicon[letter] = {
             "senses": {lemma: [place[o] for o in offsets] for lemma, offsets in index.items()},
-            "counts": {
-                lemma: counts[part, lemma] for lemma in index if counts.get((part, lemma))
-            },
+            "counts": {lemma: counts[part, lemma] for lemma in index if counts.get((part, lemma))},
             "category": [synsets[offset]["category"] for offset in sorted(kept)],
             "parents": [
                 sorted(place[p] for p in synsets[offset]["parents"] if p in place)

@@ -121,16 +121,16 @@ def _key(s: Statement, evidence: Evidence) -> tuple:
     return s.kind, name(s.head), s.value, name(s.other) if s.other else "", s.negated
 
 
-def _assertion(
-    s: Statement, evidence: Evidence, *, pointable: float, hedge: float
-) -> Assertion:
+def _assertion(s: Statement, evidence: Evidence, *, pointable: float, hedge: float) -> Assertion:
     true = chance(s, evidence) * hedge
     shown = pointable >= _POINTABLE and not is_nowhere(s.head)
+    if is_nowhere(s.head):
+        pointable *= 0.3
     return Assertion(
         text=s.text,
         verified=true >= _VERIFIED,
         pointable=shown,
-        chance=true if shown else true * min(pointable, 0.3),
+        chance=true * min(1.0, pointable / _POINTABLE),
         weight=rarity(s.head) if s.kind == "thing" else 1.0,
     )
 

@@ -67,7 +67,7 @@ def _mean(values: Iterable[float], weights: Sequence[int]) -> float:
     return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
 
 
-# Sentence by sentence ------------------------------------------------------------------------------
+# Sentence by sentence -----------------------------------------------------------------------------
 
 
 def _clarity(reading: Reading) -> float:
@@ -125,7 +125,7 @@ def _tag(word: Word) -> str:
     return "VERB-S" if finite else word.tag
 
 
-# The caption as a whole ----------------------------------------------------------------------------
+# The caption as a whole ---------------------------------------------------------------------------
 
 
 def _coherency(readings: Sequence[Reading]) -> float:

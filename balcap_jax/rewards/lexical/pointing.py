@@ -7,7 +7,7 @@ of things its nouns and verbs are (WordNet's categories), and whether it names a
 from collections.abc import Sequence
 from functools import lru_cache
 
-from balcap_jax.rewards.lexical.statements import FRAME
+from balcap_jax.rewards.lexical.statements import FRAME, GROUPS
 from balcap_jax.rewards.lexical.vocabulary import ANYTHING, COLOURS, PERSONS
 from balcap_jax.rewards.lexical.wordnet import categories, category, photo_senses
 from balcap_jax.rewards.lexical.words import NUMBERS, Word, sentences
@@ -44,14 +44,17 @@ _ABSTRACT = frozenset(
 _NOWHERE = frozenset(
     f"noun.{name}" for name in "attribute cognition feeling motive relation state".split()
 )
-_MENTAL = frozenset("verb.cognition verb.emotion verb.communication verb.social verb.change".split())
+_MENTAL = frozenset(
+    "verb.cognition verb.emotion verb.communication verb.social verb.change".split()
+)
 _PLACES = frozenset(
     """on in under behind beside near above below against between around next inside outside
     wearing holding sitting standing parked visible located positioned placed""".split()
 )
 
 # Weights of the signs; only their order of size matters. docs/judges.md says what they reach.
-_GUESS, _COMMENT, _ABSTRACT_NOUN, _MENTAL_VERB, _NOTHING_VISIBLE = 1.2, 1.0, 0.8, 0.7, 1.0
+_GUESS, _COMMENT, _MENTAL_VERB, _NOTHING_VISIBLE = 1.2, 1.0, 0.7, 1.0
+_ABSTRACT_NOUN, _EVENT_NOUN = 0.5, 0.35
 _PURPOSE, _VISIBLE, _PLACE, _START = 0.7, 0.35, 0.25, 0.7
 
 
@@ -64,12 +67,13 @@ def describes(text: str) -> float:
 
 def _evidence(words: Sequence[Word]) -> float:
     """Log-odds: signs for a description less signs against it."""
-    nouns = [w for w in words if w.tag == "NOUN" and w.lemma not in FRAME]
+    nouns = [w for w in words if w.tag == "NOUN" and w.lemma not in FRAME | GROUPS]
     visible = [w for w in nouns if is_visible(w.lemma)]
     evidence = _START
     evidence -= _GUESS * sum(w.lemma in GUESSES or w.text in GUESSES for w in words)
     evidence -= _COMMENT * sum(w.lemma in COMMENTS or w.text in COMMENTS for w in words)
-    evidence -= _ABSTRACT_NOUN * (len(nouns) - len(visible))
+    evidence -= _ABSTRACT_NOUN * sum(is_nowhere(w.lemma) for w in nouns)
+    evidence -= _EVENT_NOUN * (len(nouns) - len(visible))
     evidence -= _MENTAL_VERB * sum(w.tag == "VERB" and _is_mental(w.lemma) for w in words)
     evidence -= _PURPOSE * _purposes(words)
     evidence += _VISIBLE * min(3, len(visible))

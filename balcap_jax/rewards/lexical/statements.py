@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from balcap_jax.rewards.lexical.vocabulary import SPELLINGS
+from balcap_jax.rewards.lexical.wordnet import senses
 from balcap_jax.rewards.lexical.words import (
     BE,
     NUMBERS,
@@ -16,7 +17,6 @@ from balcap_jax.rewards.lexical.words import (
     Word,
     sentences,
 )
-from balcap_jax.rewards.lexical.wordnet import senses
 
 Kind = Literal["thing", "attribute", "number", "action", "relation"]
 
@@ -27,8 +27,7 @@ GROUPS = frozenset(
     front back edge middle bottom end body stretch patch""".split()
 )
 _MANY = frozenset(
-    "group bunch herd lot crowd row series number variety array assortment collection cluster flock"
-    .split()
+    "group bunch herd lot crowd row series number variety array assortment collection cluster flock".split()
 )
 # The picture itself and places in it: naming them tells nothing of what it shows.
 FRAME = frozenset(
@@ -241,9 +240,7 @@ def _is(subject: Phrase, phrase: Phrase, *, negated: bool) -> Statement:
     return _attribute(subject, phrase.head, negated=negated)
 
 
-def _action(
-    subject: Phrase, verb: Word, other: Phrase | None, *, negated: bool
-) -> Statement:
+def _action(subject: Phrase, verb: Word, other: Phrase | None, *, negated: bool) -> Statement:
     there = other.head if other else ""
     text = " ".join(filter(None, (subject.head, "not" * negated, verb.text, there)))
     return Statement("action", text, subject.head, verb.lemma, there, negated)

@@ -110,7 +110,11 @@ def alike(one: str, other: str) -> bool:
 
 def _number(s: Statement, evidence: Evidence) -> float:
     thing = of_thing(s.head, evidence)
-    boxes = sum(n for label, n in evidence.boxes.items() if relate(label, s.head) in ("same", "specific", "general"))
+    boxes = sum(
+        n
+        for label, n in evidence.boxes.items()
+        if relate(label, s.head) in ("same", "specific", "general")
+    )
     told = set().union(*(evidence.numbers.get(a, ()) for a in evidence.aliases(s.head)))
     if s.value in told or (boxes and _count(s.value, boxes)):
         return thing
