@@ -288,7 +288,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         file = path.open("rb")
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); give a .jsonl file of captions with --input."
+            f"{path} cannot be read ({error.strerror}); name a .jsonl file with --input."
         ) from error
     with file:
         yield file

@@ -14,6 +14,7 @@ from balcap_jax.rewards.lexical.evidence import relate
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
 from balcap_jax.rewards.lexical.truth import alike
 from balcap_jax.rewards.lexical.wordnet import frequency
+from balcap_jax.rewards.lexical.words import is_known
 
 _COVERING = frozenset({"same", "part", "derived", "specific"})
 _KINDS = ("thing", "attribute", "action")
@@ -53,7 +54,7 @@ def stored_units(texts: Sequence[str]) -> tuple[Unit, ...]:
 
 
 class Told(NamedTuple):
-    """What a caption tells: its statements, and its words' lemmas."""
+    """What a caption tells: its statements, and the lemmas of its nouns, verbs and adjectives."""
 
     statements: tuple[Statement, ...]
     words: frozenset[str]
@@ -64,7 +65,12 @@ def told(readings: Iterable[Reading]) -> Told:
     readings = tuple(readings)
     return Told(
         tuple(s for reading in readings for s in reading.statements),
-        frozenset(w.lemma for reading in readings for w in reading.sentence.words),
+        frozenset(
+            word.lemma
+            for reading in readings
+            for word in reading.sentence.words
+            if word.tag in ("NOUN", "VERB", "ADJ") and is_known(word.text)
+        ),
     )
 
 

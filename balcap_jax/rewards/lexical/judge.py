@@ -4,6 +4,7 @@ No model, no network, no image: a pure function of the caption and the example's
 know and what it cannot is in docs/judges.md.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,13 +13,14 @@ from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.lexical.coverage import Unit, covers, rarity, stored_units, told, units_of
 from balcap_jax.rewards.lexical.evidence import CONFIRMING, Evidence, relate
-from balcap_jax.rewards.lexical.language import quality
+from balcap_jax.rewards.lexical.language import is_sound, quality
 from balcap_jax.rewards.lexical.pointing import describes, is_nowhere
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
 from balcap_jax.rewards.lexical.truth import chance
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
 _POINTABLE = 0.5  # chance of describing from which on a sentence's statements are pointable
+_UNSOUND = 0.5  # what a statement keeps of its chance outside of a sound sentence
 _VERIFIED = 0.6  # chance from which on a statement is called verified
 
 
@@ -77,7 +79,7 @@ def judge(caption: str, photo: Photo) -> Verdict:
     """The verdict on one caption; a pure function of its arguments."""
     readings = read(caption)
     assertions = list(_assertions(readings, photo.evidence))
-    caption_tells = told(reading for reading in readings if not _hedged(reading))
+    caption_tells = told(r for r in readings if _tells(r, photo.evidence))
     clarity, fluency, coherency = quality(caption)
     return Verdict(
         assertions=tuple(assertions),
@@ -96,7 +98,7 @@ def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Ass
     known: set[tuple] = set()
     for reading in readings:
         text = reading.sentence.text
-        pointable = describes(text)
+        pointable, sound = describes(text), _is_sound(reading, evidence)
         if not reading.statements:
             if (text.lower(),) not in known:
                 known.add((text.lower(),))
@@ -106,8 +108,7 @@ def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Ass
             key = _key(statement, evidence)
             if key not in known:
                 known.add(key)
-                hedge = 0.5 if _hedged(reading) else 1.0
-                yield _assertion(statement, evidence, pointable=pointable, hedge=hedge)
+                yield _assertion(statement, evidence, pointable=pointable, sound=sound)
 
 
 def _key(s: Statement, evidence: Evidence) -> tuple:
@@ -121,10 +122,12 @@ def _key(s: Statement, evidence: Evidence) -> tuple:
     return s.kind, name(s.head), s.value, name(s.other) if s.other else "", s.negated
 
 
-def _assertion(s: Statement, evidence: Evidence, *, pointable: float, hedge: float) -> Assertion:
-    true = chance(s, evidence) * hedge
-    shown = pointable >= _POINTABLE and not is_nowhere(s.head)
-    if is_nowhere(s.head):
+def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: bool) -> Assertion:
+    true = chance(s, evidence) * (1.0 if sound else _UNSOUND)
+    # What is not there cannot be pointed at, nor can a quality or a feeling.
+    nowhere = is_nowhere(s.head) or (s.negated and s.kind == "thing")
+    shown = pointable >= _POINTABLE and not nowhere
+    if nowhere:
         pointable *= 0.3
     return Assertion(
         text=s.text,
@@ -135,6 +138,16 @@ def _assertion(s: Statement, evidence: Evidence, *, pointable: float, hedge: flo
     )
 
 
-def _hedged(reading: Reading) -> bool:
-    """ "A dog or a cat": alternatives of which one at most is meant."""
-    return any(w.text in ("or", "either") for w in reading.sentence.words)
+def _tells(reading: Reading, evidence: Evidence) -> bool:
+    """Whether a sentence can cover a unit: it is one, and it describes."""
+    return _is_sound(reading, evidence) and describes(reading.sentence.text) >= _POINTABLE
+
+
+def _is_sound(reading: Reading, evidence: Evidence) -> bool:
+    """A sentence that does not call one thing by three names, hoping that one fits."""
+    if not is_sound(reading.sentence):
+        return False
+    heads = {s.head for s in reading.statements if s.kind == "thing" and not s.negated}
+    known = [evidence.known(head) for head in heads]
+    names = Counter(k.thing for k in known if k.relation in ("same", "general", "specific"))
+    return max(names.values(), default=0) < 3

@@ -56,9 +56,11 @@ def quality(text: str) -> Quality:
         return Quality(0.0, 0.0, 0.0)
     lengths = [len(reading.sentence.words) for reading in readings]
     symbols = len(_SYMBOLS.findall(text)) / sum(lengths)
+    # One pattern filled in again and again is a list, however sound each sentence is.
+    patterned = max(0.0, _patterned(readings) - 0.3)
     return Quality(
         max(0.0, _mean(map(_clarity, readings), lengths) - 3 * symbols),
-        _mean([_fluency(reading.sentence) for reading in readings], lengths),
+        _mean([_fluency(r.sentence) for r in readings], lengths) * (1 - patterned),
         _coherency(readings),
     )
 
@@ -76,7 +78,7 @@ def _clarity(reading: Reading) -> float:
     unknown = max(0, sum(not is_known(w.text) for w in words) - 1) / len(words)
     alternatives = sum(w.text in ("or", "either") for w in words)
     score = max(0.0, 1 - 3 * unknown) * 0.7**alternatives * min(1.0, _LONGEST / len(words))
-    return score * (0.3 if _is_list(reading.sentence) else 1.0)
+    return score * (0.3 if _is_list(reading.sentence) or len(words) < 2 else 1.0)
 
 
 def _is_list(sentence: Sentence) -> bool:
@@ -97,20 +99,58 @@ def _run(words: Sequence[Word]) -> int:
     return longest
 
 
-def _fluency(sentence: Sentence) -> float:
+def is_sound(sentence: Sentence) -> bool:
+    """Whether `sentence` is one: words that are known, in an order that grammar allows, joined by
+    a verb or a preposition, and no list of keywords, alternatives, colours or numbers. What is
+    told outside of sound sentences tells nothing.
+    """
+    words = [w for w in sentence.words if w.tag != ","]
+    unknown = sum(not is_known(w.text) for w in words)
+    listed = max(
+        sum(w.text in COLOURS for w in words),
+        sum(w.tag == "NUM" and w.text != "one" for w in words),
+    )
+    return (
+        len(words) > 1
+        and 3 * unknown < len(words)
+        and listed < 5
+        and not any(w.text in ("or", "either") for w in words)
+        and not _is_list(sentence)
+        and (_is_joined(sentence) or _is_name(sentence))
+        and _order(sentence) >= 0.6
+    )
+
+
+def _is_joined(sentence: Sentence) -> bool:
+    return any(w.tag in ("VERB", "AUX", "PREP", "TO") for w in sentence.words)
+
+
+def _is_name(sentence: Sentence) -> bool:
+    """The bare name of one thing, "Two brown dogs.", which is no sentence and yet understood."""
+    first, *others = [w.tag for w in sentence.words]
+    return first in ("DET", "NUM", "QUANT") and set(others) <= {"ADJ", "NOUN"} and len(others) < 4
+
+
+def _order(sentence: Sentence) -> float:
+    """1 for an order of words that grammar allows; falls with the share of places that it does
+    not.
+    """
     tags = [_tag(w) for w in sentence.words] + ["."]
     wrong = sum(pair in _PAIRS for pair in zip(tags, tags[1:], strict=False))
     wrong += sentence.words[-1].text in _STRANDED
     wrong += max(0, _run(sentence.words) - 4)
     pairs = zip(sentence.words, sentence.words[1:], strict=False)
     wrong += sum(_stumbles(one.text, other.text) for one, other in pairs)
-    order = max(0.0, 1 - 4 * wrong / len(tags))
+    wrong += max(0, sum(w.tag == "CONJ" for w in sentence.words) - 1 - len(tags) // 8)
+    return max(0.0, 1 - 4 * wrong / len(tags))
+
+
+def _fluency(sentence: Sentence) -> float:
     verb = any(w.tag in ("VERB", "AUX") for w in sentence.words)
-    joined = verb or any(w.tag in ("PREP", "TO") for w in sentence.words)
-    whole = 1.0 if verb else 0.8 if joined else 0.3
+    whole = 1.0 if verb else 0.8 if _is_joined(sentence) else 0.3
     start = 1.0 if sentence.text[0].isupper() or sentence.text[0].isdigit() else 0.9
     end = 1.0 if sentence.closed else 0.9
-    return order * whole * start * end * min(1.0, _LONGEST / len(tags))
+    return _order(sentence) * whole * start * end * min(1.0, _LONGEST / len(sentence.words))
 
 
 def _stumbles(one: str, other: str) -> bool:
@@ -140,8 +180,16 @@ def _coherency(readings: Sequence[Reading]) -> float:
     openings = _repeated([s[:3] for s in sentences]) if len(sentences) > 2 else 0.0
     nouns = [s.head for s in told if s.kind == "thing"]
     crowded = max(0.0, _repeated(nouns) - 0.4)
-    bad = max(again, copies) + 0.5 * openings + crowded + 0.5 * _taken_back(told)
-    return max(0.0, 1 - 2 * bad)
+    same = 0.5 * max(openings, _patterned(readings))
+    bad = max(again, copies) + same + crowded + _taken_back(told)
+    sound = sum(len(r.sentence.words) for r in readings if is_sound(r.sentence)) / len(words)
+    return max(0.0, 1 - 2 * bad) * (0.4 + 0.6 * sound)
+
+
+def _patterned(readings: Sequence[Reading]) -> float:
+    """Share of sentences with the same parts of speech as an earlier one, from four on."""
+    patterns = [tuple(w.tag for w in reading.sentence.words) for reading in readings]
+    return _repeated(patterns) if len(patterns) > 3 else 0.0
 
 
 def _repeated(items: Sequence) -> float:
@@ -150,7 +198,7 @@ def _repeated(items: Sequence) -> float:
 
 
 def _taken_back(told: Sequence[Statement]) -> float:
-    """Share of the statements that an earlier one denies: "no dog" and "a dog"."""
+    """How much is denied by what was told before, "no dog" and "a dog": from 0 to 0.5."""
     said: dict[tuple, bool] = {}
     colours: Counter[str] = Counter()
     wrong = 0
@@ -160,4 +208,4 @@ def _taken_back(told: Sequence[Statement]) -> float:
         if s.kind == "attribute" and s.value in COLOURS:
             colours[s.head] += 1
     wrong += sum(max(0, n - 3) for n in colours.values())
-    return wrong / len(told) if told else 0.0
+    return min(0.5, 0.15 * wrong)

@@ -27,7 +27,8 @@ GROUPS = frozenset(
     front back edge middle bottom end body stretch patch""".split()
 )
 _MANY = frozenset(
-    "group bunch herd lot crowd row series number variety array assortment collection cluster flock".split()
+    """group bunch herd lot crowd row series number variety array assortment collection cluster
+    flock""".split()
 )
 # The picture itself and places in it: naming them tells nothing of what it shows.
 FRAME = frozenset(

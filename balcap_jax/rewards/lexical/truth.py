@@ -29,9 +29,9 @@ from balcap_jax.rewards.lexical.wordnet import opposites, photo_senses, senses, 
 # Chances that a statement is true. docs/judges.md says how they were set and how little hangs on
 # their exact values.
 CONFIRMED, CONFIRMED_ONCE = 0.97, 0.88
-THING = {"specific": 0.5, "sibling": 0.4, "none": 0.5}
-SCENERY_OPEN = 0.55
-NO_BOX = 0.2
+THING = {"specific": 0.5, "sibling": 0.35, "none": 0.35}
+SCENERY_OPEN = 0.4
+NO_BOX = 0.1
 CONTRADICTED = 0.15
 ATTRIBUTE_OPEN, COLOUR_OPEN, RELATIVE_OPEN = 0.8, 0.8, 0.75
 ACTION_OPEN, STATIVE_OPEN, MOVE_OPEN = 0.6, 0.85, 0.3
@@ -110,11 +110,8 @@ def alike(one: str, other: str) -> bool:
 
 def _number(s: Statement, evidence: Evidence) -> float:
     thing = of_thing(s.head, evidence)
-    boxes = sum(
-        n
-        for label, n in evidence.boxes.items()
-        if relate(label, s.head) in ("same", "specific", "general")
-    )
+    meant = ("same", "specific", "general")
+    boxes = sum(n for label, n in evidence.boxes.items() if relate(label, s.head) in meant)
     told = set().union(*(evidence.numbers.get(a, ()) for a in evidence.aliases(s.head)))
     if s.value in told or (boxes and _count(s.value, boxes)):
         return thing

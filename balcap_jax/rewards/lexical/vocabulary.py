@@ -15,7 +15,8 @@ SPELLINGS = (
     | {word: "television" for word in "tv televison telly".split()}
     | {word: "bicycle" for word in "bike bycicle".split()}
     | {word: "motorcycle" for word in "motorbike moped".split()}
-    | {word: "phone" for word in ("cellphone", "cell phone", "telephone", "smartphone", "mobile phone")}
+    | {word: "phone" for word in "cellphone telephone smartphone".split()}
+    | {"cell phone": "phone", "mobile phone": "phone"}
     | {word: "refrigerator" for word in "fridge refridgerator icebox".split()}
     | {"couch": "sofa", "loveseat": "sofa", "tshirt": "shirt", "t-shirt": "shirt", "tee": "shirt"}
     | {"racquet": "racket", "tennis racquet": "tennis racket", "veggie": "vegetable"}
@@ -53,8 +54,9 @@ PERSONS = MALE | FEMALE | YOUNG | {"person", "adult", "crowd", "family", "couple
 
 # Adjectives that are a matter of size or age: seldom wrong, seldom confirmed.
 RELATIVE = frozenset(
-    """large big small little tall short long young old huge tiny wide high low thick thin giant
-    nice beautiful pretty different other own similar close near many several top colorful""".split()
+    """large big small little tall short long young old huge tiny wide high low thick thin
+    giant nice beautiful pretty different other own similar close near many several top
+    colorful""".split()
 )
 # Verbs that say that something is there, or where: they add little that could be wrong.
 STATIVE = frozenset(
@@ -79,7 +81,8 @@ ANYTHING = frozenset(
 # image is one of these, a class without a box is not in the image.
 COCO_CLASSES = frozenset(
     name.replace("_", " ")
-    for name in """person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant
+    for name in """person bicycle car motorcycle airplane bus train truck boat
+    traffic_light fire_hydrant
     stop_sign parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack
     umbrella handbag tie suitcase frisbee skis snowboard sports_ball kite baseball_bat
     baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup fork knife spoon bowl

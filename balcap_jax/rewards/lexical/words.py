@@ -68,6 +68,7 @@ _PLACES = re.compile(
     r"close to|on top of|on the (?:side|edge|back|front) of|at the (?:top|bottom|end) of|"
     r"to the (?:left|right|side) of|on the (?:left|right) (?:side )?of|out of|because of)\b"
 )
+_ALONE = frozenset("that this these those her his".split())
 _ENDS = frozenset(".!?;:\n")
 _OPENS_PHRASE = frozenset({"DET", "NUM", "ADJ", "POSS", "QUANT"})
 _PARTS = {"NOUN": "n", "VERB": "v", "ADJ": "a", "ADV": "r"}
@@ -147,11 +148,21 @@ def _word(form: str, before: Word | None, following: str) -> Word:
     if form.isdigit():
         return Word(form, form, "NUM")
     if form in _FIXED:
-        return Word(form, form, _FIXED[form])
+        return Word(form, form, _fixed(form, before, following))
     tag = _choose(form, before, following)
     lemma = lemma_of(form, tag)
     plural = tag == "NOUN" and is_plural(form, lemma)
     return Word(form, SPELLINGS.get(lemma, lemma) if tag == "NOUN" else lemma, tag, plural)
+
+
+def _fixed(form: str, before: Word | None, following: str) -> str:
+    """The tag of a closed-class word; of determiners that may stand alone, by their place."""
+    if form == "that" and before is not None and before.tag == "NOUN":
+        return "REL"
+    alone = not _can_be_noun(following) and following not in QUANTIFIERS | NUMBERS.keys()
+    if form in _ALONE and alone:
+        return "PRON"
+    return _FIXED[form]
 
 
 def _choose(form: str, before: Word | None, following: str) -> str:
