@@ -51,7 +51,7 @@ def test_labels_are_read(tmp_path):
     assert (labels.captions[0].caption, labels.captions[0].precision) == ("A cat.", 2.0)
     assert labels.facts[0].example.boxes[0].label == "dog"
     assert (labels.sentences[0].text, labels.sentences[0].label) == ("it runs", False)
-    with pytest.raises(UserError, match="references.jsonl"):
+    with pytest.raises(UserError, match="captions_boxes.jsonl"):
         read_labels(tmp_path / "nowhere")
 
 

@@ -101,6 +101,8 @@ def _statements(words: tuple[Word, ...]) -> Iterator[Statement]:
                 continue
             yield from _of_phrase(phrase)
             if preposition is not None:
+                if verb is not None and verb.tag == "VERB" and subject is not None and latest:
+                    yield _action(subject, verb, None, negated=negated)  # "dogs run through grass"
                 if latest is not None and latest.head not in FRAME:
                     yield _relation(latest, preposition, phrase, negated=negated)
                 elif verb is not None and subject is not None:
