@@ -42,7 +42,7 @@ def calls(monkeypatch):
     modules = {
         "train": {"train": entry("train")},
         "caption": {"caption": entry("caption", [(Path("a.png"), "A red star.")])},
-        "score": {"score": entry("score", {"precision": 50.0})},
+        "score": {"score": entry("score", {"precision": 50.0}), "table": str},
         "sft": {"sft": entry("sft")},
         "report": {"report": entry("report", [Path("runs/a/curves.png")])},
         "bench.advantages": {"run_and_print": entry("bench")},
