@@ -37,6 +37,7 @@ setup(
         "tensorflow-datasets>=4.9",
         "numpy>=2.0",
         "einops>=0.8",
+        "lemminflect>=0.2.3",  # lemmas of the offline judge, with its tables inside
         "tyro>=1.0",
         # Shapes in annotations; they are checked in tests only.
         "jaxtyping>=0.3",

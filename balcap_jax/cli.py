@@ -6,8 +6,8 @@ device. A mistake of the user ends with one sentence on stderr and exit code 2.
 
 import dataclasses
 import errno
-import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 import tyro
+from rich.console import Console
 
 from balcap_jax import config_files
 from balcap_jax.bench.cli import bench
@@ -159,11 +160,15 @@ def _caption(arguments: list[str]) -> None:
 
 
 def _score(arguments: list[str]) -> None:
-    config = parse(ScoreConfig, arguments, "score")
+    # The judge by its kind alone, as people write it.
+    arguments = [re.sub(r"^--judge(?==|$)", "--judge.kind", argument) for argument in arguments]
+    config = parse(ScoreConfig, arguments, "score", positional=False)
 
-    from balcap_jax.score import score
+    from balcap_jax.score import score, table
 
-    print(json.dumps(score(config), indent=2))
+    console = Console()
+    console.print(table(score(config)))
+    console.print(f"{config.output} holds every row with its scores.", highlight=False)
 
 
 def _report(arguments: list[str]) -> None:

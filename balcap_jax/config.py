@@ -411,12 +411,38 @@ class CaptionConfig(Settings):
 
 @dataclass(frozen=True)
 class ScoreConfig(Settings):
-    """Scores of captions against what is known of their images."""
+    """Precision, recall, linguistic quality and b-CapScore of captions from anywhere.
 
-    captions: Path  # A .jsonl file of {"id", "caption"} rows.
-    # The .jsonl file of the images, with their references and scenes; `balcap scenes` writes one.
-    data: Path
-    out: Path | None = None  # Write each caption's verdict to this .jsonl file.
+    A run that was cut goes on where it stopped when the same command is given again.
+    """
+
+    # A .jsonl file of {"caption", "references", "image", "boxes"} rows, or of {"id", "caption"}
+    # rows with --data.
+    input: Path
+    # Each row with its scores is appended to this .jsonl file, in the order of the input.
+    output: Path
+    # --judge lexical reads references and boxes, --judge scene knows generated scenes, --judge llm
+    # asks a model (--judge.model, --judge.base-url) that sees the image.
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="lexical"))
+    # The .jsonl file that holds the images, references and scenes of the ids of the input;
+    # `balcap scenes` writes one.
+    data: Path | None = None
+    batch_size: int = 256  # Rows judged at once and written together.
+
+    def check(self) -> None:
+        self._at_least(1, "batch_size")
+        self._require(
+            self.judge.kind != "scene" or self.data is not None,
+            "data",
+            "must name the scenes for the scene judge",
+            "set --data to the scenes.jsonl that `balcap scenes` wrote.",
+        )
+        self._require(
+            self.input.resolve() != self.output.resolve(),
+            "output",
+            "is the input, too",
+            "give another file with --output.",
+        )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,14 @@ class AdvantageBenchFlags:
 
 
 @dataclass(frozen=True)
+class JudgeBenchFlags:
+    """Compares the offline judge, and a bag of words, with people's labels."""
+
+    data: Path  # The folder of human labels; docs/judges.md lists its files.
+    json: bool = False  # Print JSON instead of a table.
+
+
+@dataclass(frozen=True)
 class LoadBenchFlags:
     """Times loading a folder and its peak memory beside transformers, a process per load."""
 
@@ -61,6 +69,14 @@ def _advantages(arguments: list[str]) -> None:
     run_and_print(json=flags.json)
 
 
+def _judge(arguments: list[str]) -> None:
+    flags = parse(JudgeBenchFlags, arguments, "bench judge", positional=False)
+
+    from balcap_jax.bench.judge import run_and_print
+
+    run_and_print(flags.data, json=flags.json)
+
+
 def _load(arguments: list[str]) -> None:
     flags = parse(LoadBenchFlags, arguments, "bench load", positional=False)
     if flags.make != "no":
@@ -89,11 +105,12 @@ def _step(arguments: list[str]) -> None:
     )
 
 
-_BENCHMARKS = {"advantages": _advantages, "load": _load, "step": _step}
+_BENCHMARKS = {"advantages": _advantages, "judge": _judge, "load": _load, "step": _step}
 
 _HELP = """\
 usage: balcap bench BENCHMARK [FLAGS]
 
   advantages  the advantage kernels against numpy and, where installed, TRL's torch code
+  judge       the offline judge against people's labels, beside a bag of words
   load        seconds and peak memory of loading a folder, beside transformers
   step        rollout and update of a policy, beside transformers and the limits of the device"""

@@ -11,11 +11,13 @@ from balcap_jax.rewards.verdicts import Verdict
 def precision(verdict: Verdict) -> float:
     """Utility-aware correctness: share of assertions that are verified and pointable.
 
-    A caption with no assertion has precision 0 (arXiv 2605.07394).
+    A caption with no assertion has precision 0 (arXiv 2605.07394). A judge that cannot know gives
+    chances, whose weighted mean is the share to expect.
     """
     if not verdict.assertions:
         return 0.0
-    return sum(assertion.counted for assertion in verdict.assertions) / len(verdict.assertions)
+    total = sum(assertion.weight for assertion in verdict.assertions)
+    return sum(a.weight * a.value for a in verdict.assertions) / total
 
 
 def recall(verdict: Verdict) -> float:
@@ -23,7 +25,11 @@ def recall(verdict: Verdict) -> float:
 
     NaN for a reference without units: there is nothing to cover, so there is no signal.
     """
-    return sum(verdict.covered) / len(verdict.covered) if verdict.covered else float("nan")
+    if not verdict.covered:
+        return float("nan")
+    weights = verdict.unit_weights or (1.0,) * len(verdict.covered)
+    covered = sum(w for w, is_covered in zip(weights, verdict.covered, strict=True) if is_covered)
+    return covered / sum(weights)
 
 
 def linguistic(verdict: Verdict) -> float:

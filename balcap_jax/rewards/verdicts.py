@@ -16,16 +16,25 @@ class Assertion(NamedTuple):
       text: the words of the caption it was read from.
       verified: true of the image.
       pointable: refers to something that can be pointed at in the image.
+      chance: that it is both, from 0 to 1, where the judge cannot know; None where it does.
+      weight: how much it says, beside the other assertions of its caption.
     """
 
     text: str
     verified: bool
     pointable: bool
+    chance: float | None = None
+    weight: float = 1.0
 
     @property
     def counted(self) -> bool:
         """Counts for utility-aware precision: verified and pointable."""
         return self.verified and self.pointable
+
+    @property
+    def value(self) -> float:
+        """What it adds to precision: its chance, or 1 or 0 from a judge that knows."""
+        return float(self.counted) if self.chance is None else self.chance
 
 
 class Verdict(NamedTuple):
@@ -34,6 +43,7 @@ class Verdict(NamedTuple):
     Attributes:
       assertions: every atomic statement of the caption, in order.
       covered: one entry per reference unit of the example: does the caption cover it.
+      unit_weights: how much each unit says, beside the others; empty where all say the same.
       clarity, fluency, coherency: in [0, 1].
     """
 
@@ -42,6 +52,7 @@ class Verdict(NamedTuple):
     clarity: float
     fluency: float
     coherency: float
+    unit_weights: tuple[float, ...] = ()
 
 
 @runtime_checkable

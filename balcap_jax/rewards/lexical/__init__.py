@@ -1,0 +1,1 @@
+"""An offline judge: captions of photos against references and boxes, by words alone."""

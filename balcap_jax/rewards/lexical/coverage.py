@@ -1,0 +1,117 @@
+"""Reference units of a photo and which of them a caption covers.
+
+The units are the things, attributes and actions of every reference in turn. What several people
+mention stands there several times and so counts for more. A word covers a unit that it means or is
+a kind of; a more general word ("a person" for a skateboarder) does not.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from balcap_jax.rewards.lexical.evidence import relate
+from balcap_jax.rewards.lexical.statements import Reading, Statement, read
+from balcap_jax.rewards.lexical.truth import alike
+from balcap_jax.rewards.lexical.wordnet import frequency
+from balcap_jax.rewards.lexical.words import is_known
+
+_COVERING = frozenset({"same", "part", "derived", "specific"})
+_KINDS = ("thing", "attribute", "action")
+_COMMON = 30_000  # uses of a word in WordNet's texts that leave it nothing to say
+
+
+class Unit(NamedTuple):
+    """A reference unit.
+
+    Attributes:
+      text: in words.
+      statements: what it takes to cover it; a unit in foreign words has none.
+      weight: how much it says.
+    """
+
+    text: str
+    statements: tuple[Statement, ...]
+    weight: float
+
+
+def units_of(references: Sequence[str]) -> tuple[Unit, ...]:
+    """The units of references: one per thing, attribute and action of each."""
+    return tuple(
+        Unit(s.text, (s,), weight(s))
+        for text in references
+        for s in dict.fromkeys(s for reading in read(text) for s in reading.statements)
+        if s.kind in _KINDS and not s.negated
+    )
+
+
+def stored_units(texts: Sequence[str]) -> tuple[Unit, ...]:
+    """Units that come with the data, in words; each counts the same."""
+    return tuple(
+        Unit(text, tuple(s for reading in read(text) for s in reading.statements), 1.0)
+        for text in texts
+    )
+
+
+class Told(NamedTuple):
+    """What a caption tells: its statements, and the lemmas of its nouns, verbs and adjectives."""
+
+    statements: tuple[Statement, ...]
+    words: frozenset[str]
+
+
+def told(readings: Iterable[Reading]) -> Told:
+    """All that `readings` tell."""
+    readings = tuple(readings)
+    return Told(
+        tuple(s for reading in readings for s in reading.statements),
+        frozenset(
+            word.lemma
+            for reading in readings
+            for word in reading.sentence.words
+            if word.tag in ("NOUN", "VERB", "ADJ") and is_known(word.text)
+        ),
+    )
+
+
+def covers(caption: Told, unit: Unit) -> bool:
+    """Whether at least half of what `unit` says is told."""
+    if not unit.statements:
+        return False
+    found = sum(_covers(caption, wanted) for wanted in unit.statements)
+    return 2 * found >= len(unit.statements)
+
+
+def _covers(caption: Told, wanted: Statement) -> bool:
+    if wanted.kind in ("attribute", "action") and not wanted.negated:
+        # People put one thing in many ways, "a man in white", "wearing a white shirt", "skis" and
+        # "skiing": the word decides, whatever it is said of.
+        return any(alike(word, wanted.value) for word in caption.words)
+    return any(_says(s, wanted) for s in caption.statements)
+
+
+def _says(told: Statement, wanted: Statement) -> bool:
+    if told.negated != wanted.negated or relate(told.head, wanted.head) not in _COVERING:
+        return False
+    if wanted.kind == "thing":
+        return told.kind == "thing"
+    if wanted.kind == "relation":
+        joins = told.kind in ("relation", "action")
+        return joins and relate(told.other, wanted.other) in _COVERING
+    return told.kind == wanted.kind and alike(told.value, wanted.value)
+
+
+def weight(statement: Statement) -> float:
+    """How much a statement says: more where its word is rare, as in CIDEr; about 1 on average.
+
+    The word is the thing itself, the attribute or the verb.
+    """
+    named = statement.kind in ("thing", "number", "relation")
+    return rarity(statement.head if named else statement.value)
+
+
+@lru_cache(maxsize=1 << 16)
+def rarity(word: str) -> float:
+    """From 0.2 for the most common words to 2 for words that WordNet's texts do not have."""
+    uses = sum(frequency(word, part) for part in ("n", "v", "a"))
+    return max(1.0, math.log(_COMMON / (1 + uses))) / 5

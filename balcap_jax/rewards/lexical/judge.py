@@ -1,0 +1,153 @@
+"""The offline judge: a verdict on a caption of a photo from its references and boxes, by words.
+
+No model, no network, no image: a pure function of the caption and the example's texts. What it can
+know and what it cannot is in docs/judges.md.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from balcap_jax.data.examples import Example
+from balcap_jax.errors import UserError
+from balcap_jax.rewards.lexical.coverage import Unit, covers, rarity, stored_units, told, units_of
+from balcap_jax.rewards.lexical.evidence import CONFIRMING, Evidence, relate
+from balcap_jax.rewards.lexical.language import is_sound, quality
+from balcap_jax.rewards.lexical.pointing import describes, is_nowhere
+from balcap_jax.rewards.lexical.statements import Reading, Statement, read
+from balcap_jax.rewards.lexical.truth import chance
+from balcap_jax.rewards.verdicts import Assertion, Verdict
+
+_POINTABLE = 0.5  # chance of describing from which on a sentence's statements are pointable
+_UNSOUND = 0.5  # what a statement keeps of its chance outside of a sound sentence
+_VERIFIED = 0.6  # chance from which on a statement is called verified
+
+
+class LexicalJudge:
+    """Judges captions of examples that have a reference."""
+
+    def __call__(
+        self, examples: Sequence[Example], captions: Sequence[str]
+    ) -> list[Verdict | None]:
+        """One verdict per pair. An example without references cannot be judged: None, no signal."""
+        return [
+            judge(caption, _photo(example)) if _texts(example) else None
+            for example, caption in zip(examples, captions, strict=True)
+        ]
+
+    def reference_units(self, example: Example) -> tuple[str, ...]:
+        """The units of the references, or those stored with the example, in words.
+
+        Raises:
+          UserError: the example has no reference.
+        """
+        if not _texts(example):
+            raise UserError(
+                f"example {example.id!r} has no reference, and the lexical judge knows no other "
+                "truth; give it references, or boxes beside at least one."
+            )
+        return tuple(unit.text for unit in _photo(example).units)
+
+
+class Photo(NamedTuple):
+    """What is known of a photo, read once for all its captions."""
+
+    evidence: Evidence
+    units: tuple[Unit, ...]
+
+
+@lru_cache(maxsize=4096)
+def photo(
+    references: tuple[str, ...], labels: tuple[str, ...] = (), units: tuple[str, ...] = ()
+) -> Photo:
+    """Reads references, labels of boxes, and units where they are stored."""
+    found = stored_units(units) if units else units_of(references)
+    return Photo(Evidence(references, labels), found)
+
+
+def _texts(example: Example) -> tuple[str, ...]:
+    texts = example.references or (example.reference,)
+    return tuple(text for text in texts if text.strip())
+
+
+def _photo(example: Example) -> Photo:
+    return photo(_texts(example), tuple(box.label for box in example.boxes), example.units)
+
+
+def judge(caption: str, photo: Photo) -> Verdict:
+    """The verdict on one caption; a pure function of its arguments."""
+    readings = read(caption)
+    assertions = list(_assertions(readings, photo.evidence))
+    caption_tells = told(r for r in readings if _tells(r, photo.evidence))
+    clarity, fluency, coherency = quality(caption)
+    return Verdict(
+        assertions=tuple(assertions),
+        covered=tuple(covers(caption_tells, unit) for unit in photo.units),
+        clarity=clarity,
+        fluency=fluency,
+        coherency=coherency,
+        unit_weights=tuple(unit.weight for unit in photo.units),
+    )
+
+
+def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Assertion]:
+    """Each statement once. Another name for a thing told before says nothing new, and a sentence
+    without any statement is one remark.
+    """
+    known: set[tuple] = set()
+    for reading in readings:
+        text = reading.sentence.text
+        pointable, sound = describes(text), _is_sound(reading, evidence)
+        if not reading.statements:
+            if (text.lower(),) not in known:
+                known.add((text.lower(),))
+                yield Assertion(text, verified=False, pointable=False, chance=0.0)
+            continue
+        for statement in reading.statements:
+            key = _key(statement, evidence)
+            if key not in known:
+                known.add(key)
+                yield _assertion(statement, evidence, pointable=pointable, sound=sound)
+
+
+def _key(s: Statement, evidence: Evidence) -> tuple:
+    """Equal for statements that say the same of this photo."""
+
+    def name(thing: str) -> str:
+        found = evidence.known(thing)
+        return found.thing if found.relation in CONFIRMING and relate(
+            thing, found.thing) in ("same", "general") else thing  # fmt: skip
+
+    return s.kind, name(s.head), s.value, name(s.other) if s.other else "", s.negated
+
+
+def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: bool) -> Assertion:
+    true = chance(s, evidence) * (1.0 if sound else _UNSOUND)
+    # What is not there cannot be pointed at, nor can a quality or a feeling.
+    nowhere = is_nowhere(s.head) or (s.negated and s.kind == "thing")
+    shown = pointable >= _POINTABLE and not nowhere
+    if nowhere:
+        pointable *= 0.3
+    return Assertion(
+        text=s.text,
+        verified=true >= _VERIFIED,
+        pointable=shown,
+        chance=true * min(1.0, pointable / _POINTABLE),
+        weight=rarity(s.head) if s.kind == "thing" else 1.0,
+    )
+
+
+def _tells(reading: Reading, evidence: Evidence) -> bool:
+    """Whether a sentence can cover a unit: it is one, and it describes."""
+    return _is_sound(reading, evidence) and describes(reading.sentence.text) >= _POINTABLE
+
+
+def _is_sound(reading: Reading, evidence: Evidence) -> bool:
+    """A sentence that does not call one thing by three names, hoping that one fits."""
+    if not is_sound(reading.sentence):
+        return False
+    heads = {s.head for s in reading.statements if s.kind == "thing" and not s.negated}
+    known = [evidence.known(head) for head in heads]
+    names = Counter(k.thing for k in known if k.relation in ("same", "general", "specific"))
+    return max(names.values(), default=0) < 3
