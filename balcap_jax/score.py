@@ -295,9 +295,9 @@ def _go_on(rows: Iterator[Line], target: BinaryIO, totals: Totals, config: Score
             same = False
         if not same:
             raise UserError(
-                f"{config.output} row {totals.rows or 1} is not what --judge {config.judge.kind} writes "
-                f"of {config.input}, so the command cannot go on with it; give another --output or "
-                "remove the file."
+                f"{config.output} row {totals.rows or 1} is not what --judge {config.judge.kind} "
+                f"writes of {config.input}, so the command cannot go on with it; give another "
+                "--output or remove the file."
             )
         end = target.tell()
     target.truncate(end)

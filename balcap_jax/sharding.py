@@ -289,7 +289,7 @@ def constrain_batch(tree: Any, *, axis: int = 0) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
 
 
-def constrain(x: Any, *axes: str | tuple[str, ...] | None) -> jax.Array:
+def constrain(x: Any, *axes: str | tuple[str, ...] | None) -> Any:
     """Inside jit: `x` split as `axes` say, one entry per dimension, the rest of them whole.
 
     An axis that does not divide its dimension is left out: so key-value heads that are fewer than
