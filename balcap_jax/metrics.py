@@ -30,6 +30,18 @@ WALL_CLOCK = (
 )
 
 
+def b_capscore_of(row: dict[str, Any]) -> float:
+    """Harmonic mean, times 100, of the mean rewards of a step: what the best checkpoint is best
+    in.
+    """
+    means = np.array(
+        [row[name] for name in row if name.startswith("reward/") and name.endswith("/mean")]
+    )
+    if not means.size or not (means > 0).all():  # NaN, too, is not above 0
+        return 0.0
+    return float(100.0 * len(means) / (1.0 / means).sum())
+
+
 def reward_metrics(
     names: Sequence[str],
     before_mask: Float[np.ndarray, "b g k"],

@@ -29,15 +29,23 @@ from balcap_jax.device_clock import DeviceClock
 from balcap_jax.errors import UserError
 from balcap_jax.evaluate import evaluate, write_evaluation
 from balcap_jax.judging import Judging, Watch
-from balcap_jax.metrics import MetricsLog, NoLog, SampleLog, Stopwatch, peak_memory_mb
+from balcap_jax.metrics import (
+    MetricsLog,
+    NoLog,
+    SampleLog,
+    Stopwatch,
+    b_capscore_of,
+    peak_memory_mb,
+)
 from balcap_jax.models.hf_weights import load_pretrained, save_pretrained
 from balcap_jax.policies import POLICY, load_to_train, policy_folder
+from balcap_jax.programs import make_programs
 from balcap_jax.progress import training_progress
 from balcap_jax.report import report, summary_table
 from balcap_jax.rewards.judges import check_same_judge, judge_record, make_judge
-from balcap_jax.rl.train_state import init_state, make_optimizer
-from balcap_jax.rl.update import Batch, check_split, make_reference_logprobs, make_update
-from balcap_jax.rollout.rollout import Captioner, Generation
+from balcap_jax.rl.train_state import init_state
+from balcap_jax.rl.update import Batch, check_split
+from balcap_jax.rollout.rollout import Generation
 from balcap_jax.rollout_queue import Pending, RolloutQueue
 from balcap_jax.runs import SUMMARY, RunLock, run_folder, write_json_atomic
 from balcap_jax.settings import to_dict
@@ -131,7 +139,10 @@ class Trainer:
             attention=model.attention,
             remat=model.remat,
         )
-        self._make_functions()
+        self.clock = DeviceClock()
+        self.captioner, self.tester, self.optimizer, self.update, self.reference_logprobs = (
+            make_programs(config, self.policy, self.processor, self.mesh, clock=self.clock)
+        )
         self.state = init_state(
             self.mesh, params, self.optimizer, train_vision=model.train_vision, keep=False
         )
@@ -169,60 +180,6 @@ class Trainer:
         self.queue = RolloutQueue(
             config, self.loader, self.captioner, self.judge, self.watch, rows=self.rows
         )
-
-    def _make_functions(self) -> None:
-        """The compiled programs and the optimizer."""
-        config = self.config
-        self.clock = DeviceClock()
-        sampling = {
-            "max_new_tokens": config.rollout.max_new_tokens,
-            "temperature": config.rollout.temperature,
-        }
-        self.captioner = Captioner(
-            self.policy,
-            self.processor,
-            self.mesh,
-            group_size=config.rollout.group_size,
-            top_p=config.rollout.top_p,
-            clock=self.clock,
-            **sampling,
-        )
-        self.tester = Captioner(
-            self.policy,
-            self.processor,
-            self.mesh,
-            group_size=1,
-            max_new_tokens=config.rollout.max_new_tokens,
-            temperature=config.evaluation.temperature,
-            clock=self.clock,
-        )
-        self.optimizer = make_optimizer(
-            learning_rate=config.optim.learning_rate,
-            warmup_steps=config.optim.warmup_steps,
-            total_steps=config.steps * config.rl.updates_per_rollout,
-            schedule=config.optim.schedule,
-            weight_decay=config.optim.weight_decay,
-            b1=config.optim.b1,
-            b2=config.optim.b2,
-            max_grad_norm=config.optim.max_grad_norm,
-        )
-        shared = {
-            "temperature": config.rollout.temperature,
-            "banned_tokens": self.policy.config.banned_tokens,
-            "micro_batches": config.rl.micro_batches,
-        }
-        self.update = make_update(
-            self.policy,
-            self.optimizer,
-            self.mesh,
-            clip_low=config.rl.clip_low,
-            clip_high=config.rl.clip_high,
-            loss_normaliser=config.rl.loss_normaliser,
-            kl_coef=config.rl.kl_coef,
-            train_vision=config.model.train_vision,
-            **shared,
-        )
-        self.reference_logprobs = make_reference_logprobs(self.policy, self.mesh, **shared)
 
     # ---- the parts of a run
 
@@ -455,18 +412,6 @@ class Trainer:
             f"{counts.programs} programs were made ready in {counts.seconds:.0f} s, "
             f"{counts.from_cache} of them from the cache; shapes of prompts: {sizes}"
         )
-
-
-def b_capscore_of(row: dict[str, Any]) -> float:
-    """Harmonic mean, times 100, of the mean rewards of a step: what the best checkpoint is best
-    in.
-    """
-    means = np.array(
-        [row[name] for name in row if name.startswith("reward/") and name.endswith("/mean")]
-    )
-    if not means.size or not (means > 0).all():  # NaN, too, is not above 0
-        return 0.0
-    return float(100.0 * len(means) / (1.0 / means).sum())
 
 
 def _note(row: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import balcap_jax.config as rooms
 from balcap_jax.config import (
     CaptionConfig,
     DataConfig,
+    DistConfig,
     EvaluationConfig,
     MeshConfig,
     ModelConfig,
@@ -186,6 +187,8 @@ OTHER = {
     "judge.structured": "none",
     "judge.cache": Path("other.sqlite"),
     "rl.clip_low": 0.3,
+    "dist.coordinator": "b:1",
+    "dist.process": 1,
 }
 SKIPPED = {"reward.linear_coefficient", "rl.grpo_scale"}  # set with the choice that reads them
 
@@ -219,9 +222,14 @@ CHANGES = [
 ASKED = TrainConfig(judge=JudgeConfig(kind="llm", model="m"))
 
 
+# Which process this is has a meaning only where an address is given.
+NAMED = TrainConfig(dist=DistConfig(coordinator="a:1", processes=6))
+
+
 def start(name):
     """The settings that a change of `name` starts from."""
-    return ASKED if name.startswith("judge.") else TrainConfig()
+    room = name.partition(".")[0]
+    return {"judge": ASKED, "dist": NAMED}.get(room, TrainConfig())
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[0])
@@ -320,6 +328,11 @@ MAY_CHANGE = {
     "model.remat",
     "data.max_bad_images",
     "data.workers",
+    "dist.coordinator",
+    "dist.processes",
+    "dist.process",
+    "dist.start_timeout",
+    "dist.lost_after",
     "judge.max_failure_share",
     "judge.failure_window",
     "judge.base_url",
@@ -383,7 +396,8 @@ def reads():
     found = set()
     for path in PACKAGE.rglob("*.py"):
         if (
-            path.name in ("config.py", "config_judge.py", "config_files.py", "settings.py")
+            path.name
+            in ("config.py", "config_rooms.py", "config_judge.py", "config_files.py", "settings.py")
             and path.parent == PACKAGE
         ):
             continue
