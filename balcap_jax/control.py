@@ -26,6 +26,7 @@ from balcap_jax.errors import UserError
 _BEATS = 6  # beats within `patience`
 _LOST = 3  # exit code of a process that ends because another has ended
 _SHOWN = 5  # differences that a message names
+_LATECOMERS = 5.0  # seconds in which others come to hear that the run is refused
 _LAST_WORDS = 1.0  # seconds for the others to read a message before its connection ends
 
 _left = False  # this process ends without the others
@@ -136,6 +137,8 @@ class Control:
                 if "tag" in message:
                     self._values[number, message["tag"]].put(message["value"])
             self._lost(f"process {number} has ended without a word")
+        except (ConnectionResetError, BrokenPipeError):  # it died with something unread
+            self._lost(f"process {number} has ended without a word")
         except TimeoutError:
             self._lost(f"process {number} has not answered for {self._patience:g} s")
         except OSError as error:
@@ -235,9 +238,13 @@ def _gather_peers(
     processes = hello["processes"]
     deadline = time.monotonic() + timeout
     peers: dict[int, _Peer] = {}
+    turned_away: list[_Peer] = []
+    refusal = ""
     with _listener(host, port) as server:
-        while len(peers) < processes - 1:
+        while len(peers) + len(turned_away) < processes - 1:
             left = deadline - time.monotonic()
+            if left <= 0 and refusal:
+                break
             if left <= 0:
                 missing = ", ".join(str(i) for i in range(1, processes) if i not in peers)
                 raise _refused(
@@ -255,9 +262,15 @@ def _gather_peers(
                 continue
             if not {"process", "processes", "facts"} <= set(other):  # a stranger, or silent
                 continue
-            if refusal := _misfit(hello, other, peers):
-                raise _refused([peer, *peers.values()], refusal)
-            peers[other["process"]] = peer
+            if misfit := _misfit(hello, other, peers):
+                turned_away.append(peer)
+                refusal = refusal or misfit
+                # Those on their way shall hear of it, too.
+                deadline = min(deadline, time.monotonic() + _LATECOMERS)
+            else:
+                peers[other["process"]] = peer
+        if refusal:
+            raise _refused([*turned_away, *peers.values()], refusal)
     for peer in peers.values():
         peer.send({"welcome": True})
     return peers
