@@ -5,6 +5,7 @@ The files are read once, in pieces; what stays in memory are the offsets.
 
 import json
 import os
+import weakref
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ class RowTexts:
     def __init__(self, path: Path, index: RowIndex):
         self.path, self.index = path, index
         self._file = open_file(path)
+        weakref.finalize(self, self._file.close)  # no one else knows when the last row is read
 
     def __len__(self) -> int:
         return len(self.index.starts)
