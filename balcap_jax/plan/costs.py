@@ -132,7 +132,7 @@ def saved_for_backward(program: Program, parameters: Collection[tuple[int, ...]]
         for loop in computation.instructions:
             if loop.opcode != "while" or "transpose(jvp" not in (loop.attribute("op_name") or ""):
                 continue
-            trips = program.trips(loop)
+            trips = program.trips(loop, where=computation)
             saved += sum(
                 array.bytes
                 for array in loop.shape
@@ -173,7 +173,7 @@ class _Counter:
                 inner = [self.program.computations[name] for name in names]
                 if instruction.opcode == "while":
                     if kind == "body":
-                        runs = self.fixed_trips or self.program.trips(instruction)
+                        runs = self.fixed_trips or self.program.trips(instruction, where=where)
                         self.visit(inner[0], times * runs)
                 elif kind == "branch_computations":
                     self._costliest(inner, times)
