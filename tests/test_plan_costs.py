@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from balcap_jax.bench.flops import flops_of
-from balcap_jax.plan.costs import Collective, costs_of, group_size, saved_for_backward
+from balcap_jax.plan.collectives import Collective, group_size
+from balcap_jax.plan.costs import costs_of, saved_for_backward
 from balcap_jax.plan.hlo import Array, Program, parse_instruction, parse_shape
 from balcap_jax.sharding import make_mesh
 
