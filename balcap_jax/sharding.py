@@ -109,6 +109,12 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def tensor_shards() -> int:
+    """Inside jit: in how many parts the mesh in context splits heads, MLP and vocabulary."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["tensor"]
+
+
 class BatchRows(NamedTuple):
     """Which rows of a batch are whose, where several processes share a mesh.
 
