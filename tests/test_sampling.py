@@ -176,8 +176,9 @@ def test_samples_follow_the_distribution():
     count = 20_000
     logprobs = jnp.log(jnp.broadcast_to(probabilities[:, None], (4, count)))
     keys = jax.random.split(jax.random.key(0), count)
+    uniform = jax.vmap(jax.random.uniform)(keys)
     for top_p, expected in ((1.0, probabilities), (0.5, np.array([0, 0, 3 / 7, 4 / 7]))):
-        tokens, chosen = draw(logprobs - 5, keys, temperature=1.0, top_p=top_p)
+        tokens, chosen = draw(logprobs - 5, uniform, temperature=1.0, top_p=top_p)
         np.testing.assert_allclose(chosen, np.log(probabilities)[tokens], rtol=1e-5)
         tokens = np.asarray(tokens)
         shares = np.bincount(tokens.ravel(), minlength=4) / count

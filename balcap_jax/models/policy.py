@@ -196,7 +196,13 @@ class VisionLanguagePolicy(ABC):
     ) -> Float[Array, "b t v"]:
         """`logits` inside jit, of encoded images: the reference for all faster paths."""
         x, _ = self._run_prefix(
-            params, tokens, positions, mask, features, attend_causal=attend_causal
+            params,
+            tokens,
+            positions,
+            mask,
+            features,
+            attend_causal=attend_causal,
+            count=self.config.text.num_hidden_layers,
         )
         return self.project(params, self._norm(params, x))
 
@@ -264,17 +270,23 @@ class VisionLanguagePolicy(ABC):
     def prefill(
         self, params: Params, prompts: Prompts, features: Float[Array, "b m d"]
     ) -> PromptCache:
-        """Keys and values [b k p h] of the prefix, per layer."""
-        _, stacked = self._run_prefix(
+        """Keys and values [b k p h] of the prefix, per layer. Of the last layer nothing else is
+        computed.
+        """
+        layers, last = params["language_model"]["layers"], self.config.text.num_hidden_layers - 1
+        x, stacked = self._run_prefix(
             params,
             prompts.tokens,
             prompts.positions,
             prompts.mask,
             features,
             attend_causal=self.attends.causal,
+            count=last,
         )
-        by_heads = jax.tree.map(lambda x: jnp.swapaxes(x, 2, 3), stacked)
-        return tuple(take_layer(by_heads, i) for i in range(self.config.text.num_hidden_layers))
+        layer = self.definitions["language_model.layers"](take_layer(layers, last))
+        _, of_last = layer.project(x, self.prompt_angles(prompts.positions))
+        per_layer = [*(take_layer(stacked, i) for i in range(last)), of_last]
+        return tuple(KV(*(jnp.swapaxes(x, 1, 2) for x in kv)) for kv in per_layer)
 
     def init_cache(self, batch: int, group: int, length: int) -> Cache:
         """An empty cache for `group` completions of `length` tokens for each of `batch` prompts."""
@@ -353,18 +365,20 @@ class VisionLanguagePolicy(ABC):
         features: Array,
         *,
         attend_causal: Callable,
+        count: int,
     ) -> tuple[Float[Array, "b t d"], KV]:
-        """Hidden states before the final norm, and keys and values stacked over the layers."""
+        """Hidden states after the first `count` layers, and keys and values stacked over these."""
+        layers = params["language_model"]["layers"]
         angles = self.prompt_angles(positions)
         mask = jnp.asarray(mask)
 
-        def body(x, weights):
-            layer = self.definitions["language_model.layers"](weights)
+        def body(x, i):
+            layer = self.definitions["language_model.layers"](take_layer(layers, i))
             q, kv = layer.project(x, angles)
             return layer.finish(x, attend_causal(q, *kv, mask)), kv
 
         x = constrain_stream(self._embed_prompt(params, tokens, features))
-        return jax.lax.scan(rematerialise(self.remat, body), x, params["language_model"]["layers"])
+        return jax.lax.scan(rematerialise(self.remat, body), x, jnp.arange(count))
 
     def _embed(self, params: Params, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
         """The residual stream's beginning; rounded to `dtype` whatever the weights are, so that the
@@ -414,6 +428,6 @@ def _logits(policy: VisionLanguagePolicy, params: Params, prompts: PaddedPrompts
     return policy.token_logits(params, prompts.tokens, prompts.positions, prompts.mask, features)
 
 
-def take_layer(stacked: Any, i: int) -> Any:
+def take_layer(stacked: Any, i: int | Int[Array, ""]) -> Any:
     """The weights of one layer of a stack."""
     return jax.tree.map(lambda x: x[i], stacked)

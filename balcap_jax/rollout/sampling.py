@@ -95,13 +95,13 @@ def nucleus(logprobs: Float[Array, " v *batch"], *, top_p: float) -> Float[Array
 
 
 def draw(
-    logits: Float[Array, "v n"], keys: Key[Array, " n"], *, temperature: float, top_p: float
+    logits: Float[Array, "v n"], uniform: Float[Array, " n"], *, temperature: float, top_p: float
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-    """One token per caption, by one uniform number from its own key; at temperature 0 the
-    likeliest.
+    """One token per caption, by one uniform number; at temperature 0 the likeliest.
 
     Args:
       logits: of `policy_logits`, which has divided them by the temperature.
+      uniform: from 0 to below 1; not read at temperature 0.
 
     Returns:
       Tokens, and their logprobs before top-p cuts the tail.
@@ -115,7 +115,7 @@ def draw(
         if top_p < 1:
             weights = jnp.exp(nucleus(logits - log_sum[None], top_p=top_p))
         # One number, where Gumbel-max takes one per word, which is slow to make on a CPU.
-        tokens = invert_cumulative(weights, jax.vmap(jax.random.uniform)(keys))
+        tokens = invert_cumulative(weights, uniform)
     return tokens, jnp.take_along_axis(logits, tokens[None], axis=0)[0] - log_sum
 
 
@@ -192,6 +192,14 @@ def sample(
     weights = policy.decode_weights(params)
     prompt_cache = policy.prefill(params, prompts, features)
 
+    def numbers_of(step):  # [n], each from the key of its caption
+        return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(
+            keys.reshape(-1)
+        )
+
+    # All of them at once: made in the loop, they would be many small operations every step.
+    uniforms = jax.vmap(numbers_of)(jnp.arange(max_new_tokens))
+
     def unfinished(loop: _Loop):
         return (loop.step < max_new_tokens) & ~jnp.all(loop.rollout.ended)
 
@@ -207,8 +215,7 @@ def sample(
             step,
         )
         logits = policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens, axis=0)
-        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys.reshape(-1))
-        drawn = draw(logits, step_keys, temperature=temperature, top_p=top_p)
+        drawn = draw(logits, uniforms[step], temperature=temperature, top_p=top_p)
         token, logprob = (x.reshape(B, G) for x in drawn)
 
         running = ~rollout.ended
