@@ -337,10 +337,15 @@ def gather_for_decoding(params: Any) -> Any:
 
     A step of decoding reads every weight for a few tokens. Parts over `fsdp` would have to be
     brought together in every step; so they are once, before the loop.
+
+    Args:
+      params: under their paths; of a stack either all or one layer without the axis of layers, of
+        which a gather leaves no copy of the whole stack behind.
     """
 
     def gathered(path, leaf):
         (spec,) = matching_rules(path_name(path))
+        spec = spec[-leaf.ndim :]
         return constrain(leaf, *(None if axis == "fsdp" else axis for axis in spec))
 
     return jax.tree_util.tree_map_with_path(gathered, params)
