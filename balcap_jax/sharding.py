@@ -345,8 +345,8 @@ def gather_for_decoding(params: Any) -> Any:
 
     def gathered(path, leaf):
         (spec,) = matching_rules(path_name(path))
-        spec = spec[-leaf.ndim :]
-        return constrain(leaf, *(None if axis == "fsdp" else axis for axis in spec))
+        axes = tuple(spec)[-leaf.ndim :]
+        return constrain(leaf, *(None if axis == "fsdp" else axis for axis in axes))
 
     return jax.tree_util.tree_map_with_path(gathered, params)
 
