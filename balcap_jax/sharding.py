@@ -109,6 +109,12 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def tensor_shards() -> int:
+    """Inside jit: in how many parts the mesh in context splits heads, MLP and vocabulary."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["tensor"]
+
+
 class BatchRows(NamedTuple):
     """Which rows of a batch are whose, where several processes share a mesh.
 
@@ -331,11 +337,16 @@ def gather_for_decoding(params: Any) -> Any:
 
     A step of decoding reads every weight for a few tokens. Parts over `fsdp` would have to be
     brought together in every step; so they are once, before the loop.
+
+    Args:
+      params: under their paths; of a stack either all or one layer without the axis of layers, of
+        which a gather leaves no copy of the whole stack behind.
     """
 
     def gathered(path, leaf):
         (spec,) = matching_rules(path_name(path))
-        return constrain(leaf, *(None if axis == "fsdp" else axis for axis in spec))
+        axes = tuple(spec)[-leaf.ndim :]
+        return constrain(leaf, *(None if axis == "fsdp" else axis for axis in axes))
 
     return jax.tree_util.tree_map_with_path(gathered, params)
 

@@ -18,7 +18,7 @@ from balcap_jax.plan.chips import CHIPS, GIB, slice_of
 from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wire_bytes_by_kind
 from balcap_jax.plan.models import image_of, model_of
 from balcap_jax.plan.scaling import _sized, plot
-from balcap_jax.plan.sweep import variants
+from balcap_jax.plan.sweep import sweep, variants
 from balcap_jax.plan.tables import plan_tables, scaling_table, sweep_table
 from balcap_jax.settings import to_dict
 from balcap_jax.sharding import make_mesh
@@ -192,6 +192,16 @@ def test_variants_divide():
     assert {c.model.remat for c in chosen} == {"full"}
 
 
+def test_a_sweep_without_variants_names_one_that_divides():
+    config = TrainConfig(prompts_per_step=64, rl=RLConfig(micro_batches=2))
+    choices = {name: () for name in ("data", "prompts", "micro_batches", "remat")}
+    sizes = {"image": (280, 280), "text_tokens": 24}
+    with pytest.raises(UserError, match="--try-data 1 --try-tensor 1 --try-prompts 128"):
+        sweep(config, model_of("base"), slice_of("v5e:8x8"), tensor=(3,), **choices, **sizes)
+    (one,) = variants(config, 64, tensor=(1,), **choices | {"data": (1,), "prompts": (128,)})
+    assert (one.mesh.fsdp, one.rl.micro_batches) == (64, 2)
+
+
 def test_scaling_keeps_prompts_per_chip_and_turns_to_data():
     config = TrainConfig(mesh=MeshConfig(tensor=2))
 
@@ -203,6 +213,8 @@ def test_scaling_keeps_prompts_per_chip_and_turns_to_data():
     assert sized("v5p:8x8x8") == (512, 8, 32, 2)
     with pytest.raises(UserError, match="do not divide 2 prompts .* change --prompts-per-chip"):
         _sized(config, slice_of("v5p:2x2x2"), prompts_per_chip=0.25, most_fsdp=32)
+    with pytest.raises(UserError, match="tensor=2 does not divide the 1 devices of v5p:1x1x1"):
+        _sized(config, slice_of("v5p:1x1x1"), prompts_per_chip=1, most_fsdp=32)
 
 
 def test_the_plot_is_a_picture(tmp_path):

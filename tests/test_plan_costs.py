@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from balcap_jax.bench.flops import flops_of
-from balcap_jax.plan.costs import Collective, costs_of, group_size, saved_for_backward
+from balcap_jax.plan.collectives import Collective, group_size
+from balcap_jax.plan.costs import costs_of, saved_for_backward
 from balcap_jax.plan.hlo import Array, Program, parse_instruction, parse_shape
 from balcap_jax.sharding import make_mesh
 
@@ -66,6 +67,38 @@ def test_what_the_backward_pass_finds_kept():
     # f32[5,8,16]; the other stack has the shape of a weight.
     assert saved_for_backward(program, {(5, 16, 32)}) == 5 * 8 * 16 * 4
     assert saved_for_backward(program, {(5, 16, 32), (5, 8, 16)}) == 0
+
+
+def test_an_unrolled_loop_counts_in_larger_steps():
+    """From 1 below 8 by 2: 1, 3, 5, 7."""
+    text = """\
+%condition (s: (s32[], f32[2])) -> pred[] {
+  %s = (s32[], f32[2]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %limit = s32[] constant(8)
+  ROOT %more = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (t: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %t = (s32[], f32[2]{0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%t), index=0
+  %x = f32[2]{0} get-tuple-element(%t), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%i.1, %two)
+  ROOT %out = (s32[], f32[2]{0}) tuple(%next, %x)
+}
+
+ENTRY %main (x: f32[2]) -> (s32[], f32[2]) {
+  %x.1 = f32[2]{0} parameter(0)
+  %one = s32[] constant(1)
+  %start = (s32[], f32[2]{0}) tuple(%one, %x.1)
+  ROOT %loop = (s32[], f32[2]{0}) while(%start), condition=%condition, body=%body
+}
+"""
+    program = Program(text)
+    loop = program.entry.by_name["%loop"]
+    assert program.trips(loop, where=program.entry) == 4
+    assert program.trips(loop) == 4  # from 0: 0, 2, 4, 6
 
 
 def test_a_loop_without_a_bound_is_refused():

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.plan.hlo import Program
 from balcap_jax.rollout.sampling import (
     Rollout,
     caption_keys,
@@ -20,6 +23,7 @@ from balcap_jax.rollout.sampling import (
     nucleus,
     sample,
 )
+from balcap_jax.sharding import BATCH_AXES, make_mesh
 
 BANNED = (tiny.VISION_START, tiny.VISION_END, tiny.IMAGE, tiny.VIDEO)
 STOPS = (tiny.STOP, 7, 8)  # three of 48 words, so that some captions end and some are truncated
@@ -203,6 +207,28 @@ def test_inverting_is_a_cumulative_sum_over_all_words():
     target, rounding = uniforms * ends[:, -1], 1e-6 * ends[:, -1]
     assert (ends[rows, words] > target - rounding).all()
     assert (ends[rows, words] - weights[rows, words] <= target + rounding).all()
+
+
+def test_every_device_keeps_its_own_part_of_the_vocabulary():
+    # 6 blocks of words are no whole number on each of 4 devices.
+    words, captions = 6 * 256, 8
+    mesh = make_mesh(fsdp=2, data=1, tensor=4)
+    rows = NamedSharding(mesh, P(BATCH_AXES))
+    logits = NamedSharding(mesh, P("tensor", BATCH_AXES))
+    one = partial(draw, temperature=1.0, top_p=1.0)
+    program = jax.jit(one, in_shardings=(logits, rows), out_shardings=rows)
+    values = jax.random.normal(jax.random.key(0), (words, captions))
+    uniform = jax.random.uniform(jax.random.key(1), captions)
+    with jax.set_mesh(mesh):
+        text = program.lower(values, uniform).compile().as_text()
+        over_devices = program(values, uniform)
+    operations = [i for c in Program(text).computations.values() for i in c.instructions]
+    gathered = [i for i in operations if i.opcode == "all-gather"]
+    part = words // 4 * captions // 2 * 4  # bytes of one device's logits
+    assert all(i.bytes < part for i in gathered)
+    assert gathered  # the sums of the blocks, so that the test sees what it looks for
+    for split, whole in zip(over_devices, one(values, uniform), strict=True):
+        np.testing.assert_allclose(split, whole, rtol=1e-6)
 
 
 def test_nucleus_by_hand():

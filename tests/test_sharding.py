@@ -168,9 +168,12 @@ def test_decoding_has_its_weights_split_over_tensor_alone():
     tree = {"layers": {"mlp": {"up_proj": {"weight": jnp.zeros((2, 16, 8))}}}}
     mesh = make_mesh(data=1, fsdp=4, tensor=2)
     with jax.set_mesh(mesh):
-        out = jax.jit(gather_for_decoding)(jax.device_put(tree, param_shardings(mesh, tree)))
-    (weight,) = jax.tree.leaves(out)
+        spread = jax.device_put(tree, param_shardings(mesh, tree))
+        out = jax.jit(gather_for_decoding)(spread)
+        one = jax.jit(lambda x: gather_for_decoding(jax.tree.map(lambda w: w[0], x)))(spread)
+    (weight,), (of_layer,) = jax.tree.leaves(out), jax.tree.leaves(one)
     assert weight.sharding.shard_shape(weight.shape) == (2, 8, 8)
+    assert of_layer.sharding.shard_shape(of_layer.shape) == (8, 8)
 
 
 def test_the_gradient_of_a_weight_that_all_prompts_share():

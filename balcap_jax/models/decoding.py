@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from balcap_jax.models.attention import KV, attend_by_heads
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.layers import Params
-from balcap_jax.sharding import BATCH_AXES, constrain
+from balcap_jax.sharding import BATCH_AXES, constrain, tensor_shards
 
 # One entry per layer: keys and values [b k p h] of a prompt, or [n k s h] of completions. Not
 # [b g k s h]: XLA on CPUs would write that twice, with a copy of the cache for each.
@@ -117,10 +117,7 @@ def _together(join: Callable, module: Params, names: Sequence[str]) -> Projectio
 
 def _rows_over_tensor(heads: int) -> tuple[str | None, ...]:
     """Key-value heads over `tensor`; the rows of each where it does not divide their number."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or heads % mesh.shape["tensor"] == 0:
-        return ("tensor",)
-    return (None, "tensor")
+    return ("tensor",) if heads % tensor_shards() == 0 else (None, "tensor")
 
 
 def decode_layer(

@@ -34,6 +34,7 @@ from balcap_jax.models.decoder import DecoderLayer
 from balcap_jax.models.decoding import (
     Cache,
     DecodeWeights,
+    LayerWeights,
     PromptCache,
     Rotation,
     decode_layer,
@@ -305,14 +306,18 @@ class VisionLanguagePolicy(ABC):
             return x if path[-1].key == "scale" else x.astype(self.dtype)
 
         decoder = {name: params[name] for name in ("language_model", "lm_head") if name in params}
-        decoder = gather_for_decoding(jax.tree_util.tree_map_with_path(narrow, decoder))
-        model, text = decoder["language_model"], self.config.text
+        decoder = jax.tree_util.tree_map_with_path(narrow, decoder)
+        layers = decoder["language_model"].pop("layers")
+        decoder, text = gather_for_decoding(decoder), self.config.text
+        model = decoder["language_model"]
+
+        def layer(i: int) -> LayerWeights:
+            one = gather_for_decoding({"layers": take_layer(layers, i)})
+            return layer_weights(one["layers"], text)
+
         return DecodeWeights(
             embedding=model["embed_tokens"]["embedding"],
-            layers=tuple(
-                layer_weights(take_layer(model["layers"], i), text)
-                for i in range(text.num_hidden_layers)
-            ),
+            layers=tuple(layer(i) for i in range(text.num_hidden_layers)),
             norm=model["norm"]["scale"],
             head=self.head(decoder),
         )

@@ -120,11 +120,15 @@ class Program:
             raise ValueError("the text is no HLO module: it has no ENTRY computation")
         self.entry = self.computations[entry.group(1)]
 
-    def trips(self, loop: Instruction) -> int:
-        """How often a while loop runs: the bound that its counter is compared with.
+    def trips(self, loop: Instruction, *, where: Computation | None = None) -> int:
+        """How often a while loop runs: by its counter's bound, step and, where it is known, start.
 
         A condition may ask for more (a decode loop that also ends when all captions have); the
-        bound is then the most it can run.
+        result is then the most it can run. Loops that the compiler unrolled count on in larger
+        steps.
+
+        Args:
+          where: the computation that holds the loop, to find the start; 0 without it.
 
         Raises:
           ValueError: the condition compares no counter with a constant.
@@ -133,34 +137,75 @@ class Program:
         if known:
             return int(known.group(1))
         condition = self.computations[loop.called["condition"][0]]
-        bounds = [
-            bound
+        counts = [
+            -(-(bound - self._start(loop, where, place)) // self._step(loop, place))
             for instruction in condition.instructions
-            for bound in self._bounds(condition, instruction)
+            for place, bound in self._bounds(condition, instruction)
         ]
-        if not bounds:
+        if not counts:
             raise ValueError(f"the loop {loop.name} has no constant bound")
-        return max(bounds)
+        return max(counts)
 
-    def _bounds(self, where: Computation, instruction: Instruction) -> Iterator[int]:
+    def _bounds(
+        self, where: Computation, instruction: Instruction
+    ) -> Iterator[tuple[int | None, int]]:
+        """(place of the counter in the loop's state, bound) of a comparison, fused or not."""
         if instruction.opcode == "fusion":
             inner = self.computations[instruction.called["calls"][0]]
             given = dict(enumerate(where.operands(instruction)))
+            compares = [i for i in inner.instructions if i.opcode == "compare"]
         elif instruction.opcode == "compare":
-            inner, given = where, {}
+            inner, given, compares = where, {}, [instruction]
         else:
             return
-        for compare in inner.instructions:
+        for compare in compares:
             direction = compare.attribute("direction")
-            if compare.opcode != "compare" or direction not in ("LT", "LE"):
+            if direction not in ("LT", "LE"):
                 continue
-            if inner is where and compare is not instruction:
-                continue
-            bound = inner.operands(compare)[-1]
-            if bound.opcode == "parameter":  # of a fusion: given from outside
-                bound = given.get(int(bound.arguments), bound)
-            if bound.opcode == "constant" and re.fullmatch(r"-?\d+", bound.arguments):
-                yield int(bound.arguments) + (direction == "LE")
+            counter, bound = (
+                given.get(int(operand.arguments), operand)
+                if inner is not where and operand.opcode == "parameter"
+                else operand
+                for operand in inner.operands(compare)
+            )
+            value = _constant(bound)
+            if value is not None:
+                yield _place(counter), value + (direction == "LE")
+
+    def _step(self, loop: Instruction, place: int | None) -> int:
+        """What the loop's body adds to its counter; 1 where that cannot be seen."""
+        body = self.computations[loop.called["body"][0]]
+        if place is None or body.root is None or place >= len(body.root.operands):
+            return 1
+        result = body.by_name.get(body.root.operands[place])
+        while result is not None and result.opcode in ("bitcast", "copy"):
+            result = body.by_name.get(result.operands[0])
+        if result is None or result.opcode != "add":
+            return 1
+        steps = [value for o in body.operands(result) if (value := _constant(o)) is not None]
+        return max(steps, default=1)
+
+    def _start(self, loop: Instruction, where: Computation | None, place: int | None) -> int:
+        if where is None or place is None:
+            return 0
+        (state,) = where.operands(loop)
+        if state.opcode != "tuple" or place >= len(state.operands):
+            return 0
+        first = where.by_name.get(state.operands[place])
+        return 0 if first is None else _constant(first) or 0
+
+
+def _constant(instruction: Instruction) -> int | None:
+    """The value of a whole number, None of anything else."""
+    if instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.arguments):
+        return int(instruction.arguments)
+    return None
+
+
+def _place(instruction: Instruction) -> int | None:
+    """Which element of a tuple this is."""
+    index = instruction.attribute("index")
+    return int(index) if instruction.opcode == "get-tuple-element" and index else None
 
 
 def parse_instruction(line: str) -> Instruction | None:

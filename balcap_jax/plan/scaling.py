@@ -8,7 +8,7 @@ from typing import Any
 from balcap_jax.config import TrainConfig
 from balcap_jax.errors import UserError
 from balcap_jax.plan.chips import Slice, slice_of
-from balcap_jax.plan.estimate import memory_of, seconds_of
+from balcap_jax.plan.estimate import memory_of, seconds_of, wire_bytes_by_kind
 from balcap_jax.plan.models import Model
 from balcap_jax.plan.plan import compile_all, jobs_of
 
@@ -60,6 +60,10 @@ def scaling(
                 "flops": result["flops"],
                 "moved_bytes": result["bytes"],
                 "wire_bytes": sum(c["wire_bytes"] for c in result["collectives"]),
+                "collectives": {
+                    kind: {"runs": runs, "wire_bytes": sent}
+                    for kind, (runs, sent) in wire_bytes_by_kind(result["collectives"]).items()
+                },
                 "total_bytes": memory_of(result).total,
                 "seconds": {"compute": seconds.compute, "wires": seconds.wires},
                 "compile_seconds": result["compile_seconds"],
@@ -74,10 +78,15 @@ def _sized(
     tensor = max(config.mesh.tensor, 1)
     shards, rest = divmod(where.devices, tensor)
     prompts = round(prompts_per_chip * where.chips)
-    if rest or prompts % (shards * config.rl.micro_batches):
+    if rest:
         raise UserError(
-            f"{where.name} with tensor={tensor} has {where.devices}/{tensor} data shards, which do "
-            f"not divide {prompts} prompts in {config.rl.micro_batches} micro-batches; change "
+            f"mesh.tensor={tensor} does not divide the {where.devices} devices of {where.name}; "
+            "choose another slice for --scaling, or another mesh.tensor."
+        )
+    if prompts % (shards * config.rl.micro_batches):
+        raise UserError(
+            f"{where.name} with tensor={tensor} has {shards} data shards, which do not divide "
+            f"{prompts} prompts in {config.rl.micro_batches} micro-batches; change "
             "--prompts-per-chip."
         )
     fsdp = min(shards, most_fsdp)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -72,9 +71,11 @@ def sweep(
     devices = where.devices
     chosen = list(variants(config, devices, **choices))
     if not chosen:
+        parts = min(choices["micro_batches"] or (config.rl.micro_batches,))
         raise UserError(
-            f"no variant has prompts that divide by its data shards and micro-batches on {devices} "
-            f"devices; try --try-prompts {math.lcm(devices, config.prompts_per_step)}."
+            f"no variant has data x tensor that divide {devices} devices and prompts that divide "
+            "by its data shards and micro-batches; try --try-data 1 --try-tensor 1 --try-prompts "
+            f"{devices * parts}."
         )
     wanted = [
         jobs_of(variant, model, where, image=image, text_tokens=text_tokens) for variant in chosen

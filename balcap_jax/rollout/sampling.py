@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import policy_logits
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.sharding import constrain_batch
+from balcap_jax.sharding import constrain_batch, tensor_shards
 
 
 class Rollout(NamedTuple):
@@ -141,7 +141,8 @@ def invert_cumulative(
     def at(x: Array, index: Array) -> Array:
         return jnp.take_along_axis(x, index[None], axis=0)[0]
 
-    padding = [(0, -len(weights) % block)] + [(0, 0)] * (weights.ndim - 1)
+    # Whole blocks on every device: those that share one would gather all their words for it.
+    padding = [(0, -len(weights) % (block * tensor_shards()))] + [(0, 0)] * (weights.ndim - 1)
     blocks = jnp.pad(weights, padding).reshape(-1, block, *weights.shape[1:])
     sizes = jnp.sum(blocks, axis=1)
     target = uniform * jnp.sum(sizes, axis=0)
