@@ -79,8 +79,8 @@ def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
     if "step" in plan:
         step = plan["step"]
         yield (
-            f"A step takes at least {step['overlapped']:.2f} s if communication hides behind "
-            f"computation and {step['serial']:.2f} s if none does "
+            f"A step takes at least {step['overlapped']:.3g} s if communication hides behind "
+            f"computation and {step['serial']:.3g} s if none does "
             f"({step['captions_per_second']:.0f} captions/s); MFU at most {step['mfu']:.0%} of the "
             f"step, {step['update_mfu']:.0%} of the update."
         )
@@ -110,7 +110,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(plan["micro_batches"]),
             plan["remat"],
             f"{left:.2f}",
-            f"{step['serial']:.2f}" if step else "-",
+            f"{step['serial']:.3g}" if step else "-",
             f"{step['captions_per_second']:.0f}" if step else "-",
             f"{step['mfu']:.0%}" if step else "-",
         )
