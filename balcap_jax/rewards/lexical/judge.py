@@ -16,7 +16,7 @@ from balcap_jax.rewards.lexical.evidence import CONFIRMING, Evidence, relate
 from balcap_jax.rewards.lexical.language import is_sound, quality
 from balcap_jax.rewards.lexical.pointing import describes, is_nowhere
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
-from balcap_jax.rewards.lexical.truth import chance
+from balcap_jax.rewards.lexical.truth import chance, presence
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
 _POINTABLE = 0.5  # chance of describing from which on a sentence's statements are pointable
@@ -124,6 +124,9 @@ def _key(s: Statement, evidence: Evidence) -> tuple:
 
 def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: bool) -> Assertion:
     true = chance(s, evidence) * (1.0 if sound else _UNSOUND)
+    # Of a thing that is not there, nothing more can be right or wrong: what is said of it counts
+    # as far as it is there, and is then as likely as it would be of a thing that is.
+    there = presence(s, evidence)
     # What is not there cannot be pointed at, nor can a quality or a feeling.
     nowhere = is_nowhere(s.head) or (s.negated and s.kind == "thing")
     shown = pointable >= _POINTABLE and not nowhere
@@ -133,8 +136,8 @@ def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: boo
         text=s.text,
         verified=true >= _VERIFIED,
         pointable=shown,
-        chance=true * min(1.0, pointable / _POINTABLE),
-        weight=rarity(s.head) if s.kind == "thing" else 1.0,
+        chance=min(1.0, true / there) * min(1.0, pointable / _POINTABLE),
+        weight=rarity(s.head) if s.kind == "thing" else there,
     )
 
 

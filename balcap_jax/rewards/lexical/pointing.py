@@ -17,7 +17,7 @@ GUESSES = frozenset(
     """may might could would should can will must likely possibly probably perhaps maybe potentially
     presumably seemingly apparently suggest indicate imply seem appear assume guess speculate
     unclear uncertain unknown possible probable potential likelihood possibility whether if unless
-    expect intend plan hope want need try require enable allow help ensure encourage""".split()
+    expect intend plan hope want need require enable allow help ensure encourage""".split()
 )
 COMMENTS = frozenset(
     """because since therefore thus hence due overall moreover furthermore additionally however
@@ -31,7 +31,7 @@ COMMENTS = frozenset(
     highlight showcase emphasize emphasise reflect represent symbolize symbolise signify demonstrate
     illustrate express capture enjoy engage experience explore celebrate appreciate admire
     participate practice prepare focus relate involve depend affect influence remind serve
-    you viewer one's we us our everyone anyone ready purpose reason atmosphere ambiance mood sense
+    you viewer one's we us our everyone anyone purpose reason atmosphere ambiance mood sense
     feeling vibe touch charm beauty""".split()
 )
 # The image shows "...": what follows describes.

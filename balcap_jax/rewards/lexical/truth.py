@@ -49,6 +49,15 @@ def chance(statement: Statement, evidence: Evidence) -> float:
     return _CHANCES[statement.kind](statement, evidence)
 
 
+def presence(statement: Statement, evidence: Evidence) -> float:
+    """The chance that the things `statement` is about are in the photo; 1 for what is about the
+    things themselves.
+    """
+    if statement.kind == "thing" or statement.negated:
+        return 1.0
+    return min(of_thing(thing, evidence) for thing in (statement.head, statement.other) if thing)
+
+
 def _thing(s: Statement, evidence: Evidence) -> float:
     return of_thing(s.head, evidence)
 
