@@ -125,7 +125,8 @@ def _number(s: Statement, evidence: Evidence) -> float:
     if s.value in told or (boxes and _count(s.value, boxes)):
         return thing
     exact = {int(n) for n in told if n.isdigit()}
-    if boxes or exact:
+    # "One dog" is no lie where there are two, and things of any kind are not counted.
+    if (boxes or exact) and s.value != "1" and s.head not in ANYTHING:
         known = exact | ({boxes} if boxes else set())
         if s.value == "many":
             return thing * (0.9 if max(known) > 2 else 0.3)

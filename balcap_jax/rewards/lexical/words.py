@@ -33,8 +33,8 @@ PREPOSITIONS = frozenset(
 CONJUNCTIONS = frozenset("and or but nor while as because so if when than though although".split())
 RELATIVES = frozenset("which who whom whose where that".split())
 PRONOUNS = frozenset(
-    """he she it they them him i you we us me there one's himself herself itself themselves someone
-    something everyone everything nothing anyone anything who what""".split()
+    """he she it they them him i you we us me there one's himself herself itself themselves
+    everyone everything nothing anyone who what""".split()
 )
 AUXILIARIES = frozenset(
     """is are was were be been being am has have had do does did can could may might must shall
@@ -70,8 +70,10 @@ _PLACES = re.compile(
 )
 _CLOSE_UP = re.compile(r"\bclose up(?= (?:of|photo|picture|image|view|shot)\b)")
 _TV = re.compile(r"\bt\.\s?v\b\.?", re.IGNORECASE)
-# WordNet's texts use them as verbs, captions of photos as nouns.
-_NOUNS = frozenset("bear bears cake cakes".split())
+# In captions of photos these are nouns, whatever else they can be.
+_NOUNS = frozenset(
+    "bear bears cake cakes building buildings dots someone somebody something anything".split()
+)
 _ALONE = frozenset("that this these those her his".split())
 _ENDS = frozenset(".!?;:\n")
 _OPENS_PHRASE = frozenset({"DET", "NUM", "ADJ", "POSS", "QUANT"})
