@@ -223,7 +223,8 @@ def _head(words: list[Word]) -> tuple[str, tuple[str, ...]]:
     *before, last = words
     modifiers = [w.lemma for w in before]
     head = last.lemma
-    if before and senses(f"{before[-1].text}{head}", "n"):  # "suit case", "cup cakes"
+    if before and before[-1].tag == "NOUN" and senses(f"{before[-1].text}{head}", "n"):
+        # "suit case", "cup cakes"
         modifiers.pop()
         head = f"{before[-1].text}{head}"
         head = SPELLINGS.get(head, head)
