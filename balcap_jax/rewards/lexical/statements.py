@@ -223,12 +223,7 @@ def _head(words: list[Word]) -> tuple[str, tuple[str, ...]]:
     *before, last = words
     modifiers = [w.lemma for w in before]
     head = last.lemma
-    if before and before[-1].tag == "NOUN" and senses(f"{before[-1].text}{head}", "n"):
-        # "suit case", "cup cakes"
-        modifiers.pop()
-        head = f"{before[-1].text}{head}"
-        head = SPELLINGS.get(head, head)
-    elif before and senses(f"{before[-1].lemma} {head}", "n"):
+    if before and senses(f"{before[-1].lemma} {head}", "n"):
         pair = f"{modifiers.pop()} {head}"
         head = SPELLINGS.get(pair, pair)
     elif head in FRAME and before and before[-1].tag == "NOUN":  # "a street scene", "a dirt area"

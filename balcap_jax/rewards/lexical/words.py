@@ -69,6 +69,12 @@ _PLACES = re.compile(
     r"to the (?:left|right|side) of|on the (?:left|right) (?:side )?of|out of|because of)\b"
 )
 _CLOSE_UP = re.compile(r"\bclose up(?= (?:of|photo|picture|image|view|shot)\b)")
+# Words that people write as two.
+_SPLIT = re.compile(
+    r"\b(surf|skate|snow|key) (?=boards?\b)|\b(bath|bed|rest) (?=rooms?\b)|\b(cup) (?=cakes?\b)|"
+    r"\b(run) (?=ways?\b)|\b(air) (?=ports?\b)|\b(suit) (?=cases?\b)|\b(back) (?=packs?\b)|"
+    r"\b(motor) (?=bikes?\b|cycles?\b)|\b(base|basket|foot) (?=balls?\b)|\b(side) (?=walks?\b)"
+)
 _TV = re.compile(r"\bt\.\s?v\b\.?", re.IGNORECASE)
 # In captions of photos these are nouns, whatever else they can be.
 _NOUNS = frozenset(
@@ -129,7 +135,7 @@ def sentences(text: str) -> tuple[Sentence, ...]:
 
 def _tagged(texts: list[str]) -> tuple[Word, ...]:
     forms = [piece for text in texts for piece in _pieces(text.lower().replace("’", "'"))]
-    line = _CLOSE_UP.sub("close-up", " ".join(forms))
+    line = _SPLIT.sub(lambda m: m.group().rstrip(), _CLOSE_UP.sub("close-up", " ".join(forms)))
     forms = _PLACES.sub(lambda m: m.group().replace(" ", "_"), line).split(" ")
     words: list[Word] = []
     for at, form in enumerate(forms):
