@@ -28,7 +28,8 @@ from balcap_jax.rewards.lexical.wordnet import opposites, photo_senses, senses, 
 
 # Chances that a statement is true. docs/judges.md says how they were set and how little hangs on
 # their exact values.
-CONFIRMED, CONFIRMED_ONCE = 0.97, 0.88
+CONFIRMED = 0.97
+DOUBT = 0.08  # what is left of it when one reference tells of a thing; n leave an n-th of it
 THING = {"specific": 0.5, "sibling": 0.35, "none": 0.35}
 SCENERY_OPEN = 0.4
 NO_BOX = 0.1
@@ -72,7 +73,7 @@ def of_thing(thing: str, evidence: Evidence) -> float:
     if thing in ANYTHING:
         return CONFIRMED
     if relation in CONFIRMING:
-        return CONFIRMED if witnesses > 1 else CONFIRMED_ONCE
+        return 1 - DOUBT / max(1, witnesses)
     if relation == "specific":
         return THING["specific"]
     if evidence.closed and is_coco_class(thing):
