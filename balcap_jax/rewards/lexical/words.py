@@ -234,6 +234,8 @@ def _candidates(form: str) -> tuple[str, ...]:
     """Parts of speech that `form` can have; never empty."""
     if form in _NOUNS:
         return ("NOUN",)
+    if form == "ready":
+        return ("ADJ",)
     found = [part for part in ("NOUN", "VERB", "ADJ", "ADV") if part in _lookup(form)]
     for part in ("NOUN", "ADJ"):
         if part not in found and senses(form, _PARTS[part]):
