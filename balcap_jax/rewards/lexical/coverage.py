@@ -48,13 +48,13 @@ class Asked(NamedTuple):
       amount: weight of covered units from which on nothing is missing; None: all of them.
       unseen: share, by weight, of what one reference tells that no other one does; 0 where there
         is one reference.
-      references: what each of them tells.
+      known: what all of them tell.
     """
 
     units: tuple[Unit, ...]
     amount: float | None = None
     unseen: float = 0.0
-    references: tuple["Told", ...] = ()
+    known: "Told | None" = None
 
 
 def asked_by(references: Sequence[str]) -> Asked:
@@ -73,7 +73,9 @@ def asked_by(references: Sequence[str]) -> Asked:
         for unit in found
         if not _covered(unit, tell[:at] + tell[at + 1 :])
     )
-    return Asked(units, total / len(tell), alone / total, tell)
+    known = told(reading for text in references for reading in read(text))
+    distinct = known._replace(statements=tuple(dict.fromkeys(known.statements)))
+    return Asked(units, total / len(tell), alone / total, distinct)
 
 
 def units_of(statements: Iterable[Statement]) -> tuple[Unit, ...]:
@@ -95,12 +97,12 @@ def beyond(
     """The weight of what a caption that covers units of weight `covered` tells beyond the
     references, as far as it is likely and one person would.
     """
-    if asked.amount is None or not covered:
+    if asked.amount is None or asked.known is None or not covered:
         return 0.0
     likely = sum(
         unit.weight * chance(unit.statements[0], evidence)
         for unit in units_of(statements)
-        if not _covered(unit, asked.references)
+        if not covers(asked.known, unit)
     )
     of_covered = covered * asked.unseen / (1 - asked.unseen) if asked.unseen < 1 else likely
     return min(likely, of_covered, asked.unseen * asked.amount)
