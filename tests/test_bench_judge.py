@@ -61,7 +61,8 @@ def test_the_judge_is_above_its_bars():
     found = {figure.name: figure for figure in measure(read_labels(DATA))}
     for figure in found.values():
         assert figure.judge > figure.baseline, figure
-    assert found["THumB precision, models only"].judge > 0.36
-    assert found["THumB recall, models only"].judge > 0.20
-    assert found["FaithScore, is a fact true"].judge > 0.78
+    for captions in ("all", "models only"):
+        assert found[f"THumB precision, {captions}"].judge > 0.36
+        assert found[f"THumB recall, {captions}"].judge > 0.25
+    assert found["FaithScore, is a fact true"].judge > 0.80
     assert found["FaithScore, does it describe"].judge > 0.90

@@ -50,6 +50,9 @@ def statements(text):
         ("A table topped with plates.", {"table with plate"}),
         ("The boy isn't wearing a hat.", {"boy not wear hat"}),
         ("There are shorts.", {"short"}),
+        ("A bear walks in a field.", {"bear walk", "bear in field"}),
+        ("A man skis down a snow covered slope.", {"snow", "slope"}),
+        ("A man looks at the camera.", {"man look"}),
     ],
 )
 def test_statements(text, expected):
@@ -198,6 +201,33 @@ def test_a_reference_covers_itself_and_nothing_covers_nothing():
     assert found[0, 0] > 0.8
     assert found[0, 1] == 1.0
     assert found[1].tolist() == [0, 0, 0]
+
+
+def test_one_tells_what_one_person_tells_and_a_likely_detail_counts():
+    references = (
+        "A brown dog on a sunny beach.",
+        "A small dog runs with a red ball.",
+        "A dog plays near the blue sea.",
+    )
+    photo = Example("x", NO_IMAGE, PROMPT, references[0], None, references)
+    captions = ("A dog on a beach.", "A dog on a beach beside a boat.", "A boat beside a tent.")
+    own, more, nothing = rewards(photo, *captions)[:, 1]
+    # As much as one person tells is all that is asked for; all three tell more than one.
+    assert rewards(photo, " ".join(references))[0, 1] == 1.0
+    assert 0.3 < own < more <= 1.0
+    # Who covers nothing gains nothing by what may be there.
+    assert nothing == 0.0
+    verdict = LexicalJudge()([photo], [captions[1]])[0]
+    assert verdict.covered[-1]
+    assert LexicalJudge().reference_units(photo)[-1].startswith("what no")
+
+
+def test_what_is_said_of_a_thing_counts_as_far_as_it_is_there():
+    photo = Example("x", NO_IMAGE, PROMPT, "A dog runs on grass.")
+    (verdict,) = LexicalJudge()([photo], ["A striped zebra stands."])
+    thing, *about = verdict.assertions
+    assert about
+    assert all(a.weight == thing.chance and not a.verified for a in about)
 
 
 def test_wrong_captions_score_below_right_ones():

@@ -21,7 +21,8 @@ def precision(verdict: Verdict) -> float:
 
 
 def recall(verdict: Verdict) -> float:
-    """Reference coverage: share of reference units that the caption covers.
+    """Reference coverage: share of reference units that the caption covers, or of the weight that
+    is asked for, at most 1.
 
     NaN for a reference without units: there is nothing to cover, so there is no signal.
     """
@@ -29,7 +30,7 @@ def recall(verdict: Verdict) -> float:
         return float("nan")
     weights = verdict.unit_weights or (1.0,) * len(verdict.covered)
     covered = sum(w for w, is_covered in zip(weights, verdict.covered, strict=True) if is_covered)
-    return covered / sum(weights)
+    return min(1.0, covered / (sum(weights) if verdict.asked is None else verdict.asked))
 
 
 def linguistic(verdict: Verdict) -> float:

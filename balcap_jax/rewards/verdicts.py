@@ -45,6 +45,8 @@ class Verdict(NamedTuple):
       covered: one entry per reference unit of the example: does the caption cover it.
       unit_weights: how much each unit says, beside the others; empty where all say the same.
       clarity, fluency, coherency: in [0, 1].
+      asked: weight of the covered units from which on recall is 1, where that is less than all: of
+        several references nobody need tell everything.
     """
 
     assertions: tuple[Assertion, ...]
@@ -53,6 +55,7 @@ class Verdict(NamedTuple):
     fluency: float
     coherency: float
     unit_weights: tuple[float, ...] = ()
+    asked: float | None = None
 
 
 @runtime_checkable

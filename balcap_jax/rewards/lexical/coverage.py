@@ -1,8 +1,13 @@
 """Reference units of a photo and which of them a caption covers.
 
-The units are the things, attributes and actions of every reference in turn. What several people
-mention stands there several times and so counts for more. A word covers a unit that it means or is
-a kind of; a more general word ("a person" for a skateboarder) does not.
+The units are the things, attributes and actions that the references tell, each once. A word covers
+a unit that it means or is a kind of; a more general word ("a person" for a skateboarder) does not.
+
+Several references tell more than one person would, so a caption is asked for as much as one of them
+tells on average, whichever units these are. And they do not tell all: as often as a reference tells
+what no other one does, the next person does, too (the estimate of Good and Turing for the unseen).
+So what a caption tells beyond the references counts by its chance to be true, but no more than this
+share allows for the units that it does cover: who covers nothing gains nothing by guessing.
 """
 
 import math
@@ -10,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from balcap_jax.rewards.lexical.evidence import relate
+from balcap_jax.rewards.lexical.evidence import Evidence, relate
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
-from balcap_jax.rewards.lexical.truth import alike
+from balcap_jax.rewards.lexical.truth import alike, chance
 from balcap_jax.rewards.lexical.wordnet import frequency
 from balcap_jax.rewards.lexical.words import is_known
 
@@ -35,14 +40,72 @@ class Unit(NamedTuple):
     weight: float
 
 
-def units_of(references: Sequence[str]) -> tuple[Unit, ...]:
-    """The units of references: one per thing, attribute and action of each."""
+class Asked(NamedTuple):
+    """What a caption is asked to tell.
+
+    Attributes:
+      units: what the references tell, each once.
+      amount: weight of covered units from which on nothing is missing; None: all of them.
+      unseen: share, by weight, of what one reference tells that no other one does; 0 where there
+        is one reference.
+      known: what all of them tell.
+    """
+
+    units: tuple[Unit, ...]
+    amount: float | None = None
+    unseen: float = 0.0
+    known: "Told | None" = None
+
+
+def asked_by(references: Sequence[str]) -> Asked:
+    """What `references` ask for."""
+    tell = tuple(told(read(text)) for text in references)
+    own = [units_of(t.statements) for t in tell]
+    units = tuple(
+        unit for at, found in enumerate(own) for unit in found if not _covered(unit, tell[:at])
+    )
+    total = sum(unit.weight for found in own for unit in found)
+    if len(tell) < 2 or not total:
+        return Asked(units)
+    alone = sum(
+        unit.weight
+        for at, found in enumerate(own)
+        for unit in found
+        if not _covered(unit, tell[:at] + tell[at + 1 :])
+    )
+    known = told(reading for text in references for reading in read(text))
+    distinct = known._replace(statements=tuple(dict.fromkeys(known.statements)))
+    return Asked(units, total / len(tell), alone / total, distinct)
+
+
+def units_of(statements: Iterable[Statement]) -> tuple[Unit, ...]:
+    """A unit per thing, attribute and action."""
     return tuple(
         Unit(s.text, (s,), weight(s))
-        for text in references
-        for s in dict.fromkeys(s for reading in read(text) for s in reading.statements)
+        for s in dict.fromkeys(statements)
         if s.kind in _KINDS and not s.negated
     )
+
+
+def _covered(unit: Unit, texts: Iterable["Told"]) -> bool:
+    return any(covers(text, unit) for text in texts)
+
+
+def beyond(
+    statements: Iterable[Statement], asked: Asked, covered: float, evidence: Evidence
+) -> float:
+    """The weight of what a caption that covers units of weight `covered` tells beyond the
+    references, as far as it is likely and one person would.
+    """
+    if asked.amount is None or asked.known is None or not covered:
+        return 0.0
+    likely = sum(
+        unit.weight * chance(unit.statements[0], evidence)
+        for unit in units_of(statements)
+        if not covers(asked.known, unit)
+    )
+    of_covered = covered * asked.unseen / (1 - asked.unseen) if asked.unseen < 1 else likely
+    return min(likely, of_covered, asked.unseen * asked.amount)
 
 
 def stored_units(texts: Sequence[str]) -> tuple[Unit, ...]:

@@ -11,17 +11,26 @@ from typing import NamedTuple
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
-from balcap_jax.rewards.lexical.coverage import Unit, covers, rarity, stored_units, told, units_of
+from balcap_jax.rewards.lexical.coverage import (
+    Asked,
+    asked_by,
+    beyond,
+    covers,
+    rarity,
+    stored_units,
+    told,
+)
 from balcap_jax.rewards.lexical.evidence import CONFIRMING, Evidence, relate
 from balcap_jax.rewards.lexical.language import is_sound, quality
 from balcap_jax.rewards.lexical.pointing import describes, is_nowhere
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
-from balcap_jax.rewards.lexical.truth import chance
+from balcap_jax.rewards.lexical.truth import chance, presence
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
 _POINTABLE = 0.5  # chance of describing from which on a sentence's statements are pointable
 _UNSOUND = 0.5  # what a statement keeps of its chance outside of a sound sentence
 _VERIFIED = 0.6  # chance from which on a statement is called verified
+_BEYOND = "what no reference tells"  # the last unit where there are several references
 
 
 class LexicalJudge:
@@ -47,14 +56,16 @@ class LexicalJudge:
                 f"example {example.id!r} has no reference, and the lexical judge knows no other "
                 "truth; give it references, or boxes beside at least one."
             )
-        return tuple(unit.text for unit in _photo(example).units)
+        asked = _photo(example).asked
+        more = () if asked.amount is None else (_BEYOND,)
+        return (*(unit.text for unit in asked.units), *more)
 
 
 class Photo(NamedTuple):
     """What is known of a photo, read once for all its captions."""
 
     evidence: Evidence
-    units: tuple[Unit, ...]
+    asked: Asked
 
 
 @lru_cache(maxsize=4096)
@@ -62,8 +73,8 @@ def photo(
     references: tuple[str, ...], labels: tuple[str, ...] = (), units: tuple[str, ...] = ()
 ) -> Photo:
     """Reads references, labels of boxes, and units where they are stored."""
-    found = stored_units(units) if units else units_of(references)
-    return Photo(Evidence(references, labels), found)
+    asked = Asked(stored_units(units)) if units else asked_by(references)
+    return Photo(Evidence(references, labels), asked)
 
 
 def _texts(example: Example) -> tuple[str, ...]:
@@ -79,16 +90,33 @@ def judge(caption: str, photo: Photo) -> Verdict:
     """The verdict on one caption; a pure function of its arguments."""
     readings = read(caption)
     assertions = list(_assertions(readings, photo.evidence))
-    caption_tells = told(r for r in readings if _tells(r, photo.evidence))
+    covered, weights = _coverage(readings, photo)
     clarity, fluency, coherency = quality(caption)
     return Verdict(
         assertions=tuple(assertions),
-        covered=tuple(covers(caption_tells, unit) for unit in photo.units),
+        covered=covered,
         clarity=clarity,
         fluency=fluency,
         coherency=coherency,
-        unit_weights=tuple(unit.weight for unit in photo.units),
+        unit_weights=weights,
+        asked=photo.asked.amount,
     )
+
+
+def _coverage(
+    readings: Iterable[Reading], photo: Photo
+) -> tuple[tuple[bool, ...], tuple[float, ...]]:
+    """Which units are covered, and their weights."""
+    evidence, asked = photo
+    tells = told(reading for reading in readings if _tells(reading, evidence))
+    covered = tuple(covers(tells, unit) for unit in asked.units)
+    weights = tuple(unit.weight for unit in asked.units)
+    if asked.amount is None:
+        return covered, weights
+    weight = sum(w for w, is_covered in zip(weights, covered, strict=True) if is_covered)
+    new = {_key(s, evidence): s for s in reversed(tells.statements)}.values()
+    more = beyond(new, asked, weight, evidence)
+    return (*covered, more > 0), (*weights, more)
 
 
 def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Assertion]:
@@ -124,6 +152,9 @@ def _key(s: Statement, evidence: Evidence) -> tuple:
 
 def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: bool) -> Assertion:
     true = chance(s, evidence) * (1.0 if sound else _UNSOUND)
+    # Of a thing that is not there, nothing more can be right or wrong: what is said of it counts
+    # as far as it is there, and is then as likely as it would be of a thing that is.
+    there = presence(s, evidence)
     # What is not there cannot be pointed at, nor can a quality or a feeling.
     nowhere = is_nowhere(s.head) or (s.negated and s.kind == "thing")
     shown = pointable >= _POINTABLE and not nowhere
@@ -133,8 +164,8 @@ def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: boo
         text=s.text,
         verified=true >= _VERIFIED,
         pointable=shown,
-        chance=true * min(1.0, pointable / _POINTABLE),
-        weight=rarity(s.head) if s.kind == "thing" else 1.0,
+        chance=min(1.0, true / there) * min(1.0, pointable / _POINTABLE),
+        weight=rarity(s.head) if s.kind == "thing" else there,
     )
 
 

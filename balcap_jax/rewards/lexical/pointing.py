@@ -17,7 +17,7 @@ GUESSES = frozenset(
     """may might could would should can will must likely possibly probably perhaps maybe potentially
     presumably seemingly apparently suggest indicate imply seem appear assume guess speculate
     unclear uncertain unknown possible probable potential likelihood possibility whether if unless
-    expect intend plan hope want need try require enable allow help ensure encourage""".split()
+    expect intend plan hope want need require enable allow help ensure encourage""".split()
 )
 COMMENTS = frozenset(
     """because since therefore thus hence due overall moreover furthermore additionally however
@@ -30,10 +30,12 @@ COMMENTS = frozenset(
     impressive visually aesthetically harmonious create add enhance contribute provide evoke convey
     highlight showcase emphasize emphasise reflect represent symbolize symbolise signify demonstrate
     illustrate express capture enjoy engage experience explore celebrate appreciate admire
-    participate practice prepare focus relate involve depend affect influence remind serve
-    you viewer one's we us our everyone anyone ready purpose reason atmosphere ambiance mood sense
+    participate practice focus relate involve depend affect influence remind serve
+    you viewer one's we us our everyone anyone purpose reason atmosphere ambiance mood sense
     feeling vibe touch charm beauty""".split()
 )
+# "Getting ready to catch a ball": a posture that one sees, and what for belongs to it.
+_ABOUT_TO = frozenset("ready prepare try".split())
 # The image shows "...": what follows describes.
 _SHOWS = frozenset("show depict feature display include contain have be see visible".split())
 _ABSTRACT = frozenset(
@@ -85,8 +87,11 @@ def _evidence(words: Sequence[Word]) -> float:
 
 def _purposes(words: Sequence[Word]) -> int:
     """ "to ride": what somebody is about to do, or what something is for."""
-    pairs = zip(words, words[1:], strict=False)
-    return sum(one.tag == "TO" and other.tag == "VERB" for one, other in pairs)
+    before = [None, *words]
+    return sum(
+        one.tag == "TO" and other.tag == "VERB" and not (last and last.lemma in _ABOUT_TO)
+        for last, one, other in zip(before, words, words[1:], strict=False)
+    )
 
 
 @lru_cache(maxsize=1 << 16)

@@ -36,6 +36,9 @@ FRAME = frozenset(
     front side top left right center middle corner bottom back setting area part edge""".split()
 )
 _VAGUE = frozenset("several few various multiple numerous many".split())
+# "A snow covered slope": the slope is what the phrase is about.
+_COMPOUND = frozenset("covered filled lined topped shaped colored".split())
+_AT_CAMERA = frozenset("at for to toward towards from".split())  # looks, poses, turns away
 _PHRASE = frozenset({"DET", "QUANT", "NUM", "ADJ", "NOUN", "POSS"})
 
 
@@ -95,7 +98,10 @@ def _statements(words: tuple[Word, ...]) -> Iterator[Statement]:
         if phrase is not None:
             at += used
             phrase = phrase._replace(negated=phrase.negated or (negated and verb is None))
-            if phrase.head in FRAME:  # "a photo of a man holding": the man holds
+            camera = phrase.head == "camera" and preposition and preposition.text in _AT_CAMERA
+            if phrase.head in FRAME or camera:  # "a photo of a man holding": the man holds
+                if preposition and verb is not None and verb.tag == "VERB" and subject:
+                    yield _action(subject, verb, None, negated=negated)  # "poses for a photo"
                 latest = phrase if latest is None else latest
                 verb = preposition = None
                 continue
@@ -118,6 +124,9 @@ def _statements(words: tuple[Word, ...]) -> Iterator[Statement]:
             if subject is None or (preposition is None and verb is None):
                 subject = phrase
             verb, preposition, latest, negated = None, None, phrase, False
+            continue
+        if _is_compound(words, at):
+            at += 1
             continue
         if word.tag == "VERB" or (word.tag == "AUX" and word.text in BE):
             if verb is not None and verb.tag == "VERB" and subject is not None:
@@ -186,6 +195,16 @@ def _modifies(words: tuple[Word, ...], start: int, at: int) -> bool:
         and words[at - 1].tag in ("DET", "ADJ", "NUM", "QUANT")
         and not words[at].text.endswith("s")
         and at + 1 < len(words)
+        and words[at + 1].tag in ("NOUN", "ADJ")
+    )
+
+
+def _is_compound(words: tuple[Word, ...], at: int) -> bool:
+    """The participle of "a snow covered slope"."""
+    return (
+        words[at].text in _COMPOUND
+        and 0 < at < len(words) - 1
+        and words[at - 1].tag == "NOUN"
         and words[at + 1].tag in ("NOUN", "ADJ")
     )
 

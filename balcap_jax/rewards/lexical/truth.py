@@ -28,7 +28,8 @@ from balcap_jax.rewards.lexical.wordnet import opposites, photo_senses, senses, 
 
 # Chances that a statement is true. docs/judges.md says how they were set and how little hangs on
 # their exact values.
-CONFIRMED, CONFIRMED_ONCE = 0.97, 0.88
+CONFIRMED = 0.97
+DOUBT = 0.08  # what is left of it when one reference tells of a thing; n leave an n-th of it
 THING = {"specific": 0.5, "sibling": 0.35, "none": 0.35}
 SCENERY_OPEN = 0.4
 NO_BOX = 0.1
@@ -49,6 +50,15 @@ def chance(statement: Statement, evidence: Evidence) -> float:
     return _CHANCES[statement.kind](statement, evidence)
 
 
+def presence(statement: Statement, evidence: Evidence) -> float:
+    """The chance that the things `statement` is about are in the photo; 1 for what is about the
+    things themselves.
+    """
+    if statement.kind == "thing" or statement.negated:
+        return 1.0
+    return min(of_thing(thing, evidence) for thing in (statement.head, statement.other) if thing)
+
+
 def _thing(s: Statement, evidence: Evidence) -> float:
     return of_thing(s.head, evidence)
 
@@ -63,7 +73,7 @@ def of_thing(thing: str, evidence: Evidence) -> float:
     if thing in ANYTHING:
         return CONFIRMED
     if relation in CONFIRMING:
-        return CONFIRMED if witnesses > 1 else CONFIRMED_ONCE
+        return 1 - DOUBT / max(1, witnesses)
     if relation == "specific":
         return THING["specific"]
     if evidence.closed and is_coco_class(thing):
@@ -116,7 +126,8 @@ def _number(s: Statement, evidence: Evidence) -> float:
     if s.value in told or (boxes and _count(s.value, boxes)):
         return thing
     exact = {int(n) for n in told if n.isdigit()}
-    if boxes or exact:
+    # "One dog" is no lie where there are two, and things of any kind are not counted.
+    if (boxes or exact) and s.value != "1" and s.head not in ANYTHING:
         known = exact | ({boxes} if boxes else set())
         if s.value == "many":
             return thing * (0.9 if max(known) > 2 else 0.3)

@@ -20,6 +20,7 @@ SPELLINGS = (
     | {word: "refrigerator" for word in "fridge refridgerator icebox".split()}
     | {"couch": "sofa", "loveseat": "sofa", "tshirt": "shirt", "t-shirt": "shirt", "tee": "shirt"}
     | {"racquet": "racket", "tennis racquet": "tennis racket", "veggie": "vegetable"}
+    | {"cupboard": "cabinet"}
     | {"doughnut": "donut", "hotdog": "hot dog", "grey": "gray", "colour": "color"}
     | {"automobile": "car", "auto": "car", "taxi": "cab", "lorry": "truck", "photo": "photograph"}
     | {"picture": "photograph", "pic": "photograph", "shot": "photograph", "snapshot": "photograph"}

@@ -94,7 +94,10 @@ def levels_up(noun: str, other: str) -> int | None:
     """How many levels `other` is above the main sense of `noun`: 0 for synonyms, None where `noun`
     is no kind of `other`. Rare senses would make almost anything a kind of anything.
     """
-    ups = [ancestors(s, "n") for s in photo_senses(noun)[:1]]
+    main, *others = photo_senses(noun)[:3] or (None,)
+    # What grows is named as what is eaten: a tomato is a plant first, and then a vegetable.
+    food = [s for s in others if category(s, "n") == "noun.food"]
+    ups = [ancestors(s, "n") for s in (main, *food) if s is not None]
     found = [up[t] for up in ups for t in photo_senses(other)[:2] if t in up]
     return min(found, default=None)
 

@@ -33,8 +33,8 @@ PREPOSITIONS = frozenset(
 CONJUNCTIONS = frozenset("and or but nor while as because so if when than though although".split())
 RELATIVES = frozenset("which who whom whose where that".split())
 PRONOUNS = frozenset(
-    """he she it they them him i you we us me there one's himself herself itself themselves someone
-    something everyone everything nothing anyone anything who what""".split()
+    """he she it they them him i you we us me there one's himself herself itself themselves
+    everyone everything nothing anyone who what""".split()
 )
 AUXILIARIES = frozenset(
     """is are was were be been being am has have had do does did can could may might must shall
@@ -67,6 +67,18 @@ _PLACES = re.compile(
     r"\b(?:in front of|in back of|in the (?:middle|center|background|foreground|corner) of|next to|"
     r"close to|on top of|on the (?:side|edge|back|front) of|at the (?:top|bottom|end) of|"
     r"to the (?:left|right|side) of|on the (?:left|right) (?:side )?of|out of|because of)\b"
+)
+_CLOSE_UP = re.compile(r"\bclose up(?= (?:of|photo|picture|image|view|shot)\b)")
+# Words that people write as two.
+_SPLIT = re.compile(
+    r"\b(surf|skate|snow|key) (?=boards?\b)|\b(bath|bed|rest) (?=rooms?\b)|\b(cup) (?=cakes?\b)|"
+    r"\b(run) (?=ways?\b)|\b(air) (?=ports?\b)|\b(suit) (?=cases?\b)|\b(back) (?=packs?\b)|"
+    r"\b(motor) (?=bikes?\b|cycles?\b)|\b(base|basket|foot) (?=balls?\b)|\b(side) (?=walks?\b)"
+)
+_TV = re.compile(r"\bt\.\s?v\b\.?", re.IGNORECASE)
+# In captions of photos these are nouns, whatever else they can be.
+_NOUNS = frozenset(
+    "bear bears cake cakes building buildings dots someone somebody something anything".split()
 )
 _ALONE = frozenset("that this these those her his".split())
 _ENDS = frozenset(".!?;:\n")
@@ -101,6 +113,7 @@ class Sentence(NamedTuple):
 @lru_cache(maxsize=1 << 14)
 def sentences(text: str) -> tuple[Sentence, ...]:
     """The sentences of `text`; a new line ends one, too."""
+    text = _TV.sub("tv", text)
     found: list[Sentence] = []
     run: list[re.Match] = []
 
@@ -122,10 +135,13 @@ def sentences(text: str) -> tuple[Sentence, ...]:
 
 def _tagged(texts: list[str]) -> tuple[Word, ...]:
     forms = [piece for text in texts for piece in _pieces(text.lower().replace("’", "'"))]
-    forms = _PLACES.sub(lambda m: m.group().replace(" ", "_"), " ".join(forms)).split(" ")
+    line = _SPLIT.sub(lambda m: m.group().rstrip(), _CLOSE_UP.sub("close-up", " ".join(forms)))
+    forms = _PLACES.sub(lambda m: m.group().replace(" ", "_"), line).split(" ")
     words: list[Word] = []
     for at, form in enumerate(forms):
-        following = forms[at + 1] if at + 1 < len(forms) else ""
+        following, after = (*forms[at + 1 : at + 3], "", "")[:2]
+        if form == "'s" and following.endswith("ing") and not _can_be_noun(after):
+            form = "is"  # "the dog's running"
         words.append(_word(form, words[-1] if words else None, following))
     return tuple(words)
 
@@ -193,7 +209,7 @@ def _choose(form: str, before: Word | None, following: str) -> str:
     if tag == "NOUN" and "VERB" in can:
         assert before is not None
         agrees = (form == lemma_of(form, "VERB")) == before.plural
-        follows = not following or _FIXED.get(following) is not None or following == ","
+        follows = not following or following in _FIXED or following == "," or "_" in following
         if participle or (agrees and (follows or "NOUN" not in can)):
             return "VERB"
     if participle and form.endswith("ing") and not _can_be_noun(following):
@@ -216,6 +232,10 @@ def _lookup(form: str) -> dict[str, tuple[str, ...]]:
 @lru_cache(maxsize=1 << 16)
 def _candidates(form: str) -> tuple[str, ...]:
     """Parts of speech that `form` can have; never empty."""
+    if form in _NOUNS:
+        return ("NOUN",)
+    if form == "ready":
+        return ("ADJ",)
     found = [part for part in ("NOUN", "VERB", "ADJ", "ADV") if part in _lookup(form)]
     for part in ("NOUN", "ADJ"):
         if part not in found and senses(form, _PARTS[part]):
