@@ -25,7 +25,6 @@ from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.examples import PROMPT, Box, Example
 from balcap_jax.data.images import BadImageError, open_image
 from balcap_jax.data.rows import Row
-from balcap_jax.data.sources import SCENES
 from balcap_jax.errors import UserError
 from balcap_jax.metrics import assertion_row
 from balcap_jax.progress import console
@@ -77,7 +76,7 @@ def score(config: ScoreConfig) -> dict[str, float | int]:
 
 @contextmanager
 def _judge(config: ScoreConfig) -> Iterator[Judge]:
-    judge = make_judge(config.judge, data=SCENES if config.data is None else config.data)
+    judge = make_judge(config.judge, data=config.data)
     try:
         yield judge
     finally:
