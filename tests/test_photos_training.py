@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import smollm2
 from judge_server import JudgeServer
 from PIL import Image
 
@@ -158,3 +159,17 @@ def test_a_killed_run_on_photos_equals_one_that_was_not(kind, drawn, server, tmp
     for run in (broken, whole):
         assert_whole(run, steps=STEPS)
     assert_same_run(whole, broken)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.skipif(smollm2.why_absent() is not None, reason=str(smollm2.why_absent()))
+def test_real_weights_learn_from_photos(drawn, tmp_path):
+    """A LLaVA whose decoder is SmolLM2-135M; 20 steps of it took five minutes on one core."""
+    llava, _, tokenizer = smollm2.write(tmp_path)
+    smollm2.write_processor(llava, tokenizer)
+    command = [*flags(drawn, tmp_path / "runs", LEXICAL), "--model.path", str(llava)]
+    finish(start(*command, "--optim.learning-rate", "1e-5", "--checkpoint.keep", "1"))
+    assert_whole(tmp_path / "runs" / "balcap", steps=STEPS)
+    words = " ".join(row["caption"] for row in read_jsonl(tmp_path / "runs/balcap/samples.jsonl"))
+    assert sum(word in words.lower().split() for word in ("the", "a", "of", "and", "is")) >= 2
