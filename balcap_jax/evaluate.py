@@ -18,6 +18,7 @@ from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs import disk_errors, write_jsonl_atomic
 
 PICTURES = 24  # held-out images that the gallery shows
+PICTURE_SIDE = 480  # pixels at most: twice what a page shows, since photos have ten times that
 
 
 def evaluate(
@@ -77,6 +78,7 @@ def caption_rows(
             id=example.id,
             caption=caption,
             reference=example.reference,
+            references=example.references,
             rewards=dict(zip(REWARDS, rewards[i], strict=True)),
             verdict=verdicts[i],
             units=judge.reference_units(example) if verdicts[i] is not None else (),
@@ -112,5 +114,7 @@ def write_evaluation(
         folder.mkdir(parents=True, exist_ok=True)
         for row, example in zip(rows, examples, strict=True):
             if row["image"] is not None and not (run / row["image"]).exists():
-                example.image.save(run / row["image"])
+                picture = example.image.copy()
+                picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+                picture.save(run / row["image"])
     write_jsonl_atomic(run / "evaluation" / f"{when}.jsonl", rows)

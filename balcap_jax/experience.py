@@ -157,6 +157,7 @@ def sample_rows(judged: Judged, judge: Judge, reward: RewardConfig, *, images: i
             caption_row,
             id=example.id,
             reference=example.reference,
+            references=example.references,
             units=judge.reference_units(example) if has_verdict else (),
         )
         rows += [

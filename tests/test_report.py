@@ -253,3 +253,29 @@ def test_smoothing_keeps_constants_and_does_not_lag():
     assert np.abs(smooth(noisy, width=2.0) - line)[6:-6].max() < 0.05
     np.testing.assert_array_equal(smooth(np.array([4.0]), width=0.0), [4.0])
     assert smooth(np.array([1.0, 2.0]), width=3.0).shape == (2,)
+
+
+def test_a_photo_shows_all_references_and_how_sure_the_judge_is(run):
+    verdict = VERDICT._replace(
+        assertions=(Assertion("a red circle", True, True, chance=0.625, weight=2.0),),
+        covered=(True, False, True),
+        unit_weights=(1.0, 0.5, 1.0),
+    )
+    rows = [
+        caption(
+            "x", 0, verdict=verdict, units=("red circle", "star", "red circle"),
+            references=("A red circle and a star.", "A red circle."),
+        )
+    ]  # fmt: skip
+    assert rows[0]["verdict"]["assertions"][0]["chance"] == 0.625
+    assert rows[0]["verdict"]["unit_weights"] == [1.0, 0.5, 1.0]
+    for when in ("before", "after"):
+        write_jsonl_atomic(run / "evaluation" / f"{when}.jsonl", rows)
+    report(run)
+    page = Page((run / "captions.html").read_text("utf-8"))
+    assert page.kinds[5:] == 2 * ["true", "covered", "missed"]
+    for text in ("References A red circle and a star.A red circle.", "a red circle 62 %"):
+        assert text in page.words
+    assert page.words.count("red circle ×2") == 2
+    markdown = (run / "captions.md").read_text("utf-8")
+    assert "References: A red circle and a star. / A red circle." in markdown

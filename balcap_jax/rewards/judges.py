@@ -10,16 +10,22 @@ from balcap_jax.rewards.scene_judge import SceneJudge
 from balcap_jax.rewards.verdicts import Judge
 
 
-def make_judge(judge: JudgeConfig, *, data: str | Path) -> Judge:
+def make_judge(judge: JudgeConfig, *, data: str | Path | None) -> Judge:
     """The judge that `judge.kind` names; its libraries are imported here.
 
     Args:
-      data: the data file, beside which reference units may be stored, or "scenes".
+      data: the data file, beside which reference units may be stored, "scenes", or None where the
+        captions come from no such data.
 
     Raises:
-      UserError: the judge lacks a setting or a library.
+      UserError: the judge lacks a setting or a library, or is not for these data.
     """
     if judge.kind == "lexical":
+        if str(data) == SCENES:
+            raise UserError(
+                "judge.kind='lexical' knows only the words of references, and data.path='scenes' "
+                "has the whole truth; set --judge.kind scene, or give photos by --data.path."
+            )
         from balcap_jax.rewards.lexical.judge import LexicalJudge  # noqa: PLC0415
 
         return LexicalJudge()
@@ -27,7 +33,7 @@ def make_judge(judge: JudgeConfig, *, data: str | Path) -> Judge:
         from balcap_jax.rewards.llm.judge import LLMJudge  # noqa: PLC0415
         from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path  # noqa: PLC0415
 
-        stored = None if str(data) == SCENES else StoredUnits(units_path(data))
+        stored = None if data is None or str(data) == SCENES else StoredUnits(units_path(data))
         return LLMJudge(judge, stored=stored)
     return SceneJudge()
 

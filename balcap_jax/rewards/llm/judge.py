@@ -84,14 +84,23 @@ class LLMJudge:
         """
         if (known := self._known_units(example)) is not None:
             return known
-        units = self.units_of([example])[0]
+        job = lambda batch: self._reference_units(batch, example)  # noqa: E731
+        units = self._all([job], what="units for", warn=False)[0]  # the error says it
         if units is None:
             raise UserError(
                 f"judge.model={self.judge.model!r} at {self.judge.base_url} made no "
                 f"reference units of example {example.id!r}: {self.last_failures}; "
-                "start the server, or mend the judge.* settings."
+                f"{self._remedy()}."
             )
         return units
+
+    def _remedy(self) -> str:
+        """What mends a judge that does not answer."""
+        if self.last_failures.startswith(("HTTP 401", "HTTP 403")):
+            return f"put the server's key into the environment variable {self.judge.key_env}"
+        if self.last_failures.startswith("HTTP 404"):
+            return "give --judge.model and --judge.base-url as the server has them"
+        return "start the server, or mend the judge.* settings"
 
     # ---- beyond it
 
@@ -116,10 +125,10 @@ class LLMJudge:
 
     # ---- one batch
 
-    def _all(self, jobs: Sequence["_Job[T]"], *, what: str) -> list[T | None]:
-        return self._loop.run(lambda: self._gather(jobs, what=what))
+    def _all(self, jobs: Sequence["_Job[T]"], *, what: str, warn: bool = True) -> list[T | None]:
+        return self._loop.run(lambda: self._gather(jobs, what=what, warn=warn))
 
-    async def _gather(self, jobs: Sequence["_Job[T]"], *, what: str) -> list[T | None]:
+    async def _gather(self, jobs: Sequence["_Job[T]"], *, what: str, warn: bool) -> list[T | None]:
         """The results of all jobs, which run at once; None for what failed or was late."""
         batch = _Batch(side=self.judge.image_side)
         tasks = [asyncio.ensure_future(job(batch)) for job in jobs]
@@ -142,16 +151,17 @@ class LLMJudge:
         self._ledger.failures(failures.total())
         self.last_failures = listing(failures)
         if failures:
-            self._say(failures.total(), len(jobs), what=what)
+            self._say(failures.total(), len(jobs), what=what, warn=warn)
         return [None if isinstance(o, BaseException) else o for o in outcomes]
 
-    def _say(self, lost: int, count: int, *, what: str) -> None:
+    def _say(self, lost: int, count: int, *, what: str, warn: bool) -> None:
         if self.judge.replay:
             raise UserError(
                 f"judge.replay=True found no {what} {lost} of {count} in {self.judge.cache}: "
                 f"{self.last_failures}; ask the model, without --judge.replay."
             )
-        _log.warning("no %s %d of %d: %s", what, lost, count, self.last_failures)
+        if warn:
+            _log.warning("no %s %d of %d: %s", what, lost, count, self.last_failures)
 
     # ---- one question
 

@@ -41,7 +41,7 @@ def make_units(config: UnitsConfig) -> Path:
         stored.add(source[index], units, model=config.judge.model, version=VERSION)
 
     # By row: the images are not needed to see what is there.
-    missing = [i for i, row in enumerate(source.rows) if not stored.has(row.id, row.caption)]
+    missing = [i for i, row in enumerate(source.rows) if not stored.has(row.id, row.reference)]
     with closing(LLMJudge(config.judge)) as judge:
         lost = _ask_all(
             missing, lambda part: judge.units_of([source[i] for i in part]), add, config=config
@@ -74,7 +74,7 @@ def recaption(config: RecaptionConfig) -> Path:
         shown = image.relative_to(folder) if image.is_relative_to(folder) else image
         new = {"image": str(shown), "caption": caption, "id": row.id, "prompt": row.prompt}
         with disk_errors(config.out):
-            file.write(to_json(new | {"original": row.caption}) + "\n")
+            file.write(to_json(new | {"original": row.reference}) + "\n")
             file.flush()
 
     missing = [i for i, row in enumerate(source.rows) if row.id not in done]
