@@ -19,8 +19,19 @@ from balcap_jax.judging import Judging
 from balcap_jax.metrics import Stopwatch
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rollout_queue import RolloutQueue
+from balcap_jax.sharding import BatchRows, make_mesh
 
 LATENCY, CONCURRENCY, IMAGES, GROUP, STEPS = 0.2, 64, 32, 16, 6
+
+
+class Data:
+    """The examples of a step, which are at hand."""
+
+    def __init__(self):
+        self.source = SceneSource("train", 10**6)
+
+    def step(self, number: int):
+        return [self.source[IMAGES * number + i] for i in range(IMAGES)], None
 
 
 class Device:
@@ -29,7 +40,7 @@ class Device:
     def __init__(self, seconds: float):
         self.seconds, self.count = seconds, 0
 
-    def generate(self, params, examples, key):
+    def generate(self, params, examples, key, *, images, prompts):
         time.sleep(self.seconds)
         self.count += 1
         return types.SimpleNamespace(rollout=(self.count, examples))
@@ -59,7 +70,12 @@ def measure(server: JudgeServer, *, overlap: int, device_seconds: float) -> tupl
         watch = Stopwatch()
         judging = Judging(judge, background=overlap > 0)
         queue = RolloutQueue(
-            config, SceneSource("train", 10**6), Device(device_seconds / 2), judging, watch
+            config,
+            Data(),
+            Device(device_seconds / 2),
+            judging,
+            watch,
+            rows=BatchRows.of(make_mesh(), IMAGES),
         )
         steps = []
         for step in range(STEPS + 2):
