@@ -5,6 +5,7 @@ while the device is busy for as long as the judging takes. The device is a pause
 leaves the host to the judge; all else is what `balcap train` runs.
 """
 
+import multiprocessing
 import tempfile
 import time
 import types
@@ -50,14 +51,14 @@ class Device:
         return [[f"{e.reference} This is {g} of {step}." for g in range(GROUP)] for e in examples]
 
 
-def measure(server: JudgeServer, *, overlap: int, device_seconds: float) -> tuple[float, float]:
+def measure(url: str, *, overlap: int, device_seconds: float) -> tuple[float, float]:
     """(seconds per step, of which the device waited) over the steps after the first two."""
     with tempfile.TemporaryDirectory() as folder:
         judge = LLMJudge(
             JudgeConfig(
                 kind="llm",
                 model="m",
-                base_url=server.url,
+                base_url=url,
                 concurrency=CONCURRENCY,
                 cache=Path(folder) / "cache.sqlite",
             )  # fmt: skip
@@ -90,11 +91,27 @@ def measure(server: JudgeServer, *, overlap: int, device_seconds: float) -> tupl
     return tuple(sum(row[f"seconds/{n}"] for row in kept) / STEPS for n in ("step", "judge"))
 
 
-if __name__ == "__main__":
+def serve(connection) -> None:
+    """The server, in a process of its own as servers are: it must not share our interpreter."""
     with JudgeServer(latency=LATENCY) as server:
-        _, alone = measure(server, overlap=0, device_seconds=0.0)
-        print(f"judging {IMAGES * GROUP} captions: {alone:.2f} s")
-        for overlap in (0, 1):
-            step, waited = measure(server, overlap=overlap, device_seconds=alone)
-            share = waited / step
-            print(f"overlap_steps={overlap}: step {step:.2f} s, waits {waited:.2f} s ({share:.1%})")
+        connection.send(server.url)
+        connection.recv()
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    url = here.recv()
+    _, alone = measure(url, overlap=0, device_seconds=0.0)
+    print(f"judging {IMAGES * GROUP} captions: {alone:.2f} s")
+    for overlap in (0, 1):
+        step, waited = measure(url, overlap=overlap, device_seconds=alone)
+        print(
+            f"overlap_steps={overlap}: step {step:.2f} s, waits {waited:.2f} s "
+            f"({waited / step:.1%}), beyond the device {step - alone:.2f} s "
+            f"({(step - alone) / step:.1%})"
+        )
+    here.send(None)
+    process.join()
