@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from balcap_jax.rewards.lexical.statements import Statement, read
-from balcap_jax.rewards.lexical.vocabulary import COCO_CLASSES, PERSONS, SPELLINGS
+from balcap_jax.rewards.lexical.vocabulary import COCO_CLASSES, SPELLINGS, WIDER_PERSONS
 from balcap_jax.rewards.lexical.wordnet import ancestors, levels_up, parents, photo_senses, synonyms
 
 # How a word stands to a known one, the closest first: the same thing; more general ("animal" where
@@ -126,7 +126,7 @@ def relate(word: str, known: str) -> Relation:
     up, down = levels_up(word, known), levels_up(known, word)
     if 0 in (up, down) or synonyms(word, known, "n"):
         return "same"
-    if word == "person" and known in PERSONS:
+    if known in WIDER_PERSONS.get(word, ()):
         return "general"
     if down is not None and down <= _LEVELS_GENERAL:
         return "general"
@@ -136,7 +136,7 @@ def relate(word: str, known: str) -> Relation:
         return "derived"
     if up is not None and up <= _LEVELS_SPECIFIC:
         return "specific"
-    if known == "person" and word in PERSONS:
+    if word in WIDER_PERSONS.get(known, ()):
         return "specific"
     return "sibling" if _above(word) & _above(known) else "none"
 

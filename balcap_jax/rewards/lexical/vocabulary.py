@@ -52,6 +52,8 @@ MALE = frozenset("man boy father son husband groom businessman brother grandfath
 FEMALE = frozenset("woman girl mother daughter wife bride sister grandmother queen mom".split())
 YOUNG = frozenset("boy girl child baby infant teenager".split())
 PERSONS = MALE | FEMALE | YOUNG | {"person", "adult", "crowd", "family", "couple"}
+# Who is meant by these words: WordNet's girls are no children, its men no adults.
+WIDER_PERSONS = {"person": PERSONS, "child": YOUNG, "adult": (MALE | FEMALE) - YOUNG}
 
 # Adjectives that are a matter of size or age: seldom wrong, seldom confirmed.
 RELATIVE = frozenset(
