@@ -29,6 +29,7 @@ class Judged(NamedTuple):
       lengths: of the captions, in the unit of the length control.
       words: of the captions.
       token_counts: of the captions, the stop token included.
+      praises, comments: the caption praises itself, or comments on the image.
     """
 
     examples: Sequence[Example]
@@ -40,6 +41,8 @@ class Judged(NamedTuple):
     reference_lengths: Num[np.ndarray, " b"]
     words: Num[np.ndarray, "b g"]
     token_counts: Int[np.ndarray, "b g"]
+    praises: Bool[np.ndarray, "b g"]
+    comments: Bool[np.ndarray, "b g"]
 
     @property
     def lost(self) -> float:
@@ -85,6 +88,8 @@ def reward_captions(
         reference_lengths=reference_lengths,
         words=words,
         token_counts=np.asarray(token_counts, np.int32),
+        praises=np.array([praises_itself(text) for text in texts], bool).reshape(images, group),
+        comments=np.array([comments(text) for text in texts], bool).reshape(images, group),
     )
 
 
@@ -92,7 +97,8 @@ def of_whole_batch(judged: Judged, rows: BatchRows) -> Judged:
     """With the numbers of all hosts' captions, on every host; texts and verdicts stay its own."""
     numbers = {
         name: getattr(judged, name)
-        for name in ("rewards", "kept", "lengths", "reference_lengths", "words", "token_counts")
+        for name in judged._fields
+        if name not in ("examples", "captions", "verdicts")
     }
     return judged._replace(**gather_rows(rows, numbers))
 
@@ -137,12 +143,11 @@ def rollout_metrics(
 ) -> dict[str, Any]:
     """The part of a metrics row that the rollout and its rewards fill."""
     valid = judged.valid
-    texts = [text for group in judged.captions for text in group]
     return {
         **reward_metrics(reward.names, judged.rewards, judged.kept),
         **length_metrics(judged.lengths, judged.reference_lengths, judged.words, ~rollout_ended),
-        "self_praise": float(np.mean([praises_itself(text) for text in texts])),
-        "commentary": float(np.mean([comments(text) for text in texts])),
+        "self_praise": float(judged.praises.mean()),
+        "commentary": float(judged.comments.mean()),
         "no_signal": float((~valid).mean()),
         "advantage/rms": float(np.sqrt(np.mean(advantages[valid] ** 2))) if valid.any() else 0.0,
     }
