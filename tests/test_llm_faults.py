@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import pytest
 from judge_server import STALL, JudgeServer, judge, outage, schedule
@@ -79,7 +80,7 @@ def test_two_thousand_captions_through_faults_are_as_without(truth, tmp_path):
 def test_an_outage_is_no_signal_and_what_came_before_it_is_kept(truth, tmp_path, caplog):
     examples, captions, verdicts = (values[:200] for values in truth)
     with JudgeServer(fault=outage(100)) as server:
-        asker = LLMJudge(settings(server, tmp_path, deadline=1.0, backoff=0.2))
+        asker = LLMJudge(settings(server, tmp_path, deadline=4.0, backoff=0.2))
         with caplog.at_level(logging.WARNING):
             during = judged(asker, examples, captions)
         lost = sum(verdict is None for verdict in during)
@@ -90,6 +91,8 @@ def test_an_outage_is_no_signal_and_what_came_before_it_is_kept(truth, tmp_path,
         assert "no connection" in asker.last_failures or "judge.deadline" in asker.last_failures
         assert asker.lap()["failures"] == lost
 
+        asker.close()
+        time.sleep(0.5)  # what was cancelled on its way has come
         server.fault = lambda _: None
         before = server.calls
         assert judged(LLMJudge(settings(server, tmp_path)), examples, captions) == verdicts
