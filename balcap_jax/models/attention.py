@@ -124,10 +124,24 @@ def attend_prompt_and_past(
     )
     k, v = (x.reshape(B * G, *x.shape[2:]) for x in past)
     from_past, past_lse = attend(q.reshape(B * G, T, N, H), k, v, past_mask[None])
-    odds = prompt_lse.reshape(B, G, T, N, 1) - past_lse.reshape(B, G, T, N, 1)
-    merged = jax.nn.sigmoid(odds) * from_prompt.reshape(q.shape)
-    merged += jax.nn.sigmoid(-odds) * from_past.reshape(q.shape)
+    merged = merge(
+        from_prompt.reshape(q.shape),
+        prompt_lse.reshape(B, G, T, N),
+        from_past.reshape(q.shape),
+        past_lse.reshape(B, G, T, N),
+    )
     return checkpoint_name(merged.astype(q.dtype), OUTPUT)
+
+
+def merge(
+    one: Float[Array, "*b h"],
+    one_lse: Float[Array, "*b"],
+    other: Float[Array, "*b h"],
+    other_lse: Float[Array, "*b"],
+) -> Float[Array, "*b h"]:
+    """Attention over two sets of keys, of that over each and the log-sum-exp of its scores."""
+    odds = (one_lse - other_lse)[..., None]
+    return jax.nn.sigmoid(odds) * one + jax.nn.sigmoid(-odds) * other
 
 
 def attend_group(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from balcap_jax.models.attention import KV, attend_by_heads
+from balcap_jax.models.attention import KV, attend_by_heads, merge
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.layers import Params
 from balcap_jax.sharding import BATCH_AXES, constrain, tensor_shards
@@ -188,9 +188,7 @@ def attend_prompt_and_slots(
     def apart(x):  # [b k g *] -> [n k *]
         return x.swapaxes(1, 2).reshape(N, K, *x.shape[3:])
 
-    odds = (apart(prompt_lse) - past_lse[:, :, 0])[..., None]
-    merged = jax.nn.sigmoid(odds) * apart(from_prompt)
-    merged += jax.nn.sigmoid(-odds) * from_past[:, :, 0]
+    merged = merge(apart(from_prompt), apart(prompt_lse), from_past[:, :, 0], past_lse[:, :, 0])
     return merged.astype(q.dtype)
 
 
