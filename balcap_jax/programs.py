@@ -43,21 +43,7 @@ def make_programs(
         "max_new_tokens": config.rollout.max_new_tokens,
         "clock": clock,
     }
-    optimizer = make_optimizer(
-        learning_rate=config.optim.learning_rate,
-        warmup_steps=config.optim.warmup_steps,
-        total_steps=config.steps * config.rl.updates_per_rollout,
-        schedule=config.optim.schedule,
-        weight_decay=config.optim.weight_decay,
-        b1=config.optim.b1,
-        b2=config.optim.b2,
-        max_grad_norm=config.optim.max_grad_norm,
-    )
-    shared = {
-        "temperature": config.rollout.temperature,
-        "banned_tokens": policy.config.banned_tokens,
-        "micro_batches": config.rl.micro_batches,
-    }
+    optimizer = optimizer_of(config)
     return Programs(
         captioner=Captioner(
             policy,
@@ -77,16 +63,49 @@ def make_programs(
             **sampling,
         ),
         optimizer=optimizer,
-        update=make_update(
-            policy,
-            optimizer,
-            mesh,
-            clip_low=config.rl.clip_low,
-            clip_high=config.rl.clip_high,
-            loss_normaliser=config.rl.loss_normaliser,
-            kl_coef=config.rl.kl_coef,
-            train_vision=config.model.train_vision,
-            **shared,
-        ),
-        reference_logprobs=make_reference_logprobs(policy, mesh, **shared),
+        update=update_of(config, policy, optimizer, mesh),
+        reference_logprobs=make_reference_logprobs(policy, mesh, **_forward(config, policy)),
     )
+
+
+def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
+    """The optimizer of a run with these settings."""
+    return make_optimizer(
+        learning_rate=config.optim.learning_rate,
+        warmup_steps=config.optim.warmup_steps,
+        total_steps=config.steps * config.rl.updates_per_rollout,
+        schedule=config.optim.schedule,
+        weight_decay=config.optim.weight_decay,
+        b1=config.optim.b1,
+        b2=config.optim.b2,
+        max_grad_norm=config.optim.max_grad_norm,
+    )
+
+
+def update_of(
+    config: TrainConfig,
+    policy: VisionLanguagePolicy,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[..., Any]:
+    """The update of a run with these settings; `balcap plan` compiles the same one."""
+    return make_update(
+        policy,
+        optimizer,
+        mesh,
+        clip_low=config.rl.clip_low,
+        clip_high=config.rl.clip_high,
+        loss_normaliser=config.rl.loss_normaliser,
+        kl_coef=config.rl.kl_coef,
+        train_vision=config.model.train_vision,
+        **_forward(config, policy),
+    )
+
+
+def _forward(config: TrainConfig, policy: VisionLanguagePolicy) -> dict[str, Any]:
+    """What update and reference compute logprobs with."""
+    return {
+        "temperature": config.rollout.temperature,
+        "banned_tokens": policy.config.banned_tokens,
+        "micro_batches": config.rl.micro_batches,
+    }

@@ -20,8 +20,9 @@ from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import make_policy
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.rl.train_state import TrainState, make_optimizer, state_shapes, state_shardings
-from balcap_jax.rl.update import Batch, make_update
+from balcap_jax.programs import optimizer_of, update_of
+from balcap_jax.rl.train_state import TrainState, state_shapes, state_shardings
+from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.sampling import caption_keys, sample
 from balcap_jax.sharding import BATCH_AXES, batch_shards, make_mesh
 
@@ -72,16 +73,7 @@ class Step:
             config.model.attention, dtype=config.model.dtype, head_dims=heads, device=devices[0]
         )
         self.policy = dataclasses.replace(self.policy, attention=attends)
-        self.optimizer = make_optimizer(
-            learning_rate=config.optim.learning_rate,
-            warmup_steps=config.optim.warmup_steps,
-            total_steps=config.steps * config.rl.updates_per_rollout,
-            schedule=config.optim.schedule,
-            weight_decay=config.optim.weight_decay,
-            b1=config.optim.b1,
-            b2=config.optim.b2,
-            max_grad_norm=config.optim.max_grad_norm,
-        )
+        self.optimizer = optimizer_of(config)
         _check_batch(config, self.mesh)
         preset = Preset(
             model,
@@ -162,23 +154,8 @@ class Step:
                 )
             if self.config.model.train_vision:
                 batch = batch._replace(features=None)
-            return self._update(policy).trace(state, batch)
-
-    def _update(self, policy: VisionLanguagePolicy) -> Any:
-        config = self.config
-        return make_update(
-            policy,
-            self.optimizer,
-            self.mesh,
-            clip_low=config.rl.clip_low,
-            clip_high=config.rl.clip_high,
-            loss_normaliser=config.rl.loss_normaliser,
-            kl_coef=config.rl.kl_coef,
-            train_vision=config.model.train_vision,
-            temperature=config.rollout.temperature,
-            banned_tokens=policy.config.banned_tokens,
-            micro_batches=config.rl.micro_batches,
-        ).__wrapped__
+            update = update_of(self.config, policy, self.optimizer, self.mesh).__wrapped__
+            return update.trace(state, batch)
 
     def compile(self, traced: Any) -> Any:
         """The program for the devices."""
