@@ -47,14 +47,6 @@ def evaluate(
     return summary_of(rows), rows
 
 
-def score_captions(
-    judge: Judge, examples: Sequence[Example], captions: Sequence[str]
-) -> tuple[dict[str, Any], list[dict]]:
-    """(summary, a row per caption): all three rewards, the linguistic one unmasked."""
-    rows = caption_rows(judge, examples, captions, places=range(len(captions)))
-    return summary_of(rows), rows
-
-
 def caption_rows(
     judge: Judge,
     examples: Sequence[Example],
