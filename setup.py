@@ -15,6 +15,7 @@ TEST = [
     "nbformat>=5.10",
     "ipykernel>=6.29",
     "ruff>=0.9",
+    "import-linter>=2.1",
 ]
 
 setup(
@@ -64,5 +65,5 @@ setup(
         # Where torch is not wanted: the parity tests then skip with a reason.
         "test-without-torch": TEST,
     },
-    entry_points={"console_scripts": ["balcap = balcap_jax.cli:main"]},
+    entry_points={"console_scripts": ["balcap = balcap_jax.cli.main:main"]},
 )

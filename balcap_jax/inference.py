@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from balcap_jax.errors import UserError
-from balcap_jax.models import hf_weights
-from balcap_jax.models.hf_inputs import split_prompts
-from balcap_jax.models.hf_weights import save_pretrained
-from balcap_jax.models.layers import Params
+from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.hf import weights as hf_weights
+from balcap_jax.models.hf.inputs import split_prompts
+from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.rollout.sampling import caption_keys, sample
 
@@ -33,7 +33,8 @@ def load_pretrained(
 
     Args:
       dtype: of the weights and of the computation, "bfloat16" or "float32".
-      mesh: from `balcap_jax.sharding.make_mesh`: each device gets its part of every weight.
+      mesh: from `balcap_jax.parallel.sharding.make_mesh`: each device gets its part of every
+        weight.
 
     Raises:
       UserError: folder, config.json or weights are missing, damaged or of another model.
@@ -73,7 +74,7 @@ def generate(
             "least 0; set them so."
         )
     config = policy.config
-    prompts = split_prompts(config, inputs)
+    prompts = split_prompts(policy.layout, inputs)
     keys = caption_keys(jax.random.key(seed), np.arange(len(prompts.last_token)), group_size=1)
     rollout = sample(
         policy,

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from balcap_jax.data.examples import PROMPT, Box, Example
+from balcap_jax.config.sections import PROMPT
+from balcap_jax.data.examples import Box, Example
 
 NO_IMAGE = Image.new("RGB", (1, 1))
 

@@ -29,7 +29,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Shapes and dtypes are checked in tests only; the library itself pays nothing for them. The rooms
 # that work on words have no arrays, and checking each of their many small calls takes minutes.
 SHAPED = (
-    "models", "rollout", "rl", "sharding", "metrics", "experience", "report", "checkpoint", "runs",
-    "data.processing", "data.row_index", "data.coco_files", "data.order", "rewards.captions",
+    "models", "rollout", "rl", "parallel.sharding", "reporting", "runs", "training.metrics",
+    "training.experience", "training.checkpoint", "data.prompts", "data.row_index",
+    "data.coco_files", "data.order", "rewards.captions", "rewards.capscore",
 )  # fmt: skip
 install_import_hook([f"balcap_jax.{name}" for name in SHAPED], "beartype.beartype")

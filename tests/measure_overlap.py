@@ -13,14 +13,15 @@ from pathlib import Path
 
 from judge_server import JudgeServer
 
-from balcap_jax.config import RolloutConfig, TrainConfig
-from balcap_jax.config_judge import JudgeConfig
-from balcap_jax.data.scenes import SceneSource
-from balcap_jax.judging import Judging
-from balcap_jax.metrics import Stopwatch
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.sections import RolloutConfig
+from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.parallel.sharding import BatchRows, make_mesh
 from balcap_jax.rewards.llm.judge import LLMJudge
-from balcap_jax.rollout_queue import RolloutQueue
-from balcap_jax.sharding import BatchRows, make_mesh
+from balcap_jax.runs.stopwatch import Stopwatch
+from balcap_jax.training.judge_queue import JudgeQueue
+from balcap_jax.training.rollout_queue import RolloutQueue
 
 LATENCY, CONCURRENCY, IMAGES, GROUP, STEPS = 0.2, 64, 32, 16, 6
 
@@ -69,7 +70,7 @@ def measure(url: str, *, overlap: int, device_seconds: float) -> tuple[float, fl
             rollout=RolloutConfig(group_size=GROUP, overlap_steps=overlap),
         )
         watch = Stopwatch()
-        judging = Judging(judge, background=overlap > 0)
+        judging = JudgeQueue(judge, background=overlap > 0)
         queue = RolloutQueue(
             config,
             Data(),

@@ -3,16 +3,16 @@
 import dataclasses
 from pathlib import Path
 
-from balcap_jax.config import (
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     MeshConfig,
     OptimConfig,
     RolloutConfig,
-    TrainConfig,
 )
-from balcap_jax.models.hf_weights import load_pretrained
+from balcap_jax.models.hf.weights import load_pretrained
 
 BASE = Path(__file__).parents[1] / "balcap_jax" / "assets" / "base"
 

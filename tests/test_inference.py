@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import balcap_jax
 from balcap_jax.errors import UserError
-from balcap_jax.sharding import make_mesh
+from balcap_jax.parallel.sharding import make_mesh
 
 COUNTS = (1, 2, 0)
 

@@ -8,18 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from balcap_jax.models.config import DecoderConfig
-from balcap_jax.models.geometry import (
-    patch_positions,
-    token_positions,
-    window_ids,
-    window_patches,
-)
+from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.geometry import patch_positions, token_positions, window_ids, window_patches
 from balcap_jax.models.inputs import ImagePatches, Prompts
-from balcap_jax.models.layers import Params
-from balcap_jax.models.layouts import pad_windows
+from balcap_jax.models.padding import pad_windows
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
-from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig, VisionConfig
+from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, VisionConfig
+from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 
 PAD, STOP, VISION_START, VISION_END, IMAGE, VIDEO = 0, 1, 2, 3, 4, 5
 FIRST_TEXT = 6  # ids from here on are words

@@ -8,7 +8,7 @@ import tiny
 from PIL import Image
 
 from balcap_jax.data.examples import Example
-from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
+from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
 SPECIAL = ("<pad>", "<stop>", "<vision_start>", "<vision_end>", "<image>", "<video>")
 WORDS = ("describe", "the", "image", "a", "red", "blue", "square", "circle", "left", "of", ".")

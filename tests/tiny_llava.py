@@ -9,10 +9,10 @@ import tiny
 import tiny_hf
 
 from balcap_jax.models.config import DecoderConfig
+from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.inputs import ImagePatches, Prompts
-from balcap_jax.models.layers import Params
-from balcap_jax.models.llava import Llava
-from balcap_jax.models.llava_config import ClipConfig, LlavaConfig
+from balcap_jax.models.llava.config import ClipConfig, LlavaConfig
+from balcap_jax.models.llava.policy import Llava
 
 PAD, BOS, STOP, IMAGE = 0, 1, 2, 3
 FIRST_TEXT = 4  # ids from here on are words

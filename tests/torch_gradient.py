@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from balcap_jax.models.hf_keys import key_table
-from balcap_jax.models.hf_weights import _export
+from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.families import family_of
+from balcap_jax.models.hf.weights import _export
 from balcap_jax.models.inputs import Prompts
-from balcap_jax.models.layers import Params
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 
@@ -78,7 +78,7 @@ def assert_equal_gradients(
       tower: what the tower's keys have in their names.
       unread: torch may have no gradient of a parameter, where ours is then 0.
     """
-    ours, table = _export(policy, gradient, None), key_table(policy.config)
+    ours, table = _export(policy, gradient, None), family_of(policy.config).keys(policy.config)
     compared = 0
     for key, parameter in hf.named_parameters():
         mine = ours.pop(table.normalise(key))

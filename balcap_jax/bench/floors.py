@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from balcap_jax.bench.flops import count, without_remat
 from balcap_jax.bench.step_ours import Ours, new_update
-from balcap_jax.bench.workload import abstract, size_of
+from balcap_jax.plan.workloads.flops import count, without_remat
+from balcap_jax.plan.workloads.workload import abstract, size_of
 from balcap_jax.rl.train_state import split_trainable
 from balcap_jax.rollout.sampling import sample
 
@@ -98,7 +98,7 @@ def update_work(side: Ours) -> Work:
     Bytes: parameters and moments read and written once, gradients in float32 written and read
     once; no activations. Flops: the model's, without what is made again in the backward pass.
     """
-    trainable, _ = split_trainable(side.state.params, train_vision=False)
+    trainable, _ = split_trainable(side.state.params, frozen=side.policy.vision_paths)
     gradients = 4 * sum(x.size for x in jax.tree.leaves(trainable))
     moved = 2 * (size_of(trainable) + size_of(side.state.opt_state) + gradients)
     with without_remat(), jax.set_mesh(side.mesh):

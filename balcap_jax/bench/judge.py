@@ -17,7 +17,7 @@ from rich.table import Table
 
 from balcap_jax.bench import bag_of_words
 from balcap_jax.bench.judge_data import HumanLabels, Labelled, Rated, read_labels
-from balcap_jax.config import REWARDS
+from balcap_jax.config.sections import REWARDS
 from balcap_jax.data.examples import Example
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.lexical.judge import LexicalJudge

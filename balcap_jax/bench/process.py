@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from balcap_jax.metrics import peak_memory_mb
+from balcap_jax.runs.stopwatch import peak_memory_mb
 
 
 def in_process(module: str, *arguments: str) -> dict[str, Any]:

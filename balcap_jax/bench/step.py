@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from balcap_jax.bench import floors
-from balcap_jax.bench.presets import Preset, preset_of
 from balcap_jax.bench.step_hf import HuggingFace, check_installed, write_inputs
 from balcap_jax.bench.step_memory import Memory, memory_of
 from balcap_jax.bench.step_ours import Ours, plain_checksum
 from balcap_jax.bench.step_profile import rollout_parts, update_parts
 from balcap_jax.errors import UserError
+from balcap_jax.plan.workloads.presets import Preset, preset_of
 
 PARTS = ("rollout", "update")
 # Larger than caches; a GPU needs more work to be busy.

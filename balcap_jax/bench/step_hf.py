@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from balcap_jax.bench.presets import LEARNING_RATE, Preset
 from balcap_jax.errors import UserError
-from balcap_jax.models.hf_weights import save_pretrained
-from balcap_jax.rl.train_state import VISION
+from balcap_jax.models.families import family_of
+from balcap_jax.models.hf.weights import save_pretrained
+from balcap_jax.plan.workloads.presets import LEARNING_RATE, Preset
 
 Arrays = dict[str, np.ndarray]
 WEIGHTS, CAPTIONS, PROMPTS = "policy", "captions.npz", "prompts.npz"
@@ -50,10 +50,11 @@ class HuggingFace:
             attn_implementation="sdpa",
             local_files_only=True,
         ).to(self.device)
+        vision = family_of(preset.config).vision_paths
         for name, parameter in self.model.named_parameters():
             # Out of the mapped file into memory of its own, as after a first step of training.
             parameter.data = parameter.data.clone()
-            parameter.requires_grad = not any(part in name for part in VISION)
+            parameter.requires_grad = not any(part in name for part in vision)
         self.at_once = preset.torch_sequences or preset.batch * preset.group
         if self.at_once < preset.batch * preset.group:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from balcap_jax.bench.presets import preset_of
 from balcap_jax.bench.process import in_process, peak_bytes
 from balcap_jax.errors import UserError
+from balcap_jax.plan.workloads.presets import preset_of
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from balcap_jax.bench.presets import LEARNING_RATE, Preset
-from balcap_jax.bench.workload import RandomProcessor, random_objective, random_params
 from balcap_jax.models.families import make_policy
 from balcap_jax.models.logprobs import completion_logprobs, policy_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.parallel.sharding import make_mesh, shard_batch
+from balcap_jax.plan.workloads.presets import LEARNING_RATE, Preset
+from balcap_jax.plan.workloads.workload import RandomProcessor, random_objective, random_params
 from balcap_jax.rl.losses import mean_of, policy_loss
 from balcap_jax.rl.train_state import init_state, make_optimizer
 from balcap_jax.rl.update import Batch, make_update
 from balcap_jax.rollout.rollout import Captioner
-from balcap_jax.sharding import make_mesh, shard_batch
 
 
 class Ours:
@@ -40,7 +40,11 @@ class Ours:
         self.optimizer = make_optimizer(learning_rate=LEARNING_RATE)
         self.apply = new_update(self)
         self.state = init_state(
-            self.mesh, random_params(self.policy, self.mesh), self.optimizer, keep=False
+            self.mesh,
+            random_params(self.policy, self.mesh),
+            self.optimizer,
+            frozen=self.policy.vision_paths,
+            keep=False,
         )
         self.objective = random_objective(preset)
         self.rounds = 0

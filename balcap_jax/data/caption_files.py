@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.examples import PROMPT
 from balcap_jax.data.images import BadImageError, open_image
 from balcap_jax.data.photos import CHECKED, Photos
 from balcap_jax.data.row_index import RowTexts, head, index_lines
@@ -137,7 +137,7 @@ def _captions(values: dict[str, Any], *, where: str) -> tuple[str, ...]:
 def _scene(value: Any, *, where: str) -> Any:
     if value is None:
         return None
-    from balcap_jax.data.scenes import Scene
+    from balcap_jax.scenes.world import Scene
 
     try:
         return Scene.from_json(value)

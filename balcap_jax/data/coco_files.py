@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.examples import PROMPT, Box
+from balcap_jax.data.examples import Box
 from balcap_jax.data.row_index import json_items
 from balcap_jax.data.rows import Row
 from balcap_jax.errors import UserError
@@ -132,7 +133,7 @@ def _whole(values: dict, name: str, where: str) -> int:
     value = values.get(name)
     if not isinstance(value, int):
         raise UserError(
-            f'{where} has "{name}": {rows.shown(value)}, which must be a whole number; mend it or '
+            f'{where} has "{name}": {rows.shown(value)}, which must be a whole number; fix it or '
             "give a file of COCO's."
         )
     return value

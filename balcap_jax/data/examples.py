@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 from PIL import Image
 
 if TYPE_CHECKING:
-    from balcap_jax.data.scenes import Scene
-
-PROMPT = "Describe the image."
+    from balcap_jax.scenes.world import Scene
 
 
 class Box(NamedTuple):

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.examples import PROMPT
 from balcap_jax.data.row_index import RowTexts, json_items, row_index
 from balcap_jax.data.rows import Row
 from balcap_jax.errors import UserError
@@ -118,7 +118,7 @@ def _why_unused(values: Any, *, where: str) -> str | None:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{where} has the conversation {rows.shown(values['conversations'])}, whose turns must "
-            'be like {"from": "human", "value": "..."}; mend or remove the row.'
+            'be like {"from": "human", "value": "..."}; fix or remove the row.'
         ) from error
     if not answer.strip():
         return "without an answer"

@@ -10,9 +10,8 @@ from jaxtyping import Int
 
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.order import step_places
-from balcap_jax.data.processing import Processor
-from balcap_jax.models.inputs import Prompts
-from balcap_jax.models.layouts import Row
+from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.models.inputs import Prompts, Row
 
 
 class Loaded(NamedTuple):
@@ -45,7 +44,7 @@ class Loader:
         Args:
           count: examples of a step, on all hosts together.
           steps: of the run; nothing is prepared for later ones.
-          rows: those of a step that this host holds (`BatchRows.held`), from 0; by default all.
+          rows: those of a step that this host holds (`BatchRows.local_rows`), from 0; default: all.
           workers: threads that open and process images.
           ahead: steps that are prepared while one is used. In memory are at most `ahead + 1` steps.
         """

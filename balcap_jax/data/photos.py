@@ -68,7 +68,7 @@ class BadImages:
     def _remedy(self) -> str:
         if set(self.reasons.values()) == {_MISSING}:
             return "give the folder that the paths start from as --data.images"
-        return "mend them"
+        return "fix them"
 
     def _listing(self) -> str:
         """The first few with their reasons."""

@@ -9,7 +9,7 @@ from balcap_jax.data.examples import Box
 from balcap_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from balcap_jax.data.scenes import Scene
+    from balcap_jax.scenes.world import Scene
 
 
 class Row(NamedTuple):
@@ -42,7 +42,7 @@ def text(value: Any, *, name: str, where: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise UserError(
-            f'{where} has "{name}": {shown(value)}, which must be a text that is not empty; mend '
+            f'{where} has "{name}": {shown(value)}, which must be a text that is not empty; fix '
             "it or remove the row."
         )
     return value
@@ -56,7 +56,7 @@ def texts(value: Any, *, name: str, where: str) -> tuple[str, ...]:
     """
     if not isinstance(value, list) or not value:
         raise UserError(
-            f'{where} has "{name}": {shown(value)}, which must be a list of texts; mend it or '
+            f'{where} has "{name}": {shown(value)}, which must be a list of texts; fix it or '
             "remove the row."
         )
     return tuple(text(item, name=name, where=where) for item in value)
@@ -82,7 +82,7 @@ def boxes(value: Any, *, where: str) -> tuple[Box, ...]:
         if not ok:
             raise UserError(
                 f'{where} has the box {shown(item)}, which must be like {{"label": "dog", "box": '
-                "[left, top, right, bottom]} in shares of width and height from 0 to 1; mend or "
+                "[left, top, right, bottom]} in shares of width and height from 0 to 1; fix or "
                 "remove it."
             )
         found.append(Box(label, left, top, right, bottom))

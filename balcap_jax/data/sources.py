@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from balcap_jax.config import DataConfig
+from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source
@@ -12,7 +12,7 @@ from balcap_jax.data.llava_files import LlavaRows
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.row_index import head
 from balcap_jax.data.rows import Row
-from balcap_jax.data.scenes import SceneSource
+from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.data.tfds_folders import TfdsRows, find_folder
 from balcap_jax.errors import UserError
 

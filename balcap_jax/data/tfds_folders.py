@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.examples import PROMPT, Box
+from balcap_jax.data.examples import Box
 from balcap_jax.data.rows import Row
 from balcap_jax.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.rotary import RopeScaling
+from balcap_jax.models.decoder.rotary import RopeScaling
 
 # Entries of a decoder that are numbers above 0 in every config.json.
 DECODER_SIZES = (

@@ -1,29 +1,30 @@
 """The model families: which configuration and which policy a config.json means."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 from jax.typing import DTypeLike
 
 from balcap_jax.errors import UserError
-from balcap_jax.models import llava_config, qwen2_5_vl_config
 from balcap_jax.models.config import PolicyConfig, read_json
-from balcap_jax.models.llava import Llava
+from balcap_jax.models.family import Family
+from balcap_jax.models.layout import Layout
+from balcap_jax.models.llava.config import MODEL_TYPE as LLAVA
+from balcap_jax.models.llava.family import FAMILY as LLAVA_FAMILY
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.models.qwen2_5_vl import Qwen2_5_VL
+from balcap_jax.models.qwen2_5_vl.config import MODEL_TYPE as QWEN2_5_VL
+from balcap_jax.models.qwen2_5_vl.family import FAMILY as QWEN2_5_VL_FAMILY
+
+FAMILIES = {QWEN2_5_VL: QWEN2_5_VL_FAMILY, LLAVA: LLAVA_FAMILY}
 
 
-class Family(NamedTuple):
-    """How one `model_type` is read and computed."""
-
-    config: type[PolicyConfig]
-    policy: type[VisionLanguagePolicy]
+def family_of(config: PolicyConfig) -> Family:
+    """The family that `config` belongs to."""
+    return next(family for family in FAMILIES.values() if family.config is type(config))
 
 
-FAMILIES = {
-    qwen2_5_vl_config.MODEL_TYPE: Family(qwen2_5_vl_config.Qwen2_5_VLConfig, Qwen2_5_VL),
-    llava_config.MODEL_TYPE: Family(llava_config.LlavaConfig, Llava),
-}
+def layout_of(config: PolicyConfig) -> Layout:
+    """How the family of `config` lays out images and tokens."""
+    return family_of(config).layout(config)
 
 
 def load_config(folder: str | Path) -> PolicyConfig:
@@ -68,5 +69,4 @@ def make_policy(
     config: PolicyConfig, *, dtype: DTypeLike = "float32", remat: str = "none"
 ) -> VisionLanguagePolicy:
     """The computation for these sizes."""
-    kind = next(f.policy for f in FAMILIES.values() if f.config is type(config))
-    return kind(config, dtype=dtype, remat=remat)
+    return family_of(config).policy(config, dtype=dtype, remat=remat)

@@ -2,8 +2,11 @@
 
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy import ndarray
+
+from balcap_jax.models.geometry import Grid
 
 # Made on the host by numpy, traced on the device by JAX.
 AnyArray = Array | ndarray
@@ -49,3 +52,18 @@ class Prompts(NamedTuple):
     last_token: Int[AnyArray, " b"]
     last_position: Int[AnyArray, " b"]
     images: ImagePatches
+
+
+class CutImage(NamedTuple):
+    """One image as flattened patches, and its rows and columns of patches."""
+
+    pixels: Float[np.ndarray, "s c"]
+    grid: Grid
+
+
+class Row(NamedTuple):
+    """One prompt before padding, its last token still in place."""
+
+    tokens: Int[np.ndarray, " t"]
+    positions: Int[np.ndarray, "axes t"]
+    images: ImagePatches  # without the batch axis

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.sharding import over_batch
+from balcap_jax.parallel.sharding import over_batch
 
 LOG_SUM = "log_sum"  # its name for checkpoints
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +22,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from balcap_jax.models.attention import (
-    KV,
-    attend_causal,
-    join_group,
-    parts_of_group,
-)
-from balcap_jax.models.attention_backends import Attention, choose
+from balcap_jax.models.attention.backends import Attention, choose
+from balcap_jax.models.attention.plain import KV, attend_causal, join_group, parts_of_group
 from balcap_jax.models.config import PolicyConfig
-from balcap_jax.models.decoder import DecoderLayer
-from balcap_jax.models.decoding import (
+from balcap_jax.models.decoder.decode_step import (
     Cache,
     DecodeWeights,
     LayerWeights,
@@ -41,12 +35,14 @@ from balcap_jax.models.decoding import (
     layer_weights,
     rms_norm,
 )
-from balcap_jax.models.hf_inputs import PaddedPrompts, padded_prompts
+from balcap_jax.models.decoder.layer import DecoderLayer
+from balcap_jax.models.decoder.layers import Definition, Params, RMSNorm
+from balcap_jax.models.decoder.remat import check_remat, rematerialise
+from balcap_jax.models.decoder.rotary import axis_angles, rotary_frequencies, text_angles
+from balcap_jax.models.hf.inputs import PaddedPrompts, padded_prompts
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
-from balcap_jax.models.layers import Definition, Params, RMSNorm
-from balcap_jax.models.remat import check_remat, rematerialise
-from balcap_jax.models.rotary import axis_angles, rotary_frequencies, text_angles
-from balcap_jax.sharding import (
+from balcap_jax.models.layout import Layout
+from balcap_jax.parallel.sharding import (
     BATCH_AXES,
     constrain,
     constrain_images,
@@ -80,7 +76,17 @@ class VisionLanguagePolicy(ABC):
         if self.attention != "auto":  # that needs a look at the devices, and always fits
             _ = self.attends
 
+    @cached_property
+    def layout(self) -> Layout:
+        """How images and tokens are laid out for this policy."""
+        return self.layout_type(self.config)
+
     # ---- what a family adds
+
+    layout_type: ClassVar[type[Layout]]
+    # Paths in `params` of all that makes image features: frozen, the features of a rollout serve
+    # its update.
+    vision_paths: ClassVar[tuple[str, ...]]
 
     @property
     @abstractmethod
@@ -185,7 +191,7 @@ class VisionLanguagePolicy(ABC):
         Raises:
           UserError: see `padded_prompts`.
         """
-        return _logits(self, params, padded_prompts(self.config, inputs))
+        return _logits(self, params, padded_prompts(self.layout, inputs))
 
     def token_logits(
         self,

@@ -4,8 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from balcap_jax.config.base import nearest
 from balcap_jax.errors import UserError
-from balcap_jax.settings import nearest
 
 GIB = 2**30
 RESERVED = GIB / 4  # what the compiler keeps of a chip's memory for itself

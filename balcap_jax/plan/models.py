@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from balcap_jax.bench.presets import PRESETS
-from balcap_jax.bench.published import SHAPES
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig, read_json
 from balcap_jax.models.families import FAMILIES, load_config
-from balcap_jax.models.qwen2_5_vl_config import Qwen2_5_VLConfig
-from balcap_jax.policies import policy_folder
+from balcap_jax.models.hf.folders import policy_folder
+from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from balcap_jax.plan.workloads.presets import PRESETS
+from balcap_jax.plan.workloads.published import SHAPES
 
 
 class Model(NamedTuple):

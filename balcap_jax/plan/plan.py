@@ -7,18 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
-from balcap_jax.config import TrainConfig
+from balcap_jax.config.base import to_dict
+from balcap_jax.config.commands import TrainConfig
 from balcap_jax.plan.chips import Slice
-from balcap_jax.plan.estimate import (
-    advice,
-    memory_of,
-    seconds_of,
-    step_of,
-    wire_bytes_by_kind,
-)
+from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wire_bytes_by_kind
 from balcap_jax.plan.models import Model
 from balcap_jax.plan.worker import Job, run_job
-from balcap_jax.settings import to_dict
 
 PROGRAMS = ("encode", "rollout", "update")
 

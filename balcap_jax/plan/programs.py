@@ -10,21 +10,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from balcap_jax.bench.flops import count, without_remat
-from balcap_jax.bench.presets import Preset
-from balcap_jax.bench.workload import RandomProcessor
-from balcap_jax.config import TrainConfig
+from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
-from balcap_jax.models.attention_backends import choose
+from balcap_jax.models.attention.backends import choose
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import make_policy
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.programs import optimizer_of, update_of
+from balcap_jax.parallel.sharding import BATCH_AXES, batch_shards, make_mesh
+from balcap_jax.plan.workloads.flops import count, without_remat
+from balcap_jax.plan.workloads.presets import Preset
+from balcap_jax.plan.workloads.workload import RandomProcessor
 from balcap_jax.rl.train_state import TrainState, state_shapes, state_shardings
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.sampling import caption_keys, sample
-from balcap_jax.sharding import BATCH_AXES, batch_shards, make_mesh
+from balcap_jax.training.programs import optimizer_of, update_of
 
 PROGRAMS = ("encode", "rollout", "update")
 
@@ -101,11 +101,11 @@ class Step:
 
         prompts: Prompts = jax.tree.map(lambda x: array((B, *x.shape[1:]), x.dtype), self.prompt)
         params = jax.eval_shape(policy.init, jax.random.key(0))
-        train_vision = config.model.train_vision
+        frozen = () if config.model.train_vision else policy.vision_paths
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            state_shapes(params, self.optimizer, train_vision=train_vision),
-            state_shardings(self.mesh, params, self.optimizer, train_vision=train_vision),
+            state_shapes(params, self.optimizer, frozen=frozen),
+            state_shardings(self.mesh, params, self.optimizer, frozen=frozen),
         )
         features = jax.eval_shape(policy.encode_images, params, prompts.images)
         keys = jax.eval_shape(
@@ -171,7 +171,7 @@ class Step:
 
     def attended(self) -> dict[int, float]:
         """Padded length -> share of the blocks that the kernels for the decoder compute."""
-        from balcap_jax.models.attention_splash import BLOCK, LANES, shared_prompt_mask
+        from balcap_jax.models.attention.splash import BLOCK, LANES, shared_prompt_mask
 
         prefix, rollout = self.prompt.tokens.shape[1], self.config.rollout
         shares = {}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from balcap_jax.config import TrainConfig
+from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
 from balcap_jax.plan.chips import Slice, slice_of
 from balcap_jax.plan.estimate import memory_of, seconds_of, wire_bytes_by_kind

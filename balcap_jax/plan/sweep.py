@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from balcap_jax.config import TrainConfig
+from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
 from balcap_jax.plan.chips import Slice
 from balcap_jax.plan.models import Model

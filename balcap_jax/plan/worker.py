@@ -86,11 +86,11 @@ def compile_job(job: Job) -> dict[str, Any]:
     Raises:
       UserError: a mistake in the settings.
     """
-    from balcap_jax.config import TrainConfig
+    from balcap_jax.config.base import from_dict
+    from balcap_jax.config.commands import TrainConfig
     from balcap_jax.models.families import FAMILIES
     from balcap_jax.plan.compiler import devices_of
     from balcap_jax.plan.programs import Step, bytes_per_device
-    from balcap_jax.settings import from_dict
 
     devices = devices_of(job.topology)
     family = FAMILIES[job.model["model_type"]]

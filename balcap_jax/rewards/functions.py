@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from balcap_jax.config import REWARDS
-from balcap_jax.report import harmonic_mean
+from balcap_jax.config.sections import REWARDS
+from balcap_jax.rewards.capscore import harmonic_mean
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.lexical.judge import judge, photo
 
@@ -80,7 +80,7 @@ def _scores(caption: str, references: tuple[str, ...], boxes: Sequence) -> dict[
     labels = tuple(_label(box) for box in boxes)
     rewards = rewards_of([judge(caption, photo(references, labels))], REWARDS)[0]
     found = {name: float(value) for name, value in zip(REWARDS, rewards, strict=True)}
-    found["b_capscore"] = harmonic_mean(rewards)
+    found["b_capscore"] = float(harmonic_mean(rewards))
     return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from balcap_jax.config_judge import JudgeConfig
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.data.sources import SCENES
 from balcap_jax.errors import UserError
-from balcap_jax.rewards.scene_judge import SceneJudge
+from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.rewards.verdicts import Judge
 
 

@@ -1,5 +1,6 @@
 """What training carries from step to step, the optimizer, and the step that skips bad gradients."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from balcap_jax.errors import UserError
-from balcap_jax.sharding import param_shardings, path_name, replicate
+from balcap_jax.parallel.sharding import param_shardings, path_name, replicate
 
-# All that makes image features, by family: frozen, the features of a rollout serve its update.
-VISION = ("visual", "vision_tower", "multi_modal_projector")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -96,27 +95,25 @@ def make_optimizer(
     )
 
 
-def split_trainable(params: dict, *, train_vision: bool) -> tuple[dict, dict]:
-    """(trainable, frozen) parameters; tower and projector are frozen unless `train_vision`."""
-    frozen = {} if train_vision else {name: params[name] for name in VISION if name in params}
-    return {name: tree for name, tree in params.items() if name not in frozen}, frozen
+def split_trainable(params: dict, *, frozen: Sequence[str]) -> tuple[dict, dict]:
+    """(trainable, frozen) parameters; `frozen` are names at the top of `params`."""
+    kept = {name: params[name] for name in frozen}
+    return {name: tree for name, tree in params.items() if name not in kept}, kept
 
 
 def _new_state(
-    params: dict, optimizer: optax.GradientTransformation, *, train_vision: bool
+    params: dict, optimizer: optax.GradientTransformation, *, frozen: Sequence[str]
 ) -> TrainState:
-    trainable, _ = split_trainable(params, train_vision=train_vision)
+    trainable, _ = split_trainable(params, frozen=frozen)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(step=zero, params=params, opt_state=optimizer.init(trainable), skipped=zero)
 
 
 def state_shapes(
-    params: Any, optimizer: optax.GradientTransformation, *, train_vision: bool = False
+    params: Any, optimizer: optax.GradientTransformation, *, frozen: Sequence[str]
 ) -> TrainState:
     """Shape and dtype of each array of the state; `params` may be `jax.eval_shape` results."""
-    return jax.eval_shape(
-        lambda params: _new_state(params, optimizer, train_vision=train_vision), params
-    )
+    return jax.eval_shape(lambda params: _new_state(params, optimizer, frozen=frozen), params)
 
 
 def state_shardings(
@@ -124,10 +121,10 @@ def state_shardings(
     params: Any,
     optimizer: optax.GradientTransformation,
     *,
-    train_vision: bool = False,
+    frozen: Sequence[str],
 ) -> TrainState:
     """The sharding of each array of the state; `params` may be `jax.eval_shape` results."""
-    return param_shardings(mesh, state_shapes(params, optimizer, train_vision=train_vision))
+    return param_shardings(mesh, state_shapes(params, optimizer, frozen=frozen))
 
 
 def init_state(
@@ -135,7 +132,7 @@ def init_state(
     params: dict,
     optimizer: optax.GradientTransformation,
     *,
-    train_vision: bool = False,
+    frozen: Sequence[str],
     keep: bool = True,
 ) -> TrainState:
     """A state at step 0 on the mesh. `params` may be host arrays.
@@ -144,7 +141,7 @@ def init_state(
       keep: the caller goes on using `params`, so that the state gets a copy. False: they are the
         state's from here on, and what already lies as it should stays where it is.
     """
-    shardings = state_shardings(mesh, params, optimizer, train_vision=train_vision)
+    shardings = state_shardings(mesh, params, optimizer, frozen=frozen)
 
     def own(x, sharding):
         if not keep:
@@ -155,7 +152,7 @@ def init_state(
         return jax.device_put(x, sharding, may_alias=False)
 
     params = jax.tree.map(own, params, shardings.params)
-    trainable, _ = split_trainable(params, train_vision=train_vision)
+    trainable, _ = split_trainable(params, frozen=frozen)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
     step, skipped = replicate(mesh, jnp.int32(0)), replicate(mesh, jnp.int32(0))
     return TrainState(step=step, params=params, opt_state=opt_state, skipped=skipped)

@@ -14,9 +14,9 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
 from balcap_jax.rl.losses import mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
-from balcap_jax.sharding import batch_shards, constrain_batch, param_shardings
 
 
 class Batch(NamedTuple):
@@ -143,7 +143,9 @@ def make_update(
 
     def update(state: TrainState, batch: Batch):
         check_split(batch.tokens.shape[0], micro_batches, mesh)
-        trainable, frozen = split_trainable(state.params, train_vision=train_vision)
+        trainable, frozen = split_trainable(
+            state.params, frozen=() if train_vision else policy.vision_paths
+        )
         if train_vision:
             batch = batch._replace(features=None)
 

@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from balcap_jax.data.examples import Example
-from balcap_jax.data.processing import Processor
-from balcap_jax.device_clock import DeviceClock
-from balcap_jax.distributed import largest
+from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.models.inputs import Prompts
-from balcap_jax.models.layouts import pad_to_sizes, sizes_of
+from balcap_jax.models.padding import pad_to_sizes, sizes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.parallel.processes import largest
+from balcap_jax.parallel.sharding import BatchRows, batch_shards, local_rows, replicate, shard_batch
 from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
-from balcap_jax.sharding import BatchRows, batch_shards, held_rows, replicate, shard_batch
+from balcap_jax.runs.device_clock import DeviceClock
 
 
 class Generation(NamedTuple):
@@ -135,7 +135,7 @@ class Captioner:
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The captions of each image that this host holds, in words; waits for the rollout."""
-        tokens = held_rows(self.mesh, rollout.tokens)
+        tokens = local_rows(self.mesh, rollout.tokens)
         B, G, C = tokens.shape
         texts = self.processor.decode(tokens.reshape(B * G, C))
         return [texts[b * G : (b + 1) * G] for b in range(B)]
@@ -153,10 +153,10 @@ class Captioner:
         The last batch is filled up with copies of its last example: one shape, one compilation. An
         example's captions do not depend on `batch_size`, which is rounded up to fill the mesh.
         """
-        for _, texts in self.own_captions(params, examples, key, batch_size=batch_size):
+        for _, texts in self.local_captions(params, examples, key, batch_size=batch_size):
             yield texts
 
-    def own_captions(
+    def local_captions(
         self,
         params: dict,
         examples: Sequence[Example],
@@ -169,10 +169,10 @@ class Captioner:
         batch_size = -(-batch_size // shards) * shards
         rows = BatchRows.of(self.mesh, batch_size)
         for start in range(0, len(examples), batch_size):
-            numbers = start + rows.held
+            numbers = start + rows.local_rows
             held = [examples[min(int(i), len(examples) - 1)] for i in numbers]
             generation = self.generate(params, held, key, images=numbers)
             texts = self.texts(generation.rollout)
-            for place in rows.own_places:
+            for place in rows.judged_places:
                 if numbers[place] < len(examples):
                     yield int(numbers[place]), texts[place]

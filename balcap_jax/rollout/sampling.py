@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import policy_logits
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.sharding import constrain_batch, tensor_shards
+from balcap_jax.parallel.sharding import constrain_batch, tensor_shards
 
 
 class Rollout(NamedTuple):

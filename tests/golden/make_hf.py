@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import golden_inputs  # noqa: E402
 
-from balcap_jax.models.hf_weights import save_pretrained  # noqa: E402
+from balcap_jax.models.hf.weights import save_pretrained  # noqa: E402
 
 NEW = 24  # tokens
 MODELS = {

@@ -10,13 +10,7 @@ from typing import Literal, NamedTuple
 
 from balcap_jax.rewards.lexical.vocabulary import SPELLINGS
 from balcap_jax.rewards.lexical.wordnet import senses
-from balcap_jax.rewards.lexical.words import (
-    BE,
-    NUMBERS,
-    Sentence,
-    Word,
-    sentences,
-)
+from balcap_jax.rewards.lexical.words import BE, NUMBERS, Sentence, Word, sentences
 
 Kind = Literal["thing", "attribute", "number", "action", "relation"]
 

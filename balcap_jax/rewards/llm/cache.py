@@ -106,6 +106,6 @@ class Cache:
             yield
         except (sqlite3.Error, OSError) as error:
             raise UserError(
-                f"judge.cache={self.path} cannot be used ({error}); free space, mend its "
+                f"judge.cache={self.path} cannot be used ({error}); free space, fix its "
                 "permissions, or name another file with --judge.cache."
             ) from None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from balcap_jax.config_judge import JudgeConfig
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.accounting import Ledger
 from balcap_jax.rewards.llm.answers import BadAnswer
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _NO_KEY = "none"  # the client insists on one; servers without keys ignore it
 _RETRIED_STATUS = (408, 409, 425, 429)  # and all from 500 on
-_EXPLAINED_STATUS = (400, 404, 413, 422)  # where the server's words help to mend the request
+_EXPLAINED_STATUS = (400, 404, 413, 422)  # where the server's words help to fix the request
 _TOKENS_OF_ANSWER = 400  # a guess, corrected when the answer is there
 _PIXELS_PER_TOKEN = 784  # of an image, 28 x 28: a guess likewise
 
@@ -120,7 +120,7 @@ class Client:
           pixels: of the image in the messages, to guess its tokens.
 
         Raises:
-          CallFailed: every try failed, or one failed in a way that no retry mends.
+          CallFailed: every try failed, or one failed in a way that no retry fixes.
         """
         attempt = 0
         bad_answers = 0

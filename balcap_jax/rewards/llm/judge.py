@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from balcap_jax.config_judge import JudgeConfig
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm import answers, prompts
@@ -95,12 +95,12 @@ class LLMJudge:
         return units
 
     def _remedy(self) -> str:
-        """What mends a judge that does not answer."""
+        """What fixes a judge that does not answer."""
         if self.last_failures.startswith(("HTTP 401", "HTTP 403")):
             return f"put the server's key into the environment variable {self.judge.key_env}"
         if self.last_failures.startswith("HTTP 404"):
             return "give --judge.model and --judge.base-url as the server has them"
-        return "start the server, or mend the judge.* settings"
+        return "start the server, or fix the judge.* settings"
 
     # ---- beyond it
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
-from balcap_jax.runs import disk_errors, to_json
+from balcap_jax.runs.folder import disk_errors, to_json
 
 
 def units_path(data: str | Path) -> Path:

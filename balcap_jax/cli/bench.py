@@ -1,0 +1,116 @@
+"""`balcap bench`: which benchmark, and its flags. Each is imported when it is run."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from balcap_jax.cli.flags import parse
+from balcap_jax.config.base import nearest
+from balcap_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class AdvantageBenchFlags:
+    """Times the advantage kernels against numpy and, where installed, TRL's torch code."""
+
+    json: bool = False  # Print JSON instead of a table.
+
+
+@dataclass(frozen=True)
+class JudgeBenchFlags:
+    """Compares the offline judge, and a bag of words, with people's labels."""
+
+    data: Path  # The folder of human labels; docs/judges.md lists its files.
+    json: bool = False  # Print JSON instead of a table.
+
+
+@dataclass(frozen=True)
+class LoadBenchFlags:
+    """Times loading a folder and its peak memory beside transformers, a process per load."""
+
+    folder: Path  # The Hugging Face folder to load.
+    # Write random weights of this shape to the folder first (3b: 7.5 GB on the disk).
+    make: Literal["no", "qwen2.5-vl-3b"] = "no"
+    rounds: int = 2  # Loads by each side.
+    json: bool = False  # Print JSON instead of a table.
+
+
+@dataclass(frozen=True)
+class StepBenchFlags:
+    """Times rollout and update of a policy with random weights, beside what the device can do."""
+
+    preset: str = "cpu-small"  # What to run: cpu-small, qwen3b, qwen7b or llava7b.
+    # Run the same in Hugging Face transformers on torch, in turns, and print ratios.
+    against: Literal["none", "hf"] = "none"
+    rounds: int = 5  # Rollouts and updates by each side, after a first one of each.
+    profile: bool = False  # Also time the parts of our rollout and update.
+    json: bool = False  # Print one line of JSON instead of tables.
+
+
+def bench(arguments: list[str]) -> None:
+    """`balcap bench ARGUMENTS`."""
+    if arguments[:1] in ([], ["--help"], ["-h"]):
+        print(_HELP)
+        return
+    if arguments[0] not in _BENCHMARKS:
+        raise UserError(
+            f"{arguments[0]!r} is not a benchmark, known are {', '.join(_BENCHMARKS)}; did you "
+            f"mean `balcap bench {nearest(arguments[0], _BENCHMARKS)}`?"
+        )
+    _BENCHMARKS[arguments[0]](arguments[1:])
+
+
+def _advantages(arguments: list[str]) -> None:
+    flags = parse(AdvantageBenchFlags, arguments, "bench advantages")
+
+    from balcap_jax.bench.advantages import run_and_print
+
+    run_and_print(json=flags.json)
+
+
+def _judge(arguments: list[str]) -> None:
+    flags = parse(JudgeBenchFlags, arguments, "bench judge", positional=False)
+
+    from balcap_jax.bench.judge import run_and_print
+
+    run_and_print(flags.data, json=flags.json)
+
+
+def _load(arguments: list[str]) -> None:
+    flags = parse(LoadBenchFlags, arguments, "bench load", positional=False)
+    if flags.make != "no":
+        from balcap_jax.plan.workloads.random_folder import config_of, write_random_folder
+
+        write_random_folder(flags.folder, config_of(flags.make))
+
+    from balcap_jax.bench.load import run_and_print
+
+    run_and_print(flags.folder, json=flags.json, rounds=flags.rounds)
+
+
+def _step(arguments: list[str]) -> None:
+    flags = parse(StepBenchFlags, arguments, "bench step")
+    if flags.against != "none":  # the sides share a GPU: JAX must not take its memory at the start
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+    from balcap_jax.bench.step import run_and_print
+
+    run_and_print(
+        flags.preset,
+        against=None if flags.against == "none" else flags.against,
+        json=flags.json,
+        rounds=flags.rounds,
+        profile=flags.profile,
+    )
+
+
+_BENCHMARKS = {"advantages": _advantages, "judge": _judge, "load": _load, "step": _step}
+
+_HELP = """\
+usage: balcap bench BENCHMARK [FLAGS]
+
+  advantages  the advantage kernels against numpy and, where installed, TRL's torch code
+  judge       the offline judge against people's labels, beside a bag of words
+  load        seconds and peak memory of loading a folder, beside transformers
+  step        rollout and update of a policy, beside transformers and the limits of the device"""

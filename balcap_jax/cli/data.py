@@ -1,0 +1,47 @@
+"""`balcap data`: what a model is asked about a data file before training."""
+
+from balcap_jax.cli.flags import parse
+from balcap_jax.config.base import nearest
+from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
+from balcap_jax.errors import UserError
+
+
+def data(arguments: list[str]) -> None:
+    """`balcap data ARGUMENTS`."""
+    if arguments[:1] in ([], ["--help"], ["-h"]):
+        print(_HELP)
+        return
+    if arguments[0] not in _COMMANDS:
+        raise UserError(
+            f"{arguments[0]!r} is nothing that `balcap data` does, known are "
+            f"{', '.join(_COMMANDS)}; did you mean `balcap data "
+            f"{nearest(arguments[0], _COMMANDS)}`?"
+        )
+    _COMMANDS[arguments[0]](arguments[1:])
+
+
+def _units(arguments: list[str]) -> None:
+    config = parse(UnitsConfig, arguments, "data units")
+
+    from balcap_jax.commands.recaption import make_units
+
+    print(f"{make_units(config)} holds the reference units of {config.data}")
+
+
+def _recaption(arguments: list[str]) -> None:
+    config = parse(RecaptionConfig, arguments, "data recaption")
+
+    from balcap_jax.commands.recaption import recaption
+
+    print(f"train on the new captions with --data.path {recaption(config)}")
+
+
+_COMMANDS = {"units": _units, "recaption": _recaption}
+
+_HELP = """\
+usage: balcap data units|recaption [FLAGS]
+
+  units      split the reference captions into reference units, once, with a model
+  recaption  rewrite the reference captions with a model that sees the images
+
+`balcap data units --help` explains the flags."""

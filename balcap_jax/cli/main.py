@@ -1,0 +1,301 @@
+"""The `balcap` command: settings from flags and files, then one call into the package.
+
+Commands import what they run when they run it, so that `balcap --help` is immediate and touches no
+device. A mistake of the user ends with one sentence on stderr and exit code 2.
+"""
+
+import dataclasses
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NamedTuple, TypeVar
+
+import tyro
+from rich.console import Console
+
+from balcap_jax.cli.bench import bench
+from balcap_jax.cli.data import data
+from balcap_jax.cli.flags import chain, parse
+from balcap_jax.cli.plan import plan_command
+from balcap_jax.config import files as config_files
+from balcap_jax.config.base import nearest
+from balcap_jax.config.commands import (
+    CaptionConfig,
+    ExportConfig,
+    ReportConfig,
+    ScenesConfig,
+    ScoreConfig,
+    SFTConfig,
+    TrainConfig,
+)
+from balcap_jax.errors import UserError
+from balcap_jax.parallel.control import exit_alone
+
+ConfigT = TypeVar("ConfigT", TrainConfig, SFTConfig)
+
+_EXIT_MISTAKE = 2
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_EXIT_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; `argv` is without the program's name.
+
+    Returns:
+      The exit code: 0, 2 for a mistake that the user can fix, 130 after Ctrl-C.
+    """
+    try:
+        code = _exit_code(list(sys.argv[1:] if argv is None else argv))
+    except BaseException:
+        exit_alone(1)
+        raise
+    exit_alone(code)
+    return code
+
+
+def _exit_code(arguments: list[str]) -> int:
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        return _mistake(str(error))
+    except SystemExit as stop:  # tyro printed the help of a command
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:  # `balcap caption ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return _EXIT_PIPE
+    except Exception as error:
+        sentence = _disk_mistake(error)
+        if sentence is None:
+            raise
+        return _mistake(sentence)
+    return 0
+
+
+# Commands ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """Reinforcement learning of a captioning policy; with no flags: the default run."""
+
+    config: Path | None = None  # Take settings from this TOML file; flags override it.
+    resume: Path | None = None  # Continue this run (its folder) with its own settings.
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig()
+
+
+@dataclass(frozen=True)
+class SFTFlags:
+    """Supervised training of a captioning policy on reference captions."""
+
+    config: Path | None = None  # Take settings from this TOML file; flags override it.
+    settings: Annotated[SFTConfig, tyro.conf.arg(name="")] = SFTConfig()
+
+
+def _train(arguments: list[str]) -> None:
+    resume = _origin(arguments, "resume")
+    if resume is None:
+        settings = _load_config(TrainConfig, arguments)
+    else:
+        settings = config_files.load_run(resume)
+        # The folder may have been moved since.
+        folder = resume.resolve()
+        settings = dataclasses.replace(settings, out=folder.parent, name=folder.name)
+    given = parse(TrainFlags, arguments, "train", default=TrainFlags(settings=settings))
+    if resume is not None:
+        _check_resume(resume, settings, given)
+
+    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.training.trainer import train
+
+    use_persistent_cache()
+    train(given.settings, resume=resume)
+
+
+def _check_resume(resume: Path, old: TrainConfig, given: TrainFlags) -> None:
+    new = given.settings
+    if given.config is not None:
+        raise UserError(
+            f"--config {given.config} cannot be combined with --resume {resume}, because a run is "
+            "resumed with its own settings; drop one of the two."
+        )
+    if (new.out, new.name) != (old.out, old.name):
+        raise UserError(
+            f"--resume {resume} goes on in its own folder, not in {new.out / new.name}; drop --out "
+            "and --name."
+        )
+    if conflicts := config_files.resume_conflicts(old, new):
+        raise UserError(
+            f"{resume} cannot be resumed with changed {', '.join(conflicts)}, because its steps "
+            "would no longer be one run; drop these flags or start a new run with --name."
+        )
+
+
+def _sft(arguments: list[str]) -> None:
+    settings = _load_config(SFTConfig, arguments)
+    given = parse(SFTFlags, arguments, "sft", default=SFTFlags(settings=settings))
+
+    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.training.sft import sft
+
+    use_persistent_cache()
+    sft(given.settings)
+
+
+def _caption(arguments: list[str]) -> None:
+    config = parse(CaptionConfig, arguments, "caption")
+
+    from balcap_jax.commands.caption import caption
+    from balcap_jax.runs.compilation import use_persistent_cache
+
+    use_persistent_cache()
+    for path, text in caption(config):
+        print(f"{path}: {text}", flush=True)
+
+
+def _score(arguments: list[str]) -> None:
+    # The judge by its kind alone, as people write it.
+    arguments = [re.sub(r"^--judge(?==|$)", "--judge.kind", argument) for argument in arguments]
+    config = parse(ScoreConfig, arguments, "score", positional=False)
+
+    from balcap_jax.commands.score import score, table
+
+    console = Console()
+    console.print(table(score(config)))
+    console.print(f"{config.output} holds every row with its scores.", highlight=False)
+
+
+def _report(arguments: list[str]) -> None:
+    config = parse(ReportConfig, arguments, "report")
+
+    from balcap_jax.reporting.report import report
+
+    reward = config_files.load_run(config.run).reward
+    for path in report(config.run, band=(reward.tau_l, reward.tau_u)):
+        print(path)
+
+
+def _export(arguments: list[str]) -> None:
+    config = parse(ExportConfig, arguments, "export", positional=False)
+
+    from balcap_jax.commands.export import export
+
+    print(f"{config.out} holds the policy of {config.run}: {export(config)}")
+
+
+def _scenes(arguments: list[str]) -> None:
+    config = parse(ScenesConfig, arguments, "scenes")
+
+    from balcap_jax.data.scene_source import export
+
+    path = export(config.out, split=config.split, count=config.count, seed=config.seed)
+    print(f"{config.count} scenes are listed in {path}; train on them with --data.path {path}")
+
+
+class _Command(NamedTuple):
+    summary: str
+    run: Callable[[list[str]], None]
+
+
+_COMMANDS = {
+    "train": _Command("reinforcement learning of a captioning policy", _train),
+    "sft": _Command("supervised training of a policy on reference captions", _sft),
+    "caption": _Command("caption your own images", _caption),
+    "score": _Command("score captions: precision, recall, linguistic, b-CapScore", _score),
+    "bench": _Command("time the kernels side by side with other codes", bench),
+    "plan": _Command("does it fit a TPU slice, and how long would a step take", plan_command),
+    "report": _Command("curves and caption gallery of a run", _report),
+    "export": _Command("the policy of a run as a Hugging Face folder", _export),
+    "data": _Command("reference units and new references, made by a model", data),
+    "scenes": _Command("write generated scenes as image files", _scenes),
+}
+
+_HELP = f"""\
+usage: balcap COMMAND [FLAGS]
+
+Reinforcement learning of image captioners with balanced rewards (BalCapRL), in JAX.
+
+commands:
+{chr(10).join(f"  {name:<9} {command.summary}" for name, command in _COMMANDS.items())}
+
+examples:
+  balcap train                                            the default run, minutes on a laptop
+  balcap train --rl.advantage grpo --rollout.group-size 4
+  balcap train --config configs/grpo.toml --name grpo-1 --seed 1
+  balcap train --resume runs/balcap --steps 200           go on with a run
+  balcap caption photo.jpg --model runs/balcap
+  balcap plan configs/qwen2_5_vl_7b_v5e_64.toml --topology v5e:8x8
+
+`balcap COMMAND --help` explains the flags of a command; `balcap --version` prints the version."""
+
+
+def _dispatch(arguments: list[str]) -> None:
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h", "help"):
+        print(_HELP)
+    elif name == "--version":
+        print(f"balcap {_version()}")
+    elif name in _COMMANDS:
+        _COMMANDS[name].run(arguments[1:])
+    else:
+        raise UserError(
+            f"{name!r} is not a command, known are {', '.join(_COMMANDS)}; did you mean "
+            f"`balcap {nearest(name, _COMMANDS)}`?"
+        )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("balcap_jax")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+# Flags ------------------------------------------------------------------------------------------
+
+
+def _origin(arguments: list[str], name: str) -> Path | None:
+    """The path that --`name` gives, read ahead because it decides the defaults of all flags."""
+    flag = f"--{name}"
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            found = Path(arguments[position + 1])
+        elif argument.startswith(flag + "="):
+            found = Path(argument.removeprefix(flag + "="))
+    return found
+
+
+def _load_config(kind: type[ConfigT], arguments: list[str]) -> ConfigT:
+    path = _origin(arguments, "config")
+    return kind() if path is None else config_files.load_toml(kind, path)
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+def _mistake(sentence: str) -> int:
+    print(f"balcap: error: {' '.join(sentence.split())}", file=sys.stderr)
+    return _EXIT_MISTAKE
+
+
+def _disk_mistake(error: BaseException) -> str | None:
+    """One sentence when `error` is, or comes from, a full disk or a lack of permission."""
+    for cause in chain(error):
+        if not isinstance(cause, OSError):
+            continue
+        where = cause.filename or "a file"
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk is full while writing {where}; free space or use another --out."
+        if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return (
+                f"{where} may not be read or written by this user ({cause.strerror}); change its "
+                "permissions or use another path."
+            )
+    return None

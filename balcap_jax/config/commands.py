@@ -1,0 +1,219 @@
+"""The settings of every command, made of those of its rooms; each is checked when it is made.
+
+The comment beside a field is its text in `--help`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from balcap_jax.config.base import Settings
+from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.sections import (
+    PROMPT,
+    CheckpointConfig,
+    DataConfig,
+    DistConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+)
+from balcap_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig(Settings):
+    """Reinforcement learning of a captioning policy."""
+
+    name: str = "balcap"  # Name of the run.
+    out: Path = Path("runs")  # The run is written to OUT/NAME.
+    seed: int = 0  # Of images, captions and their order: the same seed repeats the run.
+    steps: int = 100  # Training steps: one rollout each.
+    prompts_per_step: int = 8  # Images per step.
+    log_every: int = 1  # Steps between rows of metrics.jsonl.
+    sample_every: int = 10  # Steps between samples of captions with their verdicts.
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    dist: DistConfig = field(default_factory=DistConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def check(self) -> None:
+        _check_run(self)
+        self._at_least(1, "prompts_per_step", "log_every", "sample_every")
+        self._require(
+            self.prompts_per_step % self.rl.micro_batches == 0,
+            "prompts_per_step",
+            f"must be a multiple of rl.micro_batches={self.rl.micro_batches}",
+            f"set --prompts-per-step {_round_up(self.prompts_per_step, self.rl.micro_batches)}.",
+        )
+        if self.model.path == "scratch":
+            raise UserError(
+                "model.path='scratch' has nothing to train on rewards yet, because its captions "
+                "are noise; run `balcap sft` first and pass its folder as --model.path."
+            )
+
+
+@dataclass(frozen=True)
+class SFTConfig(Settings):
+    """Supervised training of a captioning policy on reference captions."""
+
+    name: str = "sft"  # Name of the run.
+    out: Path = Path("runs")  # The policy is written to OUT/NAME as a Hugging Face folder.
+    seed: int = 0  # Of weights, images and their order.
+    steps: int = 2000  # Training steps.
+    # A policy from scratch: steps in which its vision tower learns to name what each image token
+    # shows, before the others.
+    vision_steps: int = 0
+    vision_batch_size: int = 4  # Images per step of these.
+    # The first steps are on scenes of one cluster with faultless captions: what objects look like
+    # is learned much faster where there is one of them.
+    easy_steps: int = 0
+    batch_size: int = 32  # Images per step.
+    captions_per_image: int = 2  # Captions that are learned of each image of a step.
+    max_new_tokens: int = 112  # Tokens of a caption; a longer one is cut and does not end.
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"  # Of the written weights.
+    log_every: int = 50  # Steps between rows of metrics.jsonl.
+    save_every: int = 200  # Steps between writes of the policy.
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(path="scratch", train_vision=True)
+    )
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(learning_rate=1e-3, schedule="cosine")
+    )
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def check(self) -> None:
+        _check_run(self)
+        self._at_least(0, "easy_steps", "vision_steps")
+        self._require(
+            self.vision_steps == 0 or (self.model.path, self.data.path) == ("scratch", "scenes"),
+            "vision_steps",
+            "is for model.path='scratch' on data.path='scenes'",
+            "leave it at 0.",
+        )
+        self._require(
+            self.easy_steps == 0 or self.data.path == "scenes",
+            "easy_steps",
+            f"has no effect on the file {self.data.path}",
+            "leave it at 0.",
+        )
+        self._at_least(1, "vision_batch_size", "batch_size", "captions_per_image")
+        self._at_least(1, "max_new_tokens", "log_every", "save_every")
+
+
+@dataclass(frozen=True)
+class CaptionConfig(Settings):
+    """Captions of your own images."""
+
+    images: tuple[Path, ...]  # Image files.
+    model: str = "base"  # "base", a run folder or a Hugging Face folder.
+    prompt: str = PROMPT  # The request to the policy.
+    max_new_tokens: int = 128  # A caption is cut here.
+    temperature: float = 0.0  # 0 takes the most likely token at each position.
+    top_p: float = 1.0  # Sample from the most likely tokens that hold this much probability.
+    seed: int = 0  # Of the sampling, for temperatures above 0.
+
+    def check(self) -> None:
+        self._require(len(self.images) > 0, "images", "is empty", "name an image file.")
+        self._at_least(1, "max_new_tokens")
+        self._at_least(0, "temperature")
+        self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class ScoreConfig(Settings):
+    """Precision, recall, linguistic quality and b-CapScore of captions from anywhere.
+
+    A run that was cut goes on where it stopped when the same command is given again.
+    """
+
+    # A .jsonl file of {"caption", "references", "image", "boxes"} rows, or of {"id", "caption"}
+    # rows with --data.
+    input: Path
+    # Each row with its scores is appended to this .jsonl file, in the order of the input.
+    output: Path
+    # --judge lexical reads references and boxes, --judge scene knows generated scenes, --judge llm
+    # asks a model (--judge.model, --judge.base-url) that sees the image.
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="lexical"))
+    # The .jsonl file that holds the images, references and scenes of the ids of the input;
+    # `balcap scenes` writes one.
+    data: Path | None = None
+    batch_size: int = 256  # Rows judged at once and written together.
+
+    def check(self) -> None:
+        self._at_least(1, "batch_size")
+        self._require(
+            self.judge.kind != "scene" or self.data is not None,
+            "data",
+            "must name the scenes for the scene judge",
+            "set --data to the scenes.jsonl that `balcap scenes` wrote.",
+        )
+        self._require(
+            self.input.resolve() != self.output.resolve(),
+            "output",
+            "is the input, too",
+            "give another file with --output.",
+        )
+
+
+@dataclass(frozen=True)
+class ReportConfig(Settings):
+    """Curves and caption gallery of a run, made again from its files."""
+
+    run: Path  # Folder of the run.
+
+
+@dataclass(frozen=True)
+class ExportConfig(Settings):
+    """The policy of a run as a Hugging Face folder for transformers, vLLM and --model.path."""
+
+    run: Path  # Folder of the run: its finished policy, or its last checkpoint before the end.
+    out: Path  # Folder to write, which must not exist yet or be empty.
+
+
+@dataclass(frozen=True)
+class ScenesConfig(Settings):
+    """Generated scenes as image files with a scenes.jsonl for --data.path."""
+
+    out: Path  # Folder to write to.
+    count: int = 100  # Number of scenes.
+    split: Literal["train", "heldout"] = "train"  # The splits never share a scene.
+    seed: int = 0  # The same seed gives the same scenes.
+
+    def check(self) -> None:
+        self._at_least(1, "count")
+
+
+def _check_run(config: Any) -> None:
+    """Checks what the configs of runs share: name, seed, steps and their schedule."""
+    config._at_least(1, "steps")
+    config._require(
+        config.optim.schedule == "constant" or config.steps > config.optim.warmup_steps,
+        "steps",
+        f"must be above optim.warmup_steps={config.optim.warmup_steps} for the "
+        f"{config.optim.schedule} schedule",
+        "set --optim.warmup-steps 0 or more --steps.",
+    )
+    config._require(0 <= config.seed < 2**31, "seed", "must be at least 0 and below 2**31")
+    config._require(
+        config.name not in ("", ".", "..") and Path(config.name).name == config.name,
+        "name",
+        "must be the name of one folder",
+        "put the path into --out.",
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,126 @@
+"""Settings from TOML files and from runs, and what may change when a run is resumed."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from balcap_jax.config.base import SettingsT, from_dict, to_dict
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.errors import UserError
+
+# What a resumed run may change: none of these alters the numbers of a training step beyond the
+# rounding of a different order of sums.
+RESUMABLE = frozenset(
+    {
+        "name",
+        "out",
+        "steps",
+        "log_every",
+        "sample_every",
+        "model.attention",
+        "model.remat",
+        "data.max_bad_images",
+        "data.workers",
+        "judge.max_failure_share",
+        "judge.failure_window",
+        # Where and how fast the same model is asked, and what is kept of its answers.
+        "judge.base_url",
+        "judge.key_env",
+        "judge.concurrency",
+        "judge.requests_per_minute",
+        "judge.tokens_per_minute",
+        "judge.timeout",
+        "judge.retries",
+        "judge.backoff",
+        "judge.deadline",
+        "judge.cache",
+        "judge.replay",
+        "judge.prompt_price",
+        "judge.completion_price",
+        "rl.micro_batches",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.tensor",
+        "dist.coordinator",
+        "dist.processes",
+        "dist.process",
+        "dist.start_timeout",
+        "dist.lost_after",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "checkpoint.keep_best",
+        "evaluation.every",
+        "evaluation.batch_size",
+    }
+)
+
+
+def load_toml(kind: type[SettingsT], path: Path) -> SettingsT:
+    """Settings from a TOML file with one table per room.
+
+    Raises:
+      UserError: the file is missing, is not TOML, or `from_dict` refuses its values.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"The config file {path} cannot be read ({error.strerror}); check the path of --config."
+        ) from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UserError(
+            f"The config file {path} is not TOML ({error}); see configs/ for examples."
+        ) from error
+    return from_dict(kind, values, source=str(path))
+
+
+def load_run(run: Path) -> TrainConfig:
+    """The settings of a run, from its config.json.
+
+    Raises:
+      UserError: the folder holds no readable config.json.
+    """
+    path = run / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{run} is not a run, because {path} cannot be read ({error.strerror}); "
+            "give the folder that `balcap train` printed, such as runs/balcap."
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}); restore the file or start a new run."
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object; restore the file or start a new run.")
+    return from_dict(TrainConfig, values, source=str(path))
+
+
+def resume_conflicts(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """The changed fields that a run cannot be resumed with, each as "rl.eps (0.0001 -> 0.1)".
+
+    Empty when `new` continues `old` as if it had never stopped.
+    """
+    before, after = flat(to_dict(old)), flat(to_dict(new))
+    fixed = set(before) - RESUMABLE
+    if old.optim.schedule != "constant":
+        fixed.add("steps")  # the learning rate of every step depends on where the schedule ends
+    return [
+        f"{name} ({before[name]} -> {after[name]})"
+        for name in before
+        if name in fixed and before[name] != after[name]
+    ]
+
+
+def flat(values: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, where=f"{where}{name}.")
+        else:
+            found[where + name] = value
+    return found

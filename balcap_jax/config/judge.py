@@ -1,0 +1,96 @@
+"""Settings of the judges, and of the commands that ask a model about the data."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from balcap_jax.config.base import Settings
+
+_READ_BY_KIND = dict.fromkeys(
+    (
+        "base_url", "model", "key_env", "calls", "structured", "temperature", "max_tokens",
+        "image_side", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
+        "retries", "backoff", "deadline", "cache", "replay", "prompt_price", "completion_price",
+    ),
+    ("llm",),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JudgeConfig(Settings):
+    """Who judges the captions; all below failure_window is for kind=llm."""
+
+    # "scene" (exact, for generated scenes), "lexical" (photos with references, offline) or "llm"
+    # (a multimodal model behind an OpenAI-compatible endpoint).
+    kind: Literal["scene", "lexical", "llm"] = "scene"
+    # Stop, all saved, when the judge gives no signal for more than this share of captions.
+    max_failure_share: float = 0.5
+    failure_window: int = 1  # The steps whose captions that share is taken of: the last ones.
+    base_url: str = "http://127.0.0.1:8000/v1"  # Of the endpoint; the default is vLLM's.
+    model: str = ""  # The model's name at the endpoint.
+    key_env: str = "BALCAP_JUDGE_KEY"  # Environment variable that holds the key, if one is needed.
+    # One call per caption ("joint"), or one per caption and reward ("separate").
+    calls: Literal["joint", "separate"] = "joint"
+    # How the form of the answer is asked for: "none" and "json_object" are for servers without
+    # structured output.
+    structured: Literal["json_schema", "json_object", "none"] = "json_schema"
+    temperature: float = 0.0  # Some hosted models accept only 1.
+    max_tokens: int = 4096  # Of an answer; a longer one is cut, and asked for again.
+    image_side: int = 1024  # Images are shrunk to this many pixels on the longer side.
+    concurrency: int = 64  # Calls under way at once.
+    requests_per_minute: int = 0  # 0: no limit.
+    tokens_per_minute: int = 0  # Of prompts and answers; 0: no limit.
+    timeout: float = 120.0  # Seconds for one call.
+    retries: int = 6  # Calls after the first, when one fails or its answer is unusable.
+    backoff: float = 0.5  # Seconds before the first retry, about; doubled for each further one.
+    deadline: float = 900.0  # Seconds for all captions of a step; what is late has no signal.
+    cache: Path = Path("runs/judge_cache.sqlite")  # Answers are kept here, for all runs.
+    replay: bool = False  # Answer from the cache alone, and say what is missing.
+    prompt_price: float = 0.0  # Of a million prompt tokens, to count the cost.
+    completion_price: float = 0.0  # Of a million tokens of answers.
+    room = "judge."
+
+    def check(self) -> None:
+        self._no_dead_settings("kind", _READ_BY_KIND)
+        share = self.max_failure_share
+        self._require(0 <= share <= 1, "max_failure_share", "must be a share from 0 to 1")
+        self._at_least(1, "failure_window", "max_tokens", "concurrency")
+        self._at_least(28, "image_side")  # the smallest image that towers take
+        self._at_least(0, "temperature", "requests_per_minute", "tokens_per_minute", "retries")
+        self._at_least(0, "backoff", "prompt_price", "completion_price")
+        self._positive("timeout", "deadline")
+        url = urlsplit(self.base_url)
+        self._require(
+            url.scheme in ("http", "https") and bool(url.netloc),
+            "base_url",
+            "must be a URL",
+            "write it like http://127.0.0.1:8000/v1.",
+        )
+        # The settings are written into the run; keys must not be.
+        if url.username or url.password or url.query:
+            self._require(
+                False,  # noqa: FBT003
+                "base_url" if not url.password else "key_env",
+                "goes with a base_url that carries a user, a password or a query",
+                "put the key alone into the environment variable that judge.key_env names.",
+            )
+
+
+@dataclass(frozen=True)
+class UnitsConfig(Settings):
+    """Reference units of all images of a data file, made once and stored beside it."""
+
+    data: str  # The data file; its units go to DATA.units.jsonl, where training finds them.
+    max_bad_images: int = 10  # Stop when more images than this cannot be read.
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+
+@dataclass(frozen=True)
+class RecaptionConfig(Settings):
+    """References rewritten by a model that sees the image; resumable."""
+
+    data: Path  # The .jsonl file of {"image", "caption"} rows.
+    out: Path  # The .jsonl file to write, with the new captions; give it as --data.path.
+    max_bad_images: int = 10  # Stop when more images than this cannot be read.
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))

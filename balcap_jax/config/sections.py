@@ -1,0 +1,295 @@
+"""Settings of the rooms that a run goes through: model, data, rollout, reward, update and so on.
+
+The comment beside a field is its text in `--help`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from balcap_jax.config.base import Settings, nearest
+from balcap_jax.errors import UserError
+
+REWARDS = ("precision", "recall", "linguistic")
+PROMPT = "Describe the image."  # the request to the policy where the data have none
+
+Advantage = Literal["gdpo", "grpo", "trl", "nvlabs", "verl", "nemo", "swift"]
+# Settings that only some advantages read; the presets are fixed by the code they are named after.
+_READ_BY_ADVANTAGE = {
+    "eps": ("gdpo", "grpo"),
+    "ddof": ("gdpo", "grpo"),
+    "whiten": ("gdpo",),
+    "grpo_scale": ("grpo",),
+}
+_READ_BY_LENGTH_CONTROL = {"mask_mode": ("mask",), "linear_coefficient": ("linear",)}
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """The policy."""
+
+    # "base" (the small policy in the package), "scratch" (new, for sft only) or a HF folder.
+    path: str = "base"
+    # Of matmuls and of the written policy. Trained parameters, norms, softmax and losses are always
+    # float32: small steps would vanish in the rounding of bfloat16.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs), "xla" (anywhere), or "auto": what fits.
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    train_vision: bool = False  # Also train the vision tower; it is frozen otherwise.
+    # What the backward pass keeps of a layer and does not compute again, from fast to small: all
+    # ("none"), the outputs of matmuls ("dots"), of attention ("attention"), nothing ("full").
+    remat: Literal["none", "dots", "attention", "full"] = "none"
+    room = "model."
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """Images, prompts and reference captions."""
+
+    # "scenes" (generated, embedded in the package), a .jsonl file of {"image", "caption"} rows, a
+    # .json file of LLaVA, ShareGPT4V or COCO captions, or the folder of a TFDS data set.
+    path: str = "scenes"
+    # What the data are; "auto" looks into them.
+    format: Literal["auto", "jsonl", "llava", "coco", "tfds"] = "auto"
+    images: str = ""  # Folder that paths of images start from; default: the one of the file.
+    boxes: str = ""  # An instances_*.json with the objects of COCO images.
+    split: str = "train"  # Split of a TFDS data set.
+    heldout: int = 200  # Examples kept apart for the evaluation.
+    heldout_path: str = ""  # Data to hold out, of any kind; default: the end of the others.
+    heldout_split: str = ""  # Split of a TFDS data set to hold out.
+    max_bad_images: int = 10  # Stop when more images than this cannot be read.
+    workers: int = 4  # Threads that read and process images ahead of the device.
+    room = "data."
+
+    def check(self) -> None:
+        self._at_least(1, "heldout", "workers")
+        if self.path == "scenes":  # made on the spot: nothing to find, to hold out or to be bad
+            for name in ("format", "images", "boxes", "split", "heldout_path", "heldout_split"):
+                default = type(self).__dataclass_fields__[name].default
+                self._require(
+                    getattr(self, name) == default,
+                    name,
+                    "has no effect with data.path='scenes'",
+                    "leave it out or give a --data.path.",
+                )
+        self._at_least(0, "max_bad_images")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Settings):
+    """How captions are sampled in training."""
+
+    group_size: int = 8  # Captions per image; they are compared with one another.
+    max_new_tokens: int = 112  # A caption is cut here.
+    temperature: float = 1.0  # Of the softmax that captions are sampled from.
+    top_p: float = 1.0  # Sample from the most likely tokens that hold this much probability.
+    # 1: captions are judged while the next ones are sampled, so that the policy has moved one step
+    # on when it learns from them; 0: strictly on-policy, and the device waits for the judge.
+    overlap_steps: Literal[0, 1] = 0
+    room = "rollout."
+
+    def check(self) -> None:
+        self._require(
+            self.group_size >= 2,
+            "group_size",
+            "must be at least 2, because the captions of an image are compared with one another",
+            "set --rollout.group-size 2 or more.",
+        )
+        self._at_least(1, "max_new_tokens")
+        self._positive("temperature")
+        self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class RewardConfig(Settings):
+    """Rewards of a caption and how its length is kept in bounds."""
+
+    names: tuple[str, ...] = REWARDS  # Rewards to train on.
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)  # One weight per reward, in the order of names.
+    # By rho = length / reference length: "mask" takes the linguistic reward of captions outside
+    # [tau_l, tau_u]; "linear" lowers it by |rho - 1|; "none" leaves the length free.
+    length_control: Literal["mask", "linear", "none"] = "mask"
+    tau_l: float = 0.5  # Lower bound of rho.
+    tau_u: float = 2.0  # Upper bound of rho.
+    # A masked reward becomes 0 ("zero", as in the paper) or no signal ("drop").
+    mask_mode: Literal["zero", "drop"] = "zero"
+    linear_coefficient: float = 0.5  # Strength of the linear penalty ("linear").
+    length_unit: Literal["words", "tokens"] = "words"  # What lengths are counted in.
+    room = "reward."
+
+    def check(self) -> None:
+        self._require(
+            len(self.names) > 0, "names", "is empty", f"give some of {', '.join(REWARDS)}."
+        )
+        for name in self.names:
+            if name not in REWARDS:
+                raise UserError(
+                    f"reward.names holds the unknown reward {name!r}, known are "
+                    f"{', '.join(REWARDS)}; did you mean {nearest(name, REWARDS)}?"
+                )
+        repeated = len(set(self.names)) < len(self.names)
+        self._require(not repeated, "names", "names a reward twice", "name each reward once.")
+        self._require(
+            len(self.weights) == len(self.names),
+            "weights",
+            f"must have one weight for each of the {len(self.names)} rewards",
+            f"set --reward.weights {' '.join(['1'] * len(self.names))}.",
+        )
+        for weight in self.weights:
+            ok = math.isfinite(weight) and weight >= 0
+            self._require(ok, "weights", "must be finite numbers of at least 0")
+        self._require(any(self.weights), "weights", "are all 0", "give one reward a weight.")
+        self._at_least(0, "tau_l", "linear_coefficient")
+        self._require(
+            self.tau_l < self.tau_u,
+            "tau_l",
+            f"must be below reward.tau_u={self.tau_u}",
+            "the paper uses --reward.tau-l 0.5 --reward.tau-u 2.",
+        )
+        self._require(
+            self.length_control == "none" or "linguistic" in self.names,
+            "length_control",
+            "acts on the linguistic reward, which reward.names does not hold",
+            "set --reward.length-control none.",
+        )
+        self._no_dead_settings("length_control", _READ_BY_LENGTH_CONTROL)
+
+
+@dataclass(frozen=True)
+class RLConfig(Settings):
+    """From rewards to an update of the policy."""
+
+    # "gdpo" normalises each reward in its group, then sums and whitens; "grpo" sums first. The
+    # others repeat the conventions of published codes exactly.
+    advantage: Advantage = "gdpo"
+    eps: float = 1e-4  # Added to standard deviations (gdpo, grpo).
+    ddof: Literal[0, 1] = 1  # 1: unbiased standard deviation (gdpo, grpo).
+    whiten: bool = True  # Whiten the summed advantages over the batch (gdpo).
+    grpo_scale: Literal["group", "batch", "none"] = "group"  # What grpo divides by.
+    clip_low: float = 0.2  # The ratio is clipped below at 1 - clip_low.
+    clip_high: float = 0.2  # The ratio is clipped above at 1 + clip_high.
+    # Divide the loss by the tokens of the batch ("dapo"), per caption ("grpo") or by the longest
+    # possible caption ("dr_grpo").
+    loss_normaliser: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    kl_coef: float = 0.0  # Weight of the KL divergence from the starting policy; 0 is off.
+    updates_per_rollout: int = 1  # Optimizer steps on the captions of one rollout.
+    # The batch is updated in this many parts to save memory; the result is the same.
+    micro_batches: int = 1
+    room = "rl."
+
+    def check(self) -> None:
+        self._no_dead_settings("advantage", _READ_BY_ADVANTAGE)
+        self._positive("eps", "clip_high")
+        self._require(0 < self.clip_low < 1, "clip_low", "must lie between 0 and 1")
+        self._at_least(0, "kl_coef")
+        self._at_least(1, "updates_per_rollout", "micro_batches")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Settings):
+    """AdamW."""
+
+    learning_rate: float = 5e-4  # Peak learning rate.
+    warmup_steps: int = 5  # The learning rate rises linearly over these steps.
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # After the warm-up.
+    weight_decay: float = 0.0  # Not on norms and biases.
+    b1: float = 0.9  # Decay of the mean of gradients.
+    b2: float = 0.95  # Decay of the mean of squared gradients.
+    max_grad_norm: float = 1.0  # Gradients are scaled down to this norm.
+    room = "optim."
+
+    def check(self) -> None:
+        self._positive("learning_rate", "max_grad_norm")
+        self._at_least(0, "warmup_steps", "weight_decay")
+        for name in ("b1", "b2"):
+            ok = 0 <= getattr(self, name) < 1
+            self._require(ok, name, "must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class MeshConfig(Settings):
+    """How many devices along each axis; the product is the number of devices."""
+
+    data: int = -1  # Copies of the policy, each with its share of the images; -1: all the rest.
+    fsdp: int = 1  # Devices that one copy's parameters are spread over; -1: all the rest.
+    tensor: int = 1  # Devices that one layer's matmuls are split over; -1: all the rest.
+    room = "mesh."
+
+    def check(self) -> None:
+        for name in ("data", "fsdp", "tensor"):
+            size = getattr(self, name)
+            self._require(size == -1 or size >= 1, name, "must be -1 or at least 1")
+        if (self.data, self.fsdp, self.tensor).count(-1) > 1:
+            raise UserError(
+                f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor} has more "
+                "than one -1, and only one axis can take the rest of the devices; give the others "
+                "a size."
+            )
+
+
+@dataclass(frozen=True)
+class DistConfig(Settings):
+    """How the processes of a run on several hosts find one another."""
+
+    # Where process 0 listens, as HOST:PORT; "auto": as the environment says (Cloud TPU, SLURM, Open
+    # MPI), which on a single machine is no other process; "none": this process trains alone.
+    coordinator: str = "auto"
+    processes: int = 1  # How many there are, where coordinator is HOST:PORT.
+    process: int = 0  # Which of them this is, from 0, where coordinator is HOST:PORT.
+    start_timeout: float = 300.0  # Seconds in which all processes must have come.
+    # Seconds without a sign of life after which a process counts as lost and the others end.
+    lost_after: float = 30.0
+    room = "dist."
+
+    def check(self) -> None:
+        named = self.coordinator not in ("auto", "none")
+        host, _, port = self.coordinator.rpartition(":")
+        self._require(
+            not named or (host != "" and port.isdigit() and 0 < int(port) < 2**16),
+            "coordinator",
+            "must be HOST:PORT, 'auto' or 'none'",
+            "give the address of process 0, such as --dist.coordinator 10.0.0.1:8476.",
+        )
+        self._at_least(1, "processes")
+        for name, default in (("processes", 1), ("process", 0)):
+            self._require(
+                named or getattr(self, name) == default,
+                name,
+                f"has no effect with dist.coordinator={self.coordinator!r}",
+                "give the address of process 0 with --dist.coordinator HOST:PORT.",
+            )
+        self._require(
+            0 <= self.process < self.processes,
+            "process",
+            f"must be at least 0 and below dist.processes={self.processes}",
+        )
+        self._positive("start_timeout")
+        self._at_least(1, "lost_after")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(Settings):
+    """When the run is saved; SIGTERM and the last step save too."""
+
+    every: int = 25  # Steps between saves.
+    keep: int = 2  # Latest checkpoints kept.
+    keep_best: bool = True  # Also keep the checkpoint with the best evaluation.
+    room = "checkpoint."
+
+    def check(self) -> None:
+        self._at_least(1, "every", "keep")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Settings):
+    """Captions of held-out images, before the first and after the last step and in between."""
+
+    every: int = 0  # Steps between evaluations; 0: only before and after.
+    batch_size: int = 100  # Images captioned at once.
+    # 1 draws from the distribution that training moves; 0 takes the most likely tokens.
+    temperature: float = 1.0
+    room = "evaluation."
+
+    def check(self) -> None:
+        self._at_least(0, "every", "temperature")
+        self._at_least(1, "batch_size")

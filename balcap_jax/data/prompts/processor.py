@@ -1,0 +1,212 @@
+"""Examples to the arrays a policy reads, and tokens to captions.
+
+Tokenizer, chat template and image processor come from the policy's folder through transformers,
+without torch. Ids, grids, positions and windows of a prompt all come from one call, so they cannot
+disagree.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from PIL import Image
+
+from balcap_jax.data.examples import Example
+from balcap_jax.errors import UserError
+from balcap_jax.models.config import PolicyConfig, read_json
+from balcap_jax.models.families import layout_of, load_config
+from balcap_jax.models.inputs import CutImage, Prompts, Row
+from balcap_jax.models.layout import Layout
+from balcap_jax.models.padding import pad_rows
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a policy's folder says about text and images.
+
+    Attributes:
+      config: the policy's sizes and token ids.
+      tokenizer, image_processor: of transformers.
+      chat_template: Jinja text that makes a prompt of an image and a user's words.
+      prefix_step, patch_step: prefixes and patches are padded to multiples of these (see `bucket`),
+        so that few shapes are ever compiled.
+    """
+
+    config: PolicyConfig
+    tokenizer: Any
+    image_processor: Any
+    chat_template: str
+    prefix_step: int = 16
+    patch_step: int = 28
+
+    def __post_init__(self) -> None:
+        if self.prefix_step < 1 or self.patch_step < 1:
+            raise UserError(
+                f"prefix_step={self.prefix_step} and patch_step={self.patch_step} must be "
+                "positive; set them so."
+            )
+        self.layout.step_for(self.patch_step)  # refuses what does not fit
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, prefix_step: int = 16, patch_step: int = 28
+    ) -> "Processor":
+        """Reads config.json, the tokenizer, the chat template and the image processor.
+
+        Raises:
+          UserError: one of them is missing, unreadable, or does not fit the others.
+        """
+        folder = Path(folder)
+        config = load_config(folder)
+        # transformers notes on import that it found no torch; none is needed here.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(folder, "tokenizer.json", error) from error
+        try:
+            # The PIL backend is the one that works without torch.
+            image_processor = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, backend="pil"
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(folder, "preprocessor_config.json", error) from error
+        processor = cls(
+            config=config,
+            tokenizer=tokenizer,
+            image_processor=image_processor,
+            chat_template=_chat_template(folder, tokenizer),
+            prefix_step=prefix_step,
+            patch_step=patch_step,
+        )
+        processor.check(folder)
+        return processor
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How this family cuts images and counts positions."""
+        return layout_of(self.config)
+
+    def check(self, folder: Path) -> None:
+        """Raises a UserError where the image processor is not the one of the model."""
+        try:
+            self.layout.check_image_processor(self.image_processor)
+            self._cut(Image.new("RGB", (64, 48)))
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        return self.config.stop_tokens
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.config.pad_token_id
+
+    # ---- prompts
+
+    def prompts(self, examples: Sequence[Example]) -> Prompts:
+        """Numpy arrays of the examples' prompts, ready to be answered.
+
+        Raises:
+          UserError: an image that cannot be processed, or a prompt whose placeholders are not one
+            per image token; the message has the example's id.
+        """
+        return self.pad([self.row(example) for example in examples])
+
+    def pad(self, rows: Sequence[Row]) -> Prompts:
+        """Rows as a batch: prefix and patches padded on the right to the next bucket."""
+        return pad_rows(
+            rows,
+            pad_token_id=self.pad_token_id,
+            prefix_step=self.prefix_step,
+            patch_step=self.layout.step_for(self.patch_step),
+        )
+
+    def row(self, example: Example) -> Row:
+        """One prompt before padding; many threads may make theirs at once.
+
+        Raises:
+          UserError: see `prompts`.
+        """
+        content = [{"type": "image"}, {"type": "text", "text": example.prompt}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        # As processors of transformers do: what the template has written is not added again.
+        begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        ids = self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
+        try:
+            return self.layout.expand(ids, self._cut(example.image))
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"Example {example.id!r} makes no prompt ({error}); it needs a readable image with "
+                "sides at most 200 : 1 and a text without image placeholders: fix or remove it."
+            ) from error
+
+    def _cut(self, image: Image.Image) -> list[CutImage]:
+        return self.layout.cut(
+            self.image_processor(images=[image.convert("RGB")], return_tensors="np")
+        )
+
+    # ---- captions
+
+    def encode_captions(
+        self, captions: Sequence[Sequence[str]], length: int
+    ) -> tuple[Int[np.ndarray, "b g c"], Bool[np.ndarray, "b g c"]]:
+        """Tokens of G captions for each prompt, each with the stop token, and where they are real.
+
+        A caption longer than `length` is cut and has no stop token: it does not end there.
+        """
+        assert len({len(group) for group in captions}) == 1, "groups must have one size"
+        flat = [caption for group in captions for caption in group]
+        encoded = self.tokenizer(flat, add_special_tokens=False)["input_ids"]
+        tokens = np.full((len(flat), length), self.pad_token_id, np.int32)
+        mask = np.zeros((len(flat), length), bool)
+        for i, ids in enumerate(encoded):
+            ids = [*ids, self.stop_tokens[0]][:length]
+            tokens[i, : len(ids)] = ids
+            mask[i, : len(ids)] = True
+        shape = (len(captions), -1, length)
+        return tokens.reshape(shape), mask.reshape(shape)
+
+    def decode(self, tokens: Int[np.ndarray, "*b c"]) -> list[str]:
+        """The captions in `tokens`, each up to its first stop token; leading axes are flattened."""
+        rows = np.asarray(tokens).reshape(-1, tokens.shape[-1])
+        ends = np.isin(rows, self.stop_tokens)
+        lengths = np.where(ends.any(axis=1), ends.argmax(axis=1), rows.shape[1])
+        return self.tokenizer.batch_decode(
+            [row[:end].tolist() for row, end in zip(rows, lengths, strict=True)],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+
+
+def _chat_template(folder: Path, tokenizer: Any) -> str:
+    """The template a processor of transformers would use: its own file before the tokenizer's."""
+    published = folder / "chat_template.json"
+    if published.is_file() and not (folder / "chat_template.jinja").is_file():
+        template = read_json(published).get("chat_template")
+    else:
+        template = tokenizer.chat_template
+    if not isinstance(template, str):
+        raise UserError(
+            f"{folder} has no chat template; add the chat_template.jinja or chat_template.json "
+            "that was published with the weights."
+        )
+    return template
+
+
+def _unreadable(folder: Path, name: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"{folder} has no usable {name} ({reason}); add the one of the model.")

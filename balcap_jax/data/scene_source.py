@@ -1,0 +1,67 @@
+"""Generated scenes as examples, and as files that `--data.path` reads."""
+
+import json
+from pathlib import Path
+
+from balcap_jax.config.sections import PROMPT
+from balcap_jax.data.examples import Example
+from balcap_jax.errors import UserError
+from balcap_jax.scenes.captions import reference_caption
+from balcap_jax.scenes.world import Split, make_scene, render
+
+
+class SceneSource:
+    """Scenes of one split as examples; random access, drawn when asked for."""
+
+    def __init__(self, split: Split, size: int, *, seed: int = 0, clusters: int | None = None):
+        """`size` examples of `split`; the same (seed, split, index) is the same example anywhere.
+
+        `clusters` fixes their number, for easier scenes; those of one cluster may have a reference
+        below 30 words.
+        """
+        self.split, self.size, self.seed, self.clusters = split, size, seed, clusters
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        scene = make_scene(self.seed, self.split, index, clusters=self.clusters)
+        return Example(
+            id=f"{self.split}-{self.seed}-{index:06d}",
+            image=render(scene),
+            prompt=PROMPT,
+            reference=reference_caption(scene),
+            scene=scene,
+        )
+
+
+def export(folder: Path, *, split: Split, count: int, seed: int = 0) -> Path:
+    """Writes `count` scenes as PNG files and a `scenes.jsonl` that `--data.path` reads.
+
+    Raises:
+      UserError: `folder` holds a scenes.jsonl already.
+    """
+    target = folder / "scenes.jsonl"
+    if target.exists():
+        raise UserError(f"{target} exists and is not overwritten; choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for example in (SceneSource(split, count, seed=seed)[i] for i in range(count)):
+        name = f"{example.id}.png"
+        example.image.save(folder / name)
+        assert example.scene is not None
+        rows.append(
+            {
+                "id": example.id,
+                "image": name,
+                "caption": example.reference,
+                "prompt": example.prompt,
+                "scene": example.scene.to_json(),
+            }
+        )
+    beside = target.with_suffix(".tmp")
+    beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    beside.rename(target)
+    return target

@@ -1,0 +1,51 @@
+"""Where a policy lives: the one in the package, a run's, or any Hugging Face folder."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from balcap_jax.errors import UserError
+from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.hf.weights import load_pretrained
+from balcap_jax.models.policy import VisionLanguagePolicy
+
+BASE = "base"  # the policy that ships in the package
+SCRATCH = "scratch"  # a new one; for supervised training only
+POLICY = "policy"  # a run's trained policy, as a Hugging Face folder
+
+_ASSETS = Path(__file__).parents[2] / "assets"
+
+
+def policy_folder(path: str) -> Path:
+    """The Hugging Face folder that `model.path` means: "base", a run's folder, or the folder
+    itself.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    folder = _ASSETS / BASE if path == BASE else Path(path)
+    if (folder / POLICY / "config.json").is_file():
+        folder = folder / POLICY
+    if not folder.is_dir():
+        raise UserError(
+            f"model path {path!r} is not a folder; give 'base', the folder of a finished run or a "
+            "Hugging Face folder."
+        )
+    return folder
+
+
+def load_to_train(
+    folder: Path, *, mesh: Mesh, dtype: str, attention: str, remat: str
+) -> tuple[VisionLanguagePolicy, Params]:
+    """The policy that computes in `dtype`, and float32 parameters, each device with its part.
+
+    Raises:
+      UserError: see `load_pretrained`; or the attention cannot run here.
+    """
+    policy, params = load_pretrained(folder, dtype="float32", mesh=mesh)
+    return (
+        dataclasses.replace(policy, dtype=jnp.dtype(dtype), attention=attention, remat=remat),
+        params,
+    )

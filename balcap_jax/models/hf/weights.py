@@ -1,0 +1,433 @@
+"""Hugging Face folders in and out. The only place that knows Hugging Face's keys.
+
+`params` has one array per kind of weight, layers stacked; a safetensors file has one per layer. The
+arrays themselves are the same: nothing is transposed.
+Both directions are strict: every weight is set exactly once and every key is used.
+"""
+
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from balcap_jax.errors import UserError
+from balcap_jax.models.config import read_json
+from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.families import family_of, load_config, make_policy
+from balcap_jax.models.hf.keys import BUFFERS, KeyTable
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.parallel.sharding import param_shardings
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
+# Threads that read a folder; each holds one tensor.
+READERS = min(8, os.cpu_count() or 1)
+
+# What a policy folder holds besides config.json and weights; copied as it is.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+
+class Stored(NamedTuple):
+    """A tensor in a safetensors file, under the key it has there.
+
+    Attributes:
+      dtype: as safetensors writes it, "BF16".
+      start: its first byte in the file.
+    """
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """What `index` takes of the tensor; nothing else is read."""
+        from safetensors import safe_open
+
+        # Opened for this tensor alone: an open file is mapped, and what was read of it would stay
+        # in memory until it is closed.
+        with safe_open(self.path, framework="numpy") as file:
+            return file.get_slice(self.key)[index] if index else file.get_tensor(self.key)
+
+    def read_to(self, out: np.ndarray) -> None:
+        """The bytes of the whole tensor straight to their place, with no copy on the way."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            rest = memoryview(out.view(np.uint8).reshape(-1))
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise UserError(f"{self.path} ends within {self.key}; fetch it again.")
+                rest = rest[count:]
+
+
+class Weight(NamedTuple):
+    """One leaf of `params` and where Hugging Face keeps it.
+
+    Attributes:
+      path: keys into `params`.
+      shape: of one layer.
+      keys: published keys; one per layer if stacked, else one.
+      stacked: the leaf has a leading layer axis.
+      stored_shape: of each tensor in the file.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    stacked: bool
+    stored_shape: tuple[int, ...]
+
+
+def load_pretrained(
+    folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> tuple[VisionLanguagePolicy, Params]:
+    """The policy and its weights from a local folder with config.json and safetensors.
+
+    Reads a single file or an index with shards, keys as published ("visual.", "model.layers.") or
+    as transformers v5 names its modules ("model.visual.", "model.language_model.layers.").
+
+    Args:
+      dtype: of the weights and of the computation, "float32" or "bfloat16".
+      mesh: each device gets its part of every weight (see `sharding.RULES`), read from the files
+        layer by layer; by default all is on one device.
+
+    Raises:
+      UserError: folder, config.json or weights are missing, damaged or of another model.
+    """
+    folder = Path(folder)
+    policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
+    weights = _weights(policy)
+    tensors = _scan(folder, family_of(policy.config).keys(policy.config))
+    _check(folder, policy, tensors)
+    params: Params = {}
+    shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
+    for weight in weights:
+        read = partial(_read_part, weight, tensors, jnp.dtype(dtype))
+        shape = (len(weight.keys), *weight.shape) if weight.stacked else weight.shape
+        if shardings is None:
+            leaf = jax.device_put(read((slice(None),) * len(shape)))
+        else:
+            leaf = jax.make_array_from_callback(shape, _get(shardings, weight.path), read)
+        # The next weight is read when this one has left the host.
+        _set(params, weight.path, jax.block_until_ready(leaf))
+    return policy, params
+
+
+def save_pretrained(
+    folder: str | Path,
+    policy: VisionLanguagePolicy,
+    params: Params,
+    *,
+    dtype: str | None = None,
+    source: str | Path | None = None,
+) -> None:
+    """Writes a folder that transformers and vLLM load, keys as published.
+
+    Everything is written beside `folder` first, so a crash leaves no half-written file in it; a new
+    folder appears as a whole. Files of an earlier policy in `folder` are replaced.
+
+    Args:
+      dtype: of the stored weights; that of `params` by default.
+      source: folder whose tokenizer, processor, chat template and generation settings go along.
+
+    Raises:
+      UserError: `folder` cannot be written, or holds a sharded model whose index would stay behind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    if (folder / INDEX).exists():
+        raise UserError(
+            f"{folder} holds a sharded model ({INDEX}), which a single file cannot replace; choose "
+            "another folder."
+        )
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    tensors = _export(policy, params, dtype)
+    stored = {str(tensor.dtype) for tensor in tensors.values()}
+    config = policy.config.to_hf() | ({"dtype": stored.pop()} if len(stored) == 1 else {})
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        _write_json(beside / "config.json", config)
+        _write_json(beside / "generation_config.json", policy.config.to_hf_generation())
+        for name in COMPANIONS:
+            if source is not None and (Path(source) / name).is_file():
+                shutil.copyfile(Path(source) / name, beside / name)
+        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+        # safetensors writes for the owner alone; a policy may be read by whom its config may.
+        shutil.copymode(beside / "config.json", beside / WEIGHTS)
+        if not folder.exists() or not any(folder.iterdir()):
+            os.replace(beside, folder)
+            return
+        # The weights last: a folder with new weights has everything else of the new policy too.
+        for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
+            os.replace(path, folder / path.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"Cannot write the policy to {folder} ({error}); free space there or choose another "
+            "folder."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+# ---- names and layouts
+
+
+def stored_shapes(policy: VisionLanguagePolicy) -> dict[str, tuple[int, ...]]:
+    """Published key -> shape in the files, for every weight of `policy`."""
+    return {key: weight.stored_shape for weight in _weights(policy) for key in weight.keys}
+
+
+def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
+    """All weights of `policy`, from the shapes its `init` would give."""
+    table = family_of(policy.config).keys(policy.config)
+    weights = []
+    for keypath, leaf in jax.tree_util.tree_leaves_with_path(_shapes(policy)):
+        path = tuple(entry.key for entry in keypath)
+        stack = next((s for s in policy.stacks if ".".join(path).startswith(f"{s}.")), None)
+        shape = leaf.shape if stack is None else leaf.shape[1:]
+        weights.append(
+            Weight(
+                path,
+                shape,
+                _keys(path, table, stack, 1 if stack is None else leaf.shape[0]),
+                stack is not None,
+                _stored_shape(path, shape, table),
+            )
+        )
+    return weights
+
+
+def _shapes(policy: VisionLanguagePolicy) -> Params:
+    return jax.eval_shape(policy.init, jax.random.key(0))
+
+
+def _keys(path: tuple[str, ...], table: KeyTable, stack: str | None, count: int) -> tuple[str, ...]:
+    """Published keys of one leaf, one per layer of its stack."""
+    *module, name = path
+    if name in ("scale", "embedding"):
+        name = "weight"
+    dotted = ".".join([*module, name])
+    if stack is None:
+        return (table.publish(dotted),)
+    return tuple(
+        table.publish(dotted.replace(f"{stack}.", f"{stack}.{i}.", 1)) for i in range(count)
+    )
+
+
+def _stored_shape(
+    path: tuple[str, ...], shape: tuple[int, ...], table: KeyTable
+) -> tuple[int, ...]:
+    """The shape in the files of a weight of one layer: ours, but for the one convolution."""
+    if ".".join(path[:-1]) == table.convolution and path[-1] == "weight":
+        return (shape[0], *table.patch)
+    return shape
+
+
+def _export(
+    policy: VisionLanguagePolicy, params: Params, dtype: str | None
+) -> dict[str, np.ndarray]:
+    """Published key -> tensor, for every weight."""
+    tensors = {}
+    weights = _weights(policy)
+    assert len(jax.tree.leaves(params)) == len(weights), "params do not fit the policy"
+    for weight in weights:
+        leaf = np.asarray(_get(params, weight.path))
+        if dtype is not None:
+            leaf = leaf.astype(jnp.dtype(dtype), copy=False)
+        layers = leaf if weight.stacked else leaf[None]
+        assert layers.shape == (len(weight.keys), *weight.shape), weight.path
+        for key, layer in zip(weight.keys, layers, strict=True):
+            tensors[key] = np.ascontiguousarray(layer).reshape(weight.stored_shape)
+    return tensors
+
+
+def _read_part(
+    weight: Weight,
+    tensors: Mapping[str, Stored],
+    dtype: np.dtype,
+    index: tuple[slice, ...],
+) -> np.ndarray:
+    """What `index` takes of a leaf of `params`; beside it are held the tensors being read only."""
+    layers, index = (index[0], index[1:]) if weight.stacked else (slice(None), index)
+    keys = weight.keys[layers]
+    shape = tuple(len(range(*i.indices(n))) for i, n in zip(index, weight.shape, strict=True))
+    part = _aligned_empty((len(keys), *shape), dtype)
+
+    def fill(layer: np.ndarray, key: str) -> None:
+        _read_into(layer, tensors[key], weight, index)
+
+    # Reading and copying leave Python, so that threads share the work.
+    with ThreadPoolExecutor(min(READERS, len(keys))) as readers:
+        for _ in readers.map(fill, part, keys):
+            pass
+    return part if weight.stacked else part[0]
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array at a multiple of 64 bytes, which a CPU device takes without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[slice, ...]) -> None:
+    """What `index` takes of one tensor of a file, in the shape and dtype of `out`."""
+    if out.shape == weight.shape and DTYPES.get(stored.dtype) == out.dtype:
+        stored.read_to(out)
+        return
+    if stored.shape == weight.shape:
+        tensor = stored.read(index)
+    else:  # a convolution, which is a matrix after a reshape only
+        tensor = stored.read().reshape(weight.shape)[index]
+    tensor = tensor.astype(out.dtype, copy=False)
+    # As bytes: numpy copies bfloat16, which is not its own, number by number.
+    number = np.dtype(f"u{out.dtype.itemsize}")
+    out.view(number)[...] = tensor.view(number)
+
+
+# ---- files
+
+
+def _scan(folder: Path, table: KeyTable) -> dict[str, Stored]:
+    """Published key -> where it is stored, over all shards."""
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy"):  # which checks all that the header says
+                stored = _stored(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path} is not a whole safetensors file ({error}); fetch it again."
+            ) from error
+        for tensor in stored:
+            if BUFFERS.search(tensor.key):
+                continue
+            published = table.normalise(tensor.key)
+            if published in tensors:
+                raise UserError(
+                    f"{folder} holds {tensor.key} twice; keep one of the files that have it."
+                )
+            tensors[published] = tensor
+    return tensors
+
+
+def _stored(path: Path) -> list[Stored]:
+    """The tensors of a safetensors file, by its header: the length of the header (uint64), the
+    header (JSON), the tensors.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return [
+        Stored(path, key, tuple(of["shape"]), of["dtype"], start=8 + length + of["data_offsets"][0])
+        for key, of in header.items()
+        if key != "__metadata__"
+    ]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        absent = [name for name in shards if not (folder / name).is_file()]
+        if absent or not shards:
+            raise UserError(
+                f"{folder / INDEX} names {len(shards)} files of which {absent[:3]} are missing; "
+                "fetch them again."
+            )
+        return [folder / name for name in shards]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if any(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{folder} has its weights as pytorch_model.bin, a pickle, which can run any code when "
+            "read; give a folder with safetensors."
+        )
+    raise UserError(f"{folder} has no {WEIGHTS}; give a folder with the weights as safetensors.")
+
+
+def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored]) -> None:
+    """Every weight is there once with its shape, and nothing else is."""
+    table = family_of(policy.config).keys(policy.config)
+    head, embedding = map(table.publish, ("lm_head.weight", "language_model.embed_tokens.weight"))
+    if policy.config.tie_word_embeddings and {head, embedding} <= tensors.keys():
+        # Some writers store the tied weight twice. Equal, it says nothing new.
+        first, second = (tensors[key].read() for key in (head, embedding))
+        if np.array_equal(first, second):
+            del tensors[head]
+    needed = stored_shapes(policy)
+    shapes = {key: stored.shape for key, stored in tensors.items()}
+    problems = {
+        "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],
+        "unexpected": [f"{key} {shapes[key]}" for key in shapes if key not in needed],
+        "of another shape": [
+            f"{key} {shapes[key]}, not {needed[key]}"
+            for key in needed
+            if key in shapes and shapes[key] != needed[key]
+        ],
+    }
+    found = [
+        f"{len(names)} {problem}: {'; '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for problem, names in problems.items()
+        if names
+    ]
+    if found:
+        raise UserError(
+            f"The weights in {folder} do not fit its config.json ({', '.join(found)}); use the "
+            "config.json and weights of one model."
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# ---- nested dicts
+
+
+def _get(params: Params, path: tuple[str, ...]) -> Any:
+    for key in path:
+        params = params[key]
+    return params
+
+
+def _set(params: Params, path: tuple[str, ...], leaf: Any) -> None:
+    for key in path[:-1]:
+        params = params.setdefault(key, {})
+    params[path[-1]] = leaf

@@ -1,0 +1,88 @@
+"""LLaVA-1.5 (arXiv 2310.03744): CLIP tower, projector and any decoder of Llama's family."""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from balcap_jax.models.decoder.layers import Definition, LayerNorm, Params
+from balcap_jax.models.decoder.remat import rematerialise
+from balcap_jax.models.inputs import ImagePatches
+from balcap_jax.models.llava.clip import ClipEmbeddings, ClipLayer, Projector
+from balcap_jax.models.llava.config import LlavaConfig
+from balcap_jax.models.llava.layout import LlavaLayout
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.parallel.sharding import constrain_images
+
+
+@dataclass(frozen=True)
+class Llava(VisionLanguagePolicy):
+    """Images of one size, any number per prompt, and a decoder with plain rotary embedding."""
+
+    layout_type = LlavaLayout
+    vision_paths = ("vision_tower", "multi_modal_projector")
+
+    config: LlavaConfig
+
+    @cached_property
+    def vision_definitions(self) -> dict[str, Definition]:
+        config, options = self.config, self.module_options
+        vision = config.vision
+
+        def norm(_):
+            return LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
+
+        return {
+            "vision_tower.embeddings": Definition(
+                lambda r: ClipEmbeddings(vision, **options, rngs=r)
+            ),
+            "vision_tower.pre_layrnorm": Definition(norm),  # so spelled in every published file
+            "vision_tower.encoder.layers": Definition(
+                lambda r: ClipLayer(vision, **options, rngs=r)
+            ),
+            # Never computed: features are taken before it. A weight of the published files.
+            "vision_tower.post_layernorm": Definition(norm),
+            "multi_modal_projector": Definition(lambda r: Projector(config, **options, rngs=r)),
+        }
+
+    @property
+    def vision_stacks(self) -> dict[str, int]:
+        return {"vision_tower.encoder.layers": self.config.vision.num_hidden_layers}
+
+    def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
+        """Features of all images [b, images * image_tokens, d]."""
+        batch, length, channels = images.pixels.shape
+        patches = self.config.vision.patches
+        assert length % patches == 0, f"{length} patches are not whole images of {patches}"
+        # Images know nothing of each other: those of all prompts are one batch.
+        pixels = jnp.asarray(images.pixels).reshape(-1, patches, channels)
+        selected = self._hidden_states(params["vision_tower"], pixels)
+        features = self.definitions["multi_modal_projector"](params["multi_modal_projector"])(
+            selected
+        )
+        return features.reshape(batch, -1, features.shape[-1])
+
+    def _hidden_states(
+        self, tower: Params, pixels: Float[Array, "i p c"]
+    ) -> Float[Array, "i q features"]:
+        """What the projector reads; layers above the last one that is asked for do not run."""
+        part, config = self.definitions, self.config
+
+        x = part["vision_tower.embeddings"](tower["embeddings"])(pixels.astype(self.dtype))
+        # All tokens of an image attend to each other; none is padding.
+        attend = partial(self.attends.rows, sizes=jnp.full(x.shape[0], x.shape[1], jnp.int32))
+
+        def layer(x, weights):
+            return constrain_images(part["vision_tower.encoder.layers"](weights)(x, attend)), None
+
+        x = part["vision_tower.pre_layrnorm"](tower["pre_layrnorm"])(x)
+        states, done = {}, 0
+        for asked in sorted(set(config.feature_layers)):
+            between = jax.tree.map(lambda w, a=done, b=asked: w[a:b], tower["encoder"]["layers"])
+            x, _ = jax.lax.scan(rematerialise(self.remat, layer), x, between)
+            states[asked], done = x, asked
+        selected = jnp.concatenate([states[asked] for asked in config.feature_layers], axis=-1)
+        first = 1 if config.vision_feature_select_strategy == "default" else 0
+        return selected[:, first:]

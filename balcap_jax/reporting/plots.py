@@ -1,0 +1,190 @@
+"""The pictures of a run: its curves over the steps, and the lengths of its captions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Num
+
+from balcap_jax.rewards.capscore import harmonic_mean
+from balcap_jax.runs.folder import disk_errors
+from balcap_jax.runs.logs import WALL_CLOCK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#8E5A9B", "#6B7280"
+_COLUMNS = 3
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9CA3AF",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E7EB",
+    "xtick.color": "#4B5563",
+    "ytick.color": "#4B5563",
+    "legend.frameon": False,
+}
+
+
+def draw_curves(
+    rows: Sequence[Mapping[str, Any]], path: Path, *, band: tuple[float, float] = (0.5, 2.0)
+) -> None:
+    """One panel per number of metrics.jsonl: rewards first, then lengths, then the update's health.
+
+    Args:
+      rows: of metrics.jsonl.
+      path: of the PNG.
+      band: the range of rho that the length mask keeps.
+    """
+    from matplotlib import rc_context  # noqa: PLC0415  half a second, only for reports
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    panels = _panels(rows)
+    grid_rows = -(-len(panels) // _COLUMNS)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.0 * _COLUMNS, 2.3 * grid_rows), layout="constrained")
+        axes = figure.subplots(grid_rows, _COLUMNS, squeeze=False).ravel()
+        for ax, (title, color, values) in zip(axes, panels, strict=False):
+            _draw_panel(ax, title, color, np.array([row["step"] for row in rows]), values)
+            if title == "rho":
+                _shade_band(ax, band, horizontal=True)
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        figure.supxlabel("step")
+        _save(figure, path)
+
+
+def draw_lengths(
+    before: Num[np.ndarray, " n"],
+    after: Num[np.ndarray, " m"],
+    path: Path,
+    *,
+    band: tuple[float, float] = (0.5, 2.0),
+) -> None:
+    """Histograms of rho before and after training, over the range that the length mask keeps.
+
+    Args:
+      before, after: rho of the held-out captions.
+      path: of the PNG.
+      band: the range of rho that the length mask keeps.
+    """
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    highest = max(3.0, 1.25 * band[1])
+    edges = np.linspace(0.0, highest, 31)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 3.4), layout="constrained")
+        ax = figure.subplots()
+        _shade_band(ax, band, horizontal=False)
+        for label, rho, color in (("before", before, GREY), ("after", after, BLUE)):
+            rho = rho[np.isfinite(rho)]
+            if not rho.size:
+                continue
+            # Lengths beyond the axis are drawn in its last bin, not left out.
+            clipped = np.minimum(rho, highest - 1e-9)
+            name = f"{label}: mean {rho.mean():.2f}, median {np.median(rho):.2f}"
+            share = np.full(rho.size, 1 / rho.size)
+            style = {"bins": edges, "weights": share, "color": color}
+            ax.hist(clipped, **style, alpha=0.3)
+            ax.hist(clipped, **style, histtype="step", linewidth=1.6, label=name)
+            ax.axvline(rho.mean(), color=color, linewidth=1.2, linestyle=(0, (4, 2)))
+        ax.set_xlim(0.0, highest)
+        ax.set_title("Caption length on held-out images")
+        ax.set_xlabel(f"rho = words / words of the reference (last bin: {edges[-2]:.1f} and above)")
+        ax.set_ylabel("share of captions")
+        ax.legend(loc="upper right")
+        _save(figure, path)
+
+
+def smooth(values: Float[np.ndarray, " n"], *, width: float) -> Float[np.ndarray, " n"]:
+    """Gaussian moving average, centred so that the curve does not lag behind its points.
+
+    Args:
+      values: without NaN.
+      width: standard deviation of the window, in points; 0 changes nothing. At both ends only the
+        points inside the run are averaged.
+    """
+    reach = int(np.ceil(3 * width))
+    if reach == 0:
+        return values
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    total, weight = (np.convolve(x, kernel) for x in (values, np.ones_like(values)))
+    return (total / weight)[reach : reach + values.size]
+
+
+def _panels(
+    rows: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, str, Float[np.ndarray, " n"]]]:
+    """(title, colour, values with NaN for null) of every number worth a curve."""
+    # Not every row need hold every number: some are measured every few steps only.
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    series = {key: values for key in keys if (values := _series(rows, key)) is not None}
+    rewards = [key for key in series if key.startswith("reward/") and key.endswith("/mean")]
+    lengths = [key for key in ("words", "rho/mean") if key in series]
+    passed_over = ("step", "rho/std", "reward/", *lengths, *WALL_CLOCK)
+    others = [key for key in series if not key.startswith(passed_over)]
+
+    panels = [(key.split("/")[1], GREEN, series[key]) for key in rewards]
+    if len(rewards) > 1:
+        mean = harmonic_mean(np.stack([series[key] for key in rewards]))
+        panels.append(("b-CapScore of the samples", GREEN, 100 * mean))
+    panels += [(key.removesuffix("/mean"), BLUE, series[key]) for key in lengths]
+    panels += [(key.replace("_", " "), PURPLE, series[key]) for key in others]
+    return panels
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> Float[np.ndarray, " n"] | None:
+    """The values of `key`, NaN where null or absent; None for lists and for what has no value."""
+    values = [row.get(key) for row in rows]
+    if all(value is None for value in values) or any(isinstance(value, list) for value in values):
+        return None
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _draw_panel(
+    ax: "Axes",
+    title: str,
+    color: str,
+    steps: Num[np.ndarray, " n"],
+    values: Float[np.ndarray, " n"],
+) -> None:
+    measured = ~np.isnan(values)
+    steps, values = steps[measured], values[measured]
+    ax.plot(steps, values, ".", color=color, alpha=0.35, markersize=5, markeredgewidth=0)
+    curve = smooth(values, width=values.size / 30)
+    ax.plot(steps, curve, color=color, linewidth=1.8, solid_capstyle="round")
+    ax.set_title(title)
+    ax.margins(x=0.02, y=0.1)
+    # A number that stays what it was is drawn flat: no axis for the rounding of 1.0000001.
+    middle, reach = float(np.mean(values)), float(np.ptp(values)) / 2
+    flat = 0.02 * max(abs(middle), 1e-2)
+    if reach < flat / 20:
+        ax.set_ylim(middle - flat, middle + flat)
+    ax.ticklabel_format(axis="y", useOffset=False)
+    ax.locator_params(axis="both", nbins=5)
+
+
+def _shade_band(ax: "Axes", band: tuple[float, float], *, horizontal: bool) -> None:
+    """The range that the length mask keeps, without stretching the axis to show all of it."""
+    limits = ax.get_ylim()
+    span = ax.axhspan if horizontal else ax.axvspan
+    span(*band, color=ORANGE, alpha=0.08, linewidth=0, label=None if horizontal else "kept by mask")
+    if horizontal:
+        ax.set_ylim(limits)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    with disk_errors(path):
+        figure.savefig(beside, format="png", dpi=130, facecolor="white")
+        beside.replace(path)

@@ -1,0 +1,178 @@
+"""What a step learns from: captions of a batch of images, judged, as rewards and advantages."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from balcap_jax.config.sections import RewardConfig, RLConfig
+from balcap_jax.data.examples import Example
+from balcap_jax.parallel.processes import gather_rows
+from balcap_jax.parallel.sharding import BatchRows
+from balcap_jax.reporting.rows import caption_row
+from balcap_jax.rewards.captions import rewards_of
+from balcap_jax.rewards.commentary import comments, praises_itself
+from balcap_jax.rewards.verdicts import Judge, Verdict
+from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
+from balcap_jax.rl.masking import control_length
+from balcap_jax.training.metrics import length_metrics, reward_metrics
+
+
+class Judged(NamedTuple):
+    """The captions of a batch, [B][G], with what the judge found.
+
+    Attributes:
+      rewards: as judged; NaN = no signal.
+      kept: after the length control.
+      lengths: of the captions, in the unit of the length control.
+      words: of the captions.
+      token_counts: of the captions, the stop token included.
+      praises, comments: the caption praises itself, or comments on the image.
+    """
+
+    examples: Sequence[Example]
+    captions: list[list[str]]
+    verdicts: list[list[Verdict | None]]
+    rewards: Float[np.ndarray, "b g k"]
+    kept: Float[np.ndarray, "b g k"]
+    lengths: Num[np.ndarray, "b g"]
+    reference_lengths: Num[np.ndarray, " b"]
+    words: Num[np.ndarray, "b g"]
+    token_counts: Int[np.ndarray, "b g"]
+    praises: Bool[np.ndarray, "b g"]
+    comments: Bool[np.ndarray, "b g"]
+
+    @property
+    def lost(self) -> float:
+        """The share of captions that the judge gave no signal at all."""
+        return float(np.isnan(self.rewards).all(axis=-1).mean())
+
+    @property
+    def valid(self) -> Bool[np.ndarray, "b g"]:
+        """Captions with a signal in at least one reward; the others have no weight anywhere."""
+        return ~np.isnan(self.kept).all(axis=-1)
+
+
+def reward_captions(
+    verdicts: Sequence[Verdict | None],
+    examples: Sequence[Example],
+    captions: list[list[str]],
+    token_counts: Num[np.ndarray, "b g"],
+    reference_tokens: Num[np.ndarray, " b"],
+    reward: RewardConfig,
+) -> Judged:
+    """From verdicts to rewards, the length control applied.
+
+    Args:
+      verdicts: of all captions, image by image.
+      token_counts, reference_tokens: lengths in tokens, for `length_unit="tokens"`.
+    """
+    images, group = np.shape(token_counts)  # no images where other hosts judge all that it holds
+    texts = [caption for of_image in captions for caption in of_image]
+    rewards = rewards_of(verdicts, reward.names).reshape(images, group, len(reward.names))
+    words = np.array([len(caption.split()) for caption in texts], np.float32)
+    words = words.reshape(images, group)
+    reference_words = np.array([len(e.reference.split()) for e in examples], np.float32)
+    in_words = reward.length_unit == "words"
+    lengths = words if in_words else np.asarray(token_counts, np.float32)
+    reference_lengths = reference_words if in_words else np.asarray(reference_tokens, np.float32)
+    return Judged(
+        examples=examples,
+        captions=captions,
+        verdicts=[list(verdicts[i : i + group]) for i in range(0, len(verdicts), group)],
+        rewards=rewards,
+        kept=_control_length(rewards, lengths, reference_lengths, reward),
+        lengths=lengths,
+        reference_lengths=reference_lengths,
+        words=words,
+        token_counts=np.asarray(token_counts, np.int32),
+        praises=np.array([praises_itself(text) for text in texts], bool).reshape(images, group),
+        comments=np.array([comments(text) for text in texts], bool).reshape(images, group),
+    )
+
+
+def of_whole_batch(judged: Judged, rows: BatchRows) -> Judged:
+    """With the numbers of all hosts' captions, on every host; texts and verdicts stay its own."""
+    numbers = {
+        name: getattr(judged, name)
+        for name in judged._fields
+        if name not in ("examples", "captions", "verdicts")
+    }
+    return judged._replace(**gather_rows(rows, numbers))
+
+
+def _control_length(
+    rewards: Float[np.ndarray, "b g k"],
+    lengths: Num[np.ndarray, "b g"],
+    reference_lengths: Num[np.ndarray, " b"],
+    reward: RewardConfig,
+) -> Float[np.ndarray, "b g k"]:
+    if reward.length_control == "none":
+        return rewards
+    kept = control_length(
+        reward.mask_mode if reward.length_control == "mask" else reward.length_control,
+        jax.device_put(rewards),
+        jax.device_put(lengths),
+        jax.device_put(reference_lengths),
+        reward_index=reward.names.index("linguistic"),
+        lower=reward.tau_l,
+        upper=reward.tau_u,
+        coefficient=reward.linear_coefficient,
+    )
+    return np.asarray(jax.device_get(kept))
+
+
+def advantages_of(judged: Judged, reward: RewardConfig, rl: RLConfig) -> Float[Array, "b g"]:
+    """One advantage per caption, by the setting `rl.advantage`."""
+    kept, weights = jax.device_put((judged.kept, np.asarray(reward.weights, np.float32)))
+    if rl.advantage == "gdpo":
+        return gdpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, whiten=rl.whiten)
+    if rl.advantage == "grpo":
+        return grpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, scale=rl.grpo_scale)
+    counts = jax.device_put(judged.token_counts)
+    return preset_advantages(rl.advantage, kept, weights=weights, token_counts=counts)
+
+
+def rollout_metrics(
+    judged: Judged,
+    rollout_ended: Bool[np.ndarray, "b g"],
+    advantages: Float[np.ndarray, "b g"],
+    reward: RewardConfig,
+) -> dict[str, Any]:
+    """The part of a metrics row that the rollout and its rewards fill."""
+    valid = judged.valid
+    return {
+        **reward_metrics(reward.names, judged.rewards, judged.kept),
+        **length_metrics(judged.lengths, judged.reference_lengths, judged.words, ~rollout_ended),
+        "self_praise": float(judged.praises.mean()),
+        "commentary": float(judged.comments.mean()),
+        "no_signal": float((~valid).mean()),
+        "advantage/rms": float(np.sqrt(np.mean(advantages[valid] ** 2))) if valid.any() else 0.0,
+    }
+
+
+def sample_rows(judged: Judged, judge: Judge, reward: RewardConfig, *, images: int) -> list[dict]:
+    """Rows for samples.jsonl: all captions of the first `images` images."""
+    rows = []
+    for b, example in enumerate(judged.examples[:images]):
+        has_verdict = any(verdict is not None for verdict in judged.verdicts[b])
+        row = partial(
+            caption_row,
+            id=example.id,
+            reference=example.reference,
+            references=example.references,
+            units=judge.reference_units(example) if has_verdict else (),
+        )
+        rows += [
+            row(
+                caption=caption,
+                rewards=dict(zip(reward.names, judged.rewards[b, g], strict=True)),
+                verdict=judged.verdicts[b][g],
+                rho=judged.lengths[b, g] / max(judged.reference_lengths[b], 1),
+            )
+            for g, caption in enumerate(judged.captions[b])
+        ]
+    return rows

@@ -1,0 +1,93 @@
+"""The numbers of a step: of its rewards and of the lengths of its captions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+from balcap_jax.runs.logs import RHO_EDGES
+
+
+def b_capscore_of(row: dict[str, Any]) -> float:
+    """Harmonic mean, times 100, of the mean rewards of a step: what the best checkpoint is best
+    in.
+    """
+    means = np.array(
+        [row[name] for name in row if name.startswith("reward/") and name.endswith("/mean")]
+    )
+    if not means.size or not (means > 0).all():  # NaN, too, is not above 0
+        return 0.0
+    return float(100.0 * len(means) / (1.0 / means).sum())
+
+
+def reward_metrics(
+    names: Sequence[str],
+    before_mask: Float[np.ndarray, "b g k"],
+    after_mask: Float[np.ndarray, "b g k"],
+) -> dict[str, float]:
+    """Per reward `name`, under `reward/<name>/`:
+
+    `mean`, `std` over the captions with a signal, before the length mask; `constant_groups`, the
+    share of groups with a signal whose rewards after the mask are all the same, so that they teach
+    nothing; `masked`, the share of captions with a signal whose reward the mask changed;
+    `no_signal`, the share of captions the judge gave none (NaN before the mask).
+
+    A share or mean of nothing is NaN.
+    """
+    row = {}
+    for k, name in enumerate(names):
+        raw, kept = before_mask[..., k], after_mask[..., k]
+        signal = ~np.isnan(raw)
+        row |= {
+            f"reward/{name}/mean": _mean(raw[signal]),
+            f"reward/{name}/std": _std(raw[signal]),
+            f"reward/{name}/constant_groups": _constant_groups(kept),
+            # NaN != x, so a reward that the mask dropped counts as changed.
+            f"reward/{name}/masked": _mean((raw != kept)[signal]),
+            f"reward/{name}/no_signal": _mean(~signal),
+        }
+    return row
+
+
+def length_metrics(
+    lengths: Num[np.ndarray, "b g"],
+    reference_lengths: Num[np.ndarray, " b"],
+    words: Num[np.ndarray, "b g"],
+    truncated: Bool[np.ndarray, "b g"],
+) -> dict[str, Any]:
+    """Lengths of the sampled captions: `rho/mean`, `rho/std`, `rho/hist`, `words`, `truncated`.
+
+    rho = length / reference length, in the unit of the mask; as there, a reference of length 0
+    counts as 1. `rho/hist` counts the captions up to each of `RHO_EDGES`, and above the last.
+    `truncated` is the share that hit the token limit.
+    """
+    rho = (lengths / np.maximum(reference_lengths, 1)[:, None]).reshape(-1)
+    return {
+        "rho/mean": _mean(rho),
+        "rho/std": _std(rho),
+        "rho/hist": rho_histogram(rho),
+        "words": _mean(words),
+        "truncated": _mean(truncated),
+    }
+
+
+def rho_histogram(rho: Num[np.ndarray, " n"]) -> list[int]:
+    """Counts per bin `(lower, upper]` of `RHO_EDGES`, the last bin open; sums to n."""
+    bins = np.searchsorted(np.asarray(RHO_EDGES), rho, side="left")
+    return np.bincount(bins, minlength=len(RHO_EDGES) + 1).tolist()
+
+
+def _mean(values: Num[np.ndarray, "..."] | Bool[np.ndarray, "..."]) -> float:
+    return float(values.mean(dtype=np.float64)) if values.size else np.nan
+
+
+def _std(values: Num[np.ndarray, "..."]) -> float:
+    return float(values.std(dtype=np.float64)) if values.size else np.nan
+
+
+def _constant_groups(rewards: Float[np.ndarray, "b g"]) -> float:
+    signal = ~np.isnan(rewards)
+    highest = np.where(signal, rewards, -np.inf).max(axis=1)
+    lowest = np.where(signal, rewards, np.inf).min(axis=1)
+    return _mean((highest == lowest)[signal.any(axis=1)])

@@ -1,0 +1,111 @@
+"""The compiled programs of a training run, made of its settings."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+from jax.sharding import Mesh
+
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.rl.train_state import make_optimizer
+from balcap_jax.rl.update import make_reference_logprobs, make_update
+from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.runs.device_clock import DeviceClock
+
+
+class Programs(NamedTuple):
+    """What runs on the devices.
+
+    Attributes:
+      captioner, tester: sample in training, and of held-out images.
+      update, reference_logprobs: see `make_update` and `make_reference_logprobs`.
+    """
+
+    captioner: Captioner
+    tester: Captioner
+    optimizer: optax.GradientTransformation
+    update: Callable[..., Any]
+    reference_logprobs: Callable[..., Any]
+
+
+def make_programs(
+    config: TrainConfig,
+    policy: VisionLanguagePolicy,
+    processor: Processor,
+    mesh: Mesh,
+    *,
+    clock: DeviceClock,
+) -> Programs:
+    """Nothing is compiled before it is called."""
+    sampling = {
+        "max_new_tokens": config.rollout.max_new_tokens,
+        "clock": clock,
+    }
+    optimizer = optimizer_of(config)
+    return Programs(
+        captioner=Captioner(
+            policy,
+            processor,
+            mesh,
+            group_size=config.rollout.group_size,
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            **sampling,
+        ),
+        tester=Captioner(
+            policy,
+            processor,
+            mesh,
+            group_size=1,
+            temperature=config.evaluation.temperature,
+            **sampling,
+        ),
+        optimizer=optimizer,
+        update=update_of(config, policy, optimizer, mesh),
+        reference_logprobs=make_reference_logprobs(policy, mesh, **_forward(config, policy)),
+    )
+
+
+def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
+    """The optimizer of a run with these settings."""
+    return make_optimizer(
+        learning_rate=config.optim.learning_rate,
+        warmup_steps=config.optim.warmup_steps,
+        total_steps=config.steps * config.rl.updates_per_rollout,
+        schedule=config.optim.schedule,
+        weight_decay=config.optim.weight_decay,
+        b1=config.optim.b1,
+        b2=config.optim.b2,
+        max_grad_norm=config.optim.max_grad_norm,
+    )
+
+
+def update_of(
+    config: TrainConfig,
+    policy: VisionLanguagePolicy,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[..., Any]:
+    """The update of a run with these settings; `balcap plan` compiles the same one."""
+    return make_update(
+        policy,
+        optimizer,
+        mesh,
+        clip_low=config.rl.clip_low,
+        clip_high=config.rl.clip_high,
+        loss_normaliser=config.rl.loss_normaliser,
+        kl_coef=config.rl.kl_coef,
+        train_vision=config.model.train_vision,
+        **_forward(config, policy),
+    )
+
+
+def _forward(config: TrainConfig, policy: VisionLanguagePolicy) -> dict[str, Any]:
+    """What update and reference compute logprobs with."""
+    return {
+        "temperature": config.rollout.temperature,
+        "banned_tokens": policy.config.banned_tokens,
+        "micro_batches": config.rl.micro_batches,
+    }

@@ -1,0 +1,259 @@
+"""Processes of a run meet, compare themselves, and learn of one another's end; here as threads."""
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from balcap_jax.errors import UserError
+from balcap_jax.parallel.control import Control
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def meet(count: int, *, facts=None, lost=None, timeout: float = 10, patience: float = 30) -> list:
+    """Both ends of the line for each of `count` processes, or the error that it met."""
+    address = free_address()
+    facts = facts or [{"jax": "1"}] * count
+
+    def one(process: int):
+        try:
+            return Control(
+                address,
+                process=process,
+                processes=count,
+                facts=facts[process],
+                timeout=timeout,
+                patience=patience,
+                on_lost=None if lost is None else lost[process].append,
+            )
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def together(controls: list, call) -> list:
+    with ThreadPoolExecutor(len(controls)) as pool:
+        return list(pool.map(call, controls))
+
+
+def wait_for(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing came"
+        time.sleep(0.01)
+
+
+def test_values_reach_all_in_the_order_of_the_processes():
+    controls = meet(3)
+    nothing_lost = [[], [], []]
+    for _ in range(3):  # one after the other, and much at once
+        said = together(controls, lambda c: c.gather([c.process, float("inf")], tag="a"))
+        assert said == [[[0, float("inf")], [1, float("inf")], [2, float("inf")]]] * 3
+    large = "x" * 10**6
+    assert together(controls, lambda c: c.gather(large, tag="a")) == [[large] * 3] * 3
+    told = together(controls, lambda c: c.from_process_zero(f"by {c.process}", tag="b"))
+    assert told == ["by 0"] * 3
+    for control in controls:
+        control.close()
+    time.sleep(0.1)
+    assert nothing_lost == [[], [], []]
+
+
+def test_calls_of_two_threads_do_not_mix():
+    """Each process asks for two things at once, in another order."""
+    controls = meet(2)
+
+    def both(control: Control):
+        tags = ("a", "b") if control.process else ("b", "a")
+        with ThreadPoolExecutor(2) as pool:
+            asked = {tag: pool.submit(control.gather, [tag], tag=tag) for tag in tags}
+            return {tag: asked[tag].result() for tag in ("a", "b")}
+
+    assert together(controls, both) == [{"a": [["a"], ["a"]], "b": [["b"], ["b"]]}] * 2
+    for control in controls:
+        control.close()
+
+
+def test_processes_that_differ_are_refused_on_all_of_them():
+    facts = [{"jax": "0.10.2", "rl.eps": 0.1}, {"jax": "0.10.2", "rl.eps": 0.1}]
+    facts.append({"jax": "0.10.1", "rl.eps": 0.2, "extra": 1})
+    said = meet(3, facts=facts)
+    assert len(set(said)) == 1
+    assert "process 2 on " in said[0]
+    assert "differs from process 0" in said[0]
+    assert "jax (0.10.1, not 0.10.2), rl.eps (0.2, not 0.1), extra (1, not None)" in said[0]
+    assert "start all processes with the same settings, files and versions" in said[0]
+
+
+def test_many_differences_are_cut_short():
+    said = meet(2, facts=[{}, {f"f{i}": i for i in range(9)}])
+    assert "f4 (4, not None) and 4 more;" in said[0]
+
+
+def raw(address: str, hello: dict) -> str:
+    """What process 0 answers to this greeting."""
+    host, port = address.split(":")
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            line = socket.create_connection((host, int(port)), timeout=10)
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    with line:
+        line.sendall(json.dumps(hello).encode() + b"\n")
+        return line.makefile().readline()
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"processes": 4}, "was told of 4 processes, process 0 of 3; give all the same"),
+        ({}, "Two processes are process 1 of 3"),
+    ],
+)
+def test_a_process_that_was_started_wrongly_is_refused(changes, refusal):
+    address = free_address()
+    found = []
+
+    def first():
+        try:
+            Control(address, process=0, processes=3, facts={}, timeout=10, patience=9)
+        except UserError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    hello = {"process": 1, "processes": 3, "host": "h", "facts": {}}
+    if not changes:  # a first process 1, in the background: it is not answered yet
+        threading.Thread(target=raw, args=(address, hello), daemon=True).start()
+        time.sleep(0.3)
+    answer = raw(address, {**hello, **changes})
+    thread.join()
+    assert refusal in found[0]
+    assert json.loads(answer)["refused"] == found[0]
+
+
+def test_strangers_at_the_door_are_ignored():
+    address = free_address()
+    host, port = address.split(":")
+    with ThreadPoolExecutor(2) as pool:
+        options = {"processes": 2, "facts": {}, "timeout": 10, "patience": 30}
+        first = pool.submit(Control, address, process=0, **options)
+        wait_for(lambda: answers(host, int(port)))
+        for noise in (b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", b""):
+            with socket.create_connection((host, int(port))) as stranger:
+                stranger.sendall(noise)
+        second = pool.submit(Control, address, process=1, **options)
+        controls = [first.result(timeout=10), second.result(timeout=10)]
+    assert together(controls, lambda c: c.gather(c.process, tag="a")) == [[0, 1]] * 2
+    for control in controls:
+        control.close()
+
+
+def answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_coordinator_that_does_not_answer():
+    address = free_address()
+    with pytest.raises(UserError) as error:
+        Control(address, process=1, processes=2, facts={}, timeout=0.5, patience=30)
+    said = str(error.value)
+    assert f"coordinator at {address} has not let process 1 begin within 0.5 s" in said
+    assert "refused" in said  # by the machine: nobody listens
+    assert "--dist.start-timeout" in said
+
+
+def test_a_host_that_does_not_exist():
+    with pytest.raises(UserError, match=r"no-such-host\.invalid:999 .*Name or service|Temporary"):
+        Control(
+            "no-such-host.invalid:999", process=1, processes=2, facts={}, timeout=0.5, patience=30
+        )
+
+
+def test_a_process_that_does_not_come():
+    said = meet_some(processes=3, come=(0, 1), timeout=0.8)
+    assert "Of 3 processes, 2 did not come to " in said[0]
+    assert "within 0.8 s; start each with its --dist.process" in said[0]
+    # The one that came is told so, unless its own time was over a moment before.
+    assert said[1] == said[0] or "it still waits for other processes" in said[1]
+
+
+def meet_some(*, processes: int, come: tuple[int, ...], timeout: float) -> list[str]:
+    address = free_address()
+
+    def one(process: int):
+        try:
+            Control(
+                address,
+                process=process,
+                processes=processes,
+                facts={},
+                timeout=timeout,
+                patience=30,
+            )
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(come)) as pool:
+        return list(pool.map(one, come))
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"cannot listen at 127\.0\.0\.1:\d+ \(.*in use"):
+            Control(address, process=0, processes=2, facts={}, timeout=1, patience=30)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_is_missed_at_once(victim):
+    lost = [[], [], []]
+    controls = meet(3, lost=lost)
+    controls[victim]._closed.set()  # the dead do not report the ends of their own connections
+    for peer in controls[victim]._peers.values():  # as the kernel does for a dead process
+        peer.socket.shutdown(socket.SHUT_RDWR)
+    others = [process for process in range(3) if process != victim]
+    wait_for(lambda: all(lost[process] for process in others), seconds=5)
+    for process in others:
+        assert lost[process][0] == f"process {victim} has ended without a word"
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_process_says_why_it_ends(victim, monkeypatch):
+    # set by `end`, and put back after it
+    monkeypatch.setattr("balcap_jax.parallel.control._left", False)
+    lost = [[], [], []]
+    controls = meet(3, lost=lost)
+    controls[victim].end("the disk is full")
+    others = [process for process in range(3) if process != victim]
+    wait_for(lambda: all(lost[process] for process in others), seconds=5)
+    for process in others:
+        assert lost[process][0] == f"process {victim} has ended: the disk is full"
+    assert lost[victim] == []
+
+
+def test_a_process_that_hangs_is_given_up():
+    """It holds its connections, and says nothing; the others say something all the time."""
+    lost = [[], [], []]
+    controls = meet(3, lost=lost, patience=0.6)
+    time.sleep(1.5)
+    assert lost == [[], [], []]
+    controls[2]._closed.set()  # ends its beats, not its connection
+    wait_for(lambda: lost[0] and lost[1], seconds=5)
+    assert lost[0][0] == lost[1][0] == "process 2 has not answered for 0.6 s"

@@ -1,0 +1,127 @@
+"""From captions to advantages on the host's side."""
+
+import numpy as np
+import pytest
+
+from balcap_jax.config.sections import RewardConfig, RLConfig
+from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.rewards.scene.judge import SceneJudge
+from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
+from balcap_jax.training import experience
+from balcap_jax.training.experience import advantages_of, reward_captions, sample_rows
+from balcap_jax.training.judge_queue import JudgeQueue
+
+JUDGE = SceneJudge()
+SOURCE = SceneSource("train", 4)
+
+
+def judged(config=None, captions=None, judge=JUDGE):
+    examples = [SOURCE[0], SOURCE[1]]
+    if captions is None:
+        # The reference, its first sentence, and the reference three times over.
+        captions = [
+            [e.reference, e.reference.split(".")[0] + ".", " ".join([e.reference] * 3)]
+            for e in examples
+        ]
+    counts = np.array([[len(c.split()) * 2 for c in texts] for texts in captions])
+    reference_tokens = np.array([len(e.reference.split()) * 2 for e in examples])
+    pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
+    verdicts = judge([example for example, _ in pairs], [caption for _, caption in pairs])
+    return reward_captions(
+        verdicts, examples, captions, counts, reference_tokens, config or RewardConfig()
+    )
+
+
+def test_mask_acts_on_the_linguistic_reward_alone_and_before_normalisation():
+    found = judged()
+    np.testing.assert_array_equal(found.rewards[..., 0], found.kept[..., 0])
+    np.testing.assert_array_equal(found.rewards[..., 1], found.kept[..., 1])
+    # References are perfect; a single sentence is shorter than half, three times over is longer
+    # than 2.
+    np.testing.assert_array_equal(found.rewards[:, 0], 1.0)
+    np.testing.assert_array_equal(found.kept[:, 0], 1.0)
+    assert (found.rewards[:, 1, 2] > 0.9).all()
+    np.testing.assert_array_equal(found.kept[:, 1:, 2], 0.0)
+
+
+def test_mask_can_drop_instead():
+    found = judged(RewardConfig(mask_mode="drop"))
+    assert np.isnan(found.kept[:, 1:, 2]).all()
+    assert found.valid.all()  # precision and recall still speak
+
+
+def test_a_host_may_have_nothing_to_judge():
+    class Never(SceneJudge):
+        def __call__(self, examples, captions):
+            raise AssertionError("there is nothing to judge")
+
+    assert JudgeQueue(Never(), background=False).hand_in([], []).result().verdicts == []
+    counts = np.zeros((0, 3), np.int32)
+    nothing = reward_captions([], [], [], counts, np.zeros(0), RewardConfig())
+    assert nothing.rewards.shape == nothing.kept.shape == (0, 3, 3)
+    assert nothing.valid.shape == nothing.words.shape == (0, 3)
+
+
+def test_lengths_in_tokens_give_the_same_rho_here():
+    # Twice as many tokens as words on both sides.
+    words, tokens = judged(), judged(RewardConfig(length_unit="tokens"))
+    np.testing.assert_array_equal(tokens.lengths, 2 * words.lengths)
+    np.testing.assert_array_equal(tokens.kept, words.kept)
+    np.testing.assert_array_equal(tokens.words, words.words)
+
+
+def test_length_control_none_changes_nothing():
+    found = judged(RewardConfig(length_control="none"))
+    np.testing.assert_array_equal(found.rewards, found.kept)
+
+
+class Silent(SceneJudge):
+    """Fails on every second caption."""
+
+    def __call__(self, examples, captions):
+        verdicts = super().__call__(examples, captions)
+        return [None if i % 2 else verdict for i, verdict in enumerate(verdicts)]
+
+
+def test_a_failed_judge_is_nan_even_where_the_mask_would_write_a_zero():
+    found = judged(judge=Silent())
+    lost = np.array([[False, True, False], [True, False, True]])
+    np.testing.assert_array_equal(np.isnan(found.kept).all(axis=-1), lost)
+    np.testing.assert_array_equal(found.valid, ~lost)
+    advantages = advantages_of(found, RewardConfig(), RLConfig())
+    assert (np.asarray(advantages)[lost] == 0).all()
+    rows = sample_rows(found, JUDGE, RewardConfig(), images=2)
+    assert [row["verdict"] is None for row in rows] == lost.reshape(-1).tolist()
+
+
+def test_settings_choose_the_advantage():
+    found = judged()
+    reward = RewardConfig(weights=(1.0, 2.0, 0.5))
+    np.testing.assert_allclose(
+        advantages_of(found, reward, RLConfig(whiten=False, ddof=0)),
+        gdpo_advantages(found.kept, weights=np.array([1, 2, 0.5]), whiten=False, ddof=0),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        advantages_of(found, reward, RLConfig(advantage="grpo", grpo_scale="batch")),
+        grpo_advantages(found.kept, weights=np.array([1, 2, 0.5]), scale="batch"),
+        rtol=1e-6,
+    )
+    gdpo = np.asarray(advantages_of(found, reward, RLConfig()))
+    for preset in ("trl", "nvlabs", "verl", "nemo", "swift"):
+        other = np.asarray(advantages_of(found, reward, RLConfig(advantage=preset)))
+        # One rollout, five conventions: the order of the captions is the same in all of them.
+        np.testing.assert_array_equal(other.argmax(axis=1), gdpo.argmax(axis=1))
+
+
+def test_rollout_metrics_count_what_they_say():
+    found = judged(judge=Silent())
+    row = experience.rollout_metrics(
+        found, np.array([[True, True, False], [True, True, True]]), np.ones((2, 3)), RewardConfig()
+    )
+    assert row["no_signal"] == pytest.approx(0.5)
+    assert row["truncated"] == pytest.approx(1 / 6)
+    assert row["reward/linguistic/no_signal"] == pytest.approx(0.5)
+    # Judged: reference and thrice of image 0, sentence of image 1; the last two are out of range.
+    assert row["reward/linguistic/masked"] == pytest.approx(2 / 3)
+    assert row["advantage/rms"] == pytest.approx(1.0)

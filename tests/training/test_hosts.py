@@ -1,0 +1,218 @@
+"""`balcap train` as two and four processes that are one run, as on as many hosts."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_run import small
+
+from balcap_jax.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    OptimConfig,
+    RolloutConfig,
+)
+from balcap_jax.runs.folder import read_jsonl
+from balcap_jax.runs.logs import without_wall_clock
+from balcap_jax.training.trainer import train
+
+pytestmark = pytest.mark.slow
+
+# Small: where a gradient is nothing but rounding, Adam makes a whole step of it, and after large
+# steps another number of devices would sample another word somewhere.
+RATE = 1e-5
+CHANGES = {
+    "optim": OptimConfig(learning_rate=RATE, warmup_steps=1),
+    "prompts_per_step": 4,
+    "sample_every": 1,
+    "data": DataConfig(heldout=5),
+    "rollout": RolloutConfig(group_size=2, max_new_tokens=10),
+    "checkpoint": CheckpointConfig(every=1),
+    "evaluation": EvaluationConfig(batch_size=4),
+}
+FLAGS = (
+    "--prompts-per-step", "4", "--sample-every", "1", "--data.heldout", "5",
+    "--rollout.group-size", "2", "--rollout.max-new-tokens", "10", "--checkpoint.every", "1",
+    "--evaluation.batch-size", "4", "--optim.learning-rate", str(RATE), "--optim.warmup-steps", "1",
+)  # fmt: skip
+
+
+class Hosts:
+    """Processes of one run, one CPU device each, gloo between them."""
+
+    def __init__(self, folder: Path, count: int, *flags: str, devices: int = 1, slurm=False):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+        folder.mkdir(exist_ok=True)
+        self.logs = [folder / f"process{process}.log" for process in range(count)]
+        self.processes = []
+        for process, log in enumerate(self.logs):
+            environment = {
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": str(devices),
+                "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            }
+            if slurm:
+                found: Sequence[str] = ()
+                environment |= {
+                    "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1",
+                    "SLURM_NTASKS": str(count), "SLURM_PROCID": str(process),
+                    "SLURM_LOCALID": str(process), "JAX_COORDINATOR_PORT": port,
+                }  # fmt: skip
+            else:
+                found = (
+                    "--dist.coordinator", f"127.0.0.1:{port}", "--dist.processes", str(count),
+                    "--dist.process", str(process),
+                )  # fmt: skip
+            with log.open("w") as out:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "balcap_jax", "train", *found, *flags],
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                    )
+                )
+
+    def __enter__(self) -> "Hosts":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def said(self) -> list[str]:
+        return [log.read_text() for log in self.logs]
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+        return [process.returncode for process in self.processes]
+
+    def wait_for_rows(self, run: Path, count: int) -> None:
+        deadline = time.monotonic() + 240
+        path = run / "metrics.jsonl"
+        while not path.exists() or path.read_text().count("\n") < count:
+            assert time.monotonic() < deadline, self.said()
+            assert all(process.poll() is None for process in self.processes), self.said()
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The same run as one process."""
+    return train(small(tmp_path_factory.mktemp("alone"), steps=6, **CHANGES))
+
+
+def assert_same_steps(run: Path, alone: Path, *, steps: int) -> None:
+    """The captions and their verdicts are the same, the numbers are to rounding."""
+
+    def read(folder: Path, name: str) -> list[dict]:
+        return [row for row in read_jsonl(folder / name) if row["step"] <= steps]
+
+    ours, expected = read(run, "metrics.jsonl"), read(alone, "metrics.jsonl")
+    assert [row["step"] for row in ours] == list(range(1, steps + 1))
+    for row, other in zip(ours, expected[:steps], strict=True):
+        row, other = without_wall_clock(row), without_wall_clock(other)
+        assert row.keys() == other.keys()
+        for name in row:
+            np.testing.assert_allclose(
+                np.array(row[name], float), np.array(other[name], float),
+                rtol=1e-4, atol=1e-5, err_msg=f"{name} of step {row['step']}",
+            )  # fmt: skip
+    assert read(run, "samples.jsonl") == read(alone, "samples.jsonl")
+    before = "evaluation/before.jsonl"
+    assert read_jsonl(run / before) == read_jsonl(alone / before)
+    names = [json.loads((folder / "summary.json").read_text())["before"] for folder in (run, alone)]
+    assert names[0] == names[1]
+
+
+def test_four_processes_and_after_a_death_two_of_them_are_one_run(alone, tmp_path):
+    run = tmp_path / "balcap"
+    flags = ("--out", str(tmp_path), *FLAGS)
+    with Hosts(tmp_path / "four", 4, "--steps", "1000", *flags) as hosts:
+        hosts.wait_for_rows(run, 3)
+        hosts.processes[2].send_signal(signal.SIGKILL)
+        codes = hosts.wait(seconds=60)
+        assert codes == [3, 3, -signal.SIGKILL, 3], hosts.said()
+        for process in (0, 1, 3):
+            last = hosts.said()[process].strip().splitlines()[-1]
+            assert last.startswith("balcap: error: process 2 has ended without a word"), last
+            assert f"balcap train --resume {run}" in last
+    reached = len(read_jsonl(run / "metrics.jsonl"))
+    assert reached <= 5  # the run alone has 6 steps
+
+    settings = json.loads((run / "config.json").read_text())
+    assert settings["dist"]["coordinator"] == "auto"  # who took part is not of the run
+    with Hosts(tmp_path / "two", 2, "--resume", str(run), "--steps", "6") as hosts:
+        assert hosts.wait() == [0, 0], hosts.said()
+        assert "b-CapScore" in hosts.said()[0]
+        assert "b-CapScore" not in hosts.said()[1]  # one process speaks
+    assert_same_steps(run, alone, steps=6)
+
+
+def test_two_processes_of_a_slurm_job_that_share_one_copy_of_the_policy(alone, tmp_path):
+    """Each layer is split over both, so that both hold all rows and each judges half of them; and
+    SIGTERM to one of them saves on both.
+    """
+    run = tmp_path / "balcap"
+    flags = ("--out", str(tmp_path), *FLAGS, "--mesh.data", "1", "--mesh.tensor", "2")
+    with Hosts(tmp_path / "logs", 2, "--steps", "1000", *flags, slurm=True) as hosts:
+        hosts.wait_for_rows(run, 2)
+        hosts.processes[1].send_signal(signal.SIGTERM)
+        assert hosts.wait() == [0, 0], hosts.said()
+        assert f"balcap train --resume {run}" in hosts.said()[0]
+        assert "stopped at step" not in hosts.said()[1]
+    reached = len(read_jsonl(run / "metrics.jsonl"))
+    assert str(reached) in [path.name for path in (run / "checkpoints").iterdir()]
+    # On one host again, with its two devices.
+    done = subprocess.run(
+        [sys.executable, "-m", "balcap_jax", "train", "--resume", str(run), "--mesh.data", "2",
+         "--mesh.tensor", "1", "--steps", str(max(3, reached))],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "2",
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_same_steps(run, alone, steps=min(6, max(3, reached)))
+
+
+def test_processes_with_other_settings_are_refused_before_anything_starts(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    place = ("--dist.coordinator", address, "--dist.processes", "2", "--dist.start-timeout", "60")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "balcap_jax", "train", "--out", str(tmp_path), *place,
+             "--dist.process", str(process), "--rl.eps", eps],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process, eps in enumerate(("0.1", "0.2"))
+    ]  # fmt: skip
+    for process in processes:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 2, said
+        assert said.count("\n") == 1
+        assert "process 1 on " in said
+        assert "differs from process 0" in said
+        assert "in rl.eps (0.2, not 0.1); start all" in said
+    assert list(tmp_path.iterdir()) == []
