@@ -119,22 +119,12 @@ def _train(arguments: list[str]) -> None:
 
 
 def _check_resume(resume: Path, old: TrainConfig, given: TrainFlags) -> None:
-    new = given.settings
     if given.config is not None:
         raise UserError(
             f"--config {given.config} cannot be combined with --resume {resume}, because a run is "
             "resumed with its own settings; drop one of the two."
         )
-    if (new.out, new.name) != (old.out, old.name):
-        raise UserError(
-            f"--resume {resume} goes on in its own folder, not in {new.out / new.name}; drop --out "
-            "and --name."
-        )
-    if conflicts := config_files.resume_conflicts(old, new):
-        raise UserError(
-            f"{resume} cannot be resumed with changed {', '.join(conflicts)}, because its steps "
-            "would no longer be one run; drop these flags or start a new run with --name."
-        )
+    config_files.check_resume(resume, old, given.settings)
 
 
 def _sft(arguments: list[str]) -> None:

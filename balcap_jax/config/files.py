@@ -99,6 +99,24 @@ def load_run(run: Path) -> TrainConfig:
     return from_dict(TrainConfig, values, source=str(path))
 
 
+def check_resume(run: Path, old: TrainConfig, new: TrainConfig) -> None:
+    """Refuses to go on with `run` in another folder or with settings that would make it another.
+
+    Raises:
+      UserError: they differ in what a resumed run may not change.
+    """
+    if (new.out, new.name) != (old.out, old.name):
+        raise UserError(
+            f"--resume {run} goes on in its own folder, not in {new.out / new.name}; drop --out "
+            "and --name."
+        )
+    if conflicts := resume_conflicts(old, new):
+        raise UserError(
+            f"{run} cannot be resumed with changed {', '.join(conflicts)}, because its steps "
+            "would no longer be one run; drop these flags or start a new run with --name."
+        )
+
+
 def resume_conflicts(old: TrainConfig, new: TrainConfig) -> list[str]:
     """The changed fields that a run cannot be resumed with, each as "rl.eps (0.0001 -> 0.1)".
 

@@ -21,9 +21,10 @@ _READ_BY_KIND = dict.fromkeys(
 class JudgeConfig(Settings):
     """Who judges the captions; all below failure_window is for kind=llm."""
 
-    # "scene" (exact, for generated scenes), "lexical" (photos with references, offline) or "llm"
-    # (a multimodal model behind an OpenAI-compatible endpoint).
-    kind: Literal["scene", "lexical", "llm"] = "scene"
+    # Kind of judge: "scene" (exact, for generated scenes), "lexical" (photos with references,
+    # offline), "llm" (a multimodal model behind an OpenAI-compatible endpoint), or "auto": scene
+    # for scenes, lexical where the data have references.
+    kind: Literal["auto", "scene", "lexical", "llm"] = "auto"
     # Stop, all saved, when the judge gives no signal for more than this share of captions.
     max_failure_share: float = 0.5
     failure_window: int = 1  # The steps whose captions that share is taken of: the last ones.

@@ -21,15 +21,18 @@ _READ_BY_ADVANTAGE = {
     "whiten": ("gdpo",),
     "grpo_scale": ("grpo",),
 }
-_READ_BY_LENGTH_CONTROL = {"mask_mode": ("mask",), "linear_coefficient": ("linear",)}
+_READ_BY_LENGTH_CONTROL = {"mask_mode": ("auto", "mask"), "linear_coefficient": ("linear",)}
+MEMORY = "memory"  # the data's path in a run whose rows were given in Python
 
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
     """The policy."""
 
-    # "base" (the small policy in the package), "scratch" (new, for sft only) or a HF folder.
+    # Policy to start from: "base" (the small one in the package), "scratch" (new, for sft only), a
+    # run, a Hugging Face folder, or a name on the hub such as Qwen/Qwen2.5-VL-3B-Instruct.
     path: str = "base"
+    revision: str | None = None  # Branch, tag or commit of a hub name; default: its main branch.
     # Of matmuls and of the written policy. Trained parameters, norms, softmax and losses are always
     # float32: small steps would vanish in the rounding of bfloat16.
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -104,11 +107,15 @@ class RolloutConfig(Settings):
 class RewardConfig(Settings):
     """Rewards of a caption and how its length is kept in bounds."""
 
-    names: tuple[str, ...] = REWARDS  # Rewards to train on.
-    weights: tuple[float, ...] = (1.0, 1.0, 1.0)  # One weight per reward, in the order of names.
-    # By rho = length / reference length: "mask" takes the linguistic reward of captions outside
-    # [tau_l, tau_u]; "linear" lowers it by |rho - 1|; "none" leaves the length free.
-    length_control: Literal["mask", "linear", "none"] = "mask"
+    names: tuple[str, ...] = REWARDS  # Rewards of the judge to train on.
+    # Rewards of your own beside them, as FILE.py:NAME or MODULE:NAME; docs/rewards.md.
+    functions: tuple[str, ...] = ()
+    # One weight per reward, in the order of names, then of functions; none given: 1 each.
+    weights: tuple[float, ...] = ()
+    # Control of length by rho = length / reference length: "mask" takes the linguistic reward of
+    # captions outside [tau_l, tau_u]; "linear" lowers it by |rho - 1|; "none" leaves the length
+    # free; "auto": "mask" where the linguistic reward is among the names.
+    length_control: Literal["auto", "mask", "linear", "none"] = "auto"
     tau_l: float = 0.5  # Lower bound of rho.
     tau_u: float = 2.0  # Upper bound of rho.
     # A masked reward becomes 0 ("zero", as in the paper) or no signal ("drop").
@@ -117,9 +124,29 @@ class RewardConfig(Settings):
     length_unit: Literal["words", "tokens"] = "words"  # What lengths are counted in.
     room = "reward."
 
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Names of all K rewards: those of the judge, then the functions'."""
+        return (*self.names, *(spec.rpartition(":")[2] for spec in self.functions))
+
+    @property
+    def all_weights(self) -> tuple[float, ...]:
+        """A weight for each of `all_names`."""
+        return self.weights or (1.0,) * len(self.all_names)
+
+    @property
+    def control(self) -> Literal["mask", "linear", "none"]:
+        """The length control that `length_control` means for these rewards."""
+        if self.length_control == "auto":
+            return "mask" if "linguistic" in self.names else "none"
+        return self.length_control
+
     def check(self) -> None:
         self._require(
-            len(self.names) > 0, "names", "is empty", f"give some of {', '.join(REWARDS)}."
+            len(self.all_names) > 0,
+            "names",
+            "is empty, and so is reward.functions",
+            f"give some of {', '.join(REWARDS)}, or a function.",
         )
         for name in self.names:
             if name not in REWARDS:
@@ -127,18 +154,23 @@ class RewardConfig(Settings):
                     f"reward.names holds the unknown reward {name!r}, known are "
                     f"{', '.join(REWARDS)}; did you mean {nearest(name, REWARDS)}?"
                 )
-        repeated = len(set(self.names)) < len(self.names)
-        self._require(not repeated, "names", "names a reward twice", "name each reward once.")
+        for name in ("names", "functions"):
+            repeated = len(set(self.all_names)) < len(self.all_names)
+            at_fault = not self.functions if name == "names" else bool(self.functions)
+            self._require(
+                not (repeated and at_fault), name, "names a reward twice", "name each reward once."
+            )
+        count = len(self.all_names)
         self._require(
-            len(self.weights) == len(self.names),
+            len(self.all_weights) == count,
             "weights",
-            f"must have one weight for each of the {len(self.names)} rewards",
-            f"set --reward.weights {' '.join(['1'] * len(self.names))}.",
+            f"must have one weight for each of the {count} rewards {', '.join(self.all_names)}",
+            f"set --reward.weights {' '.join(['1'] * count)}.",
         )
         for weight in self.weights:
             ok = math.isfinite(weight) and weight >= 0
             self._require(ok, "weights", "must be finite numbers of at least 0")
-        self._require(any(self.weights), "weights", "are all 0", "give one reward a weight.")
+        self._require(any(self.all_weights), "weights", "are all 0", "give one reward a weight.")
         self._at_least(0, "tau_l", "linear_coefficient")
         self._require(
             self.tau_l < self.tau_u,
@@ -147,7 +179,7 @@ class RewardConfig(Settings):
             "the paper uses --reward.tau-l 0.5 --reward.tau-u 2.",
         )
         self._require(
-            self.length_control == "none" or "linguistic" in self.names,
+            self.control == "none" or "linguistic" in self.names,
             "length_control",
             "acts on the linguistic reward, which reward.names does not hold",
             "set --reward.length-control none.",

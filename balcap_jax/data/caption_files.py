@@ -21,6 +21,10 @@ from balcap_jax.errors import UserError
 __all__ = ["BadImageError", "CaptionFile", "CaptionRows", "open_image"]
 
 
+# What reward functions get in another form: the image itself, and prompts.
+NOT_COLUMNS = ("image", "prompt")
+
+
 class CaptionFile(Photos):
     """The examples of a JSONL file in its order; see `Photos` for bad images."""
 
@@ -99,9 +103,8 @@ def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
             f'{where} has no "image", which every row must have; add it or remove the line.'
         )
     image = rows.text(values["image"], name="image", where=where)
-    prompt = values.get("prompt")
-    if prompt is not None:
-        rows.text(prompt, name="prompt", where=where)
+    given = values.get("prompt")
+    prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
     given = values.get("id")
     if not isinstance(given, str | int | None):
         raise UserError(f'{where} has "id": {rows.shown(given)}; give a text or a number.')
@@ -109,12 +112,14 @@ def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
     return Row(
         id=id_ if given is None else str(given),
         image=images / image,
-        prompt=prompt or PROMPT,
+        prompt=prompt,
         reference=values.get("caption") or rows.longest(captions),
         scene=_scene(values.get("scene"), where=where),
         references=captions if len(captions) > 1 else (),
         boxes=rows.boxes(boxes, where=where) if boxes else (),
         units=rows.texts(units, name="units", where=where) if units else (),
+        messages=messages,
+        columns={name: value for name, value in values.items() if name not in NOT_COLUMNS},
     )
 
 

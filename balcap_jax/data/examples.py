@@ -1,12 +1,16 @@
 """What a data source yields: one image with its prompt and what is known to be true of it."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
 if TYPE_CHECKING:
     from balcap_jax.scenes.world import Scene
+
+
+NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Box(NamedTuple):
@@ -37,6 +41,9 @@ class Example(NamedTuple):
       references: all reference captions of a photo, `reference` among them; empty means only it.
       boxes: objects known to be in the image.
       units: reference units, where they are stored with the data.
+      messages: the whole conversation up to the answer, in chat form, where the data have that in
+        place of a text; `prompt` is then its last text.
+      columns: what else the data say of the image, by name, for reward functions.
     """
 
     id: str
@@ -47,6 +54,8 @@ class Example(NamedTuple):
     references: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     units: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    columns: Mapping[str, Any] = NO_COLUMNS
 
 
 @runtime_checkable

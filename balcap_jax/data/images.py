@@ -4,7 +4,10 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
 
 _MIN_SIDE = 8  # pixels; below this nothing can be recognised, and patches are at least as large
 _MAX_ASPECT = 200  # longer strips have no grid of patches, the limit of Qwen2.5-VL's processor
@@ -16,9 +19,9 @@ class BadImageError(Exception):
     """An image that cannot be used; the message is the reason."""
 
 
-def open_image(image: str | Path | bytes) -> Image.Image:
-    """The RGB image in a file or in the bytes of one, upright by its EXIF tag, on white where it is
-    transparent.
+def open_image(image: ImageLike) -> Image.Image:
+    """The RGB image in a file, in the bytes of one, or in memory, upright by its EXIF tag, on white
+    where it is transparent. Arrays are uint8, [height, width] or [height, width, 3 or 4].
 
     The format is told by the content, not by the name. Large images keep their size. Colours for
     print (CMYK) are converted by Pillow's formula, without their ICC profile, as other training
@@ -30,6 +33,11 @@ def open_image(image: str | Path | bytes) -> Image.Image:
         would be meant?), longer than 16,384 pixels, or so large that it might be an attack
         (Pillow's limit, about 179 million pixels).
     """
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if isinstance(image, Image.Image):
+        _check_header(image)
+        return _to_rgb(ImageOps.exif_transpose(image))
     in_memory = isinstance(image, bytes)
     if not in_memory and not Path(image).is_file():  # a named pipe would block for ever
         raise BadImageError("there is no such file")
@@ -53,6 +61,15 @@ def open_image(image: str | Path | bytes) -> Image.Image:
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadImageError(f"it cannot be read ({reason})") from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    grey_or_colours = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not grey_or_colours:
+        raise BadImageError(
+            f"its array is {pixels.dtype} {list(pixels.shape)}, not uint8 [height, width, 3]"
+        )
+    return Image.fromarray(pixels)
 
 
 def _check_header(image: Image.Image) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
@@ -171,11 +172,13 @@ def _example(row: Row) -> Example:
         references=row.references,
         boxes=row.boxes,
         units=row.units,
+        messages=row.messages,
+        columns=row.columns,
     )
 
 
 def _name(row: Row) -> str:
-    return f"of {row.id}" if isinstance(row.image, bytes) else str(row.image)
+    return str(row.image) if isinstance(row.image, str | Path) else f"of {row.id}"
 
 
 def _why_bad(row: Row) -> str | None:

@@ -1,11 +1,11 @@
 """A row of a data file, and the checks that all kinds of files share."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from balcap_jax.data.examples import Box
+from balcap_jax.data.examples import NO_COLUMNS, Box
+from balcap_jax.data.images import ImageLike
 from balcap_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,17 +16,19 @@ class Row(NamedTuple):
     """What a file says about one image, checked; see `Example`.
 
     Attributes:
-      image: path of the image, or the bytes of its file.
+      image: path of the image, the bytes of its file, or the image itself.
     """
 
     id: str
-    image: Path | bytes
+    image: ImageLike
     prompt: str
     reference: str
     scene: "Scene | None" = None
     references: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     units: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    columns: Mapping[str, Any] = NO_COLUMNS
 
 
 def longest(captions: Sequence[str]) -> str:
@@ -60,6 +62,45 @@ def texts(value: Any, *, name: str, where: str) -> tuple[str, ...]:
             "remove the row."
         )
     return tuple(text(item, name=name, where=where) for item in value)
+
+
+def prompt(value: Any, *, where: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
+    """(text, messages) of a prompt that is a text, or messages in chat form; no messages for a
+    text.
+
+    Raises:
+      UserError: it is neither, or no message has a text.
+    """
+    if isinstance(value, str):
+        return text(value, name="prompt", where=where), ()
+    if not isinstance(value, list | tuple) or not value or not all(map(_is_message, value)):
+        raise UserError(
+            f'{where} has "prompt": {shown(value)}, which must be a text or a list of messages '
+            'like {"role": "user", "content": "Describe the image."}; fix it or remove the row.'
+        )
+    if value[-1]["role"] != "user" or not text_of(value[-1]["content"]).strip():
+        raise UserError(
+            f'{where} has "prompt": {shown(value)}, whose last message must be of the user and have '
+            "a text; fix it or remove the row."
+        )
+    return text_of(value[-1]["content"]), tuple(value)
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
+        return False
+    content = value.get("content")
+    return isinstance(content, str) or (
+        isinstance(content, list | tuple)
+        and all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content)
+    )
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: a text, or parts of which some are texts."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
 
 
 def boxes(value: Any, *, where: str) -> tuple[Box, ...]:

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from balcap_jax.config.sections import DataConfig
+from balcap_jax.config.sections import MEMORY, DataConfig
 from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source
 from balcap_jax.data.llava_files import LlavaRows
+from balcap_jax.data.memory_rows import MemoryRows
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.row_index import head
 from balcap_jax.data.rows import Row
@@ -23,20 +25,39 @@ _ENDLESS = 10**9
 _COCO = re.compile(rb'\{\s*"(info|images|annotations|licenses|categories)"\s*:')
 
 
-def open_sources(data: DataConfig, *, seed: int) -> tuple[Source, Source]:
+def open_sources(
+    data: DataConfig, *, seed: int, train: Any = None, heldout: Any = None
+) -> tuple[Source, Source]:
     """(train, held-out) examples.
 
     Scenes come from two splits that never share a scene; the held-out ones do not depend on `seed`,
     so that runs are compared on the same images. Data are cut: the last `data.heldout` examples are
     held out, unless `data.heldout_path` or `data.heldout_split` names others.
 
+    Args:
+      train, heldout: rows in memory in place of what the settings name; see `MemoryRows`.
+
     Raises:
       UserError: the data are missing, unreadable, of another kind or too short, or too many of
         their images are bad.
     """
-    if data.path == SCENES:
-        return SceneSource("train", _ENDLESS, seed=seed), SceneSource("heldout", data.heldout)
-    source = _open(data, data.path, split=data.split)
+    kept = None
+    if heldout is not None:
+        kept = _in_memory(data, heldout, name="eval_dataset").part(0, data.heldout, verify=True)
+    if train is None and data.path == SCENES:
+        scenes = SceneSource("heldout", data.heldout) if kept is None else kept
+        return SceneSource("train", _ENDLESS, seed=seed), scenes
+    if train is not None:
+        source = _in_memory(data, train, name="train_dataset")
+    elif data.path == MEMORY:
+        raise UserError(
+            "The rows of this run were given to a Trainer in Python, where the command line cannot "
+            "find them; go on there: Trainer(resume=RUN, train_dataset=rows)."
+        )
+    else:
+        source = _open(data, data.path, split=data.split)
+    if kept is not None:
+        return source, kept
     if data.heldout_path or data.heldout_split:
         path = data.heldout_path or data.path
         heldout = _open(data, path, split=data.heldout_split or data.split)
@@ -44,10 +65,14 @@ def open_sources(data: DataConfig, *, seed: int) -> tuple[Source, Source]:
     count = len(source) - data.heldout
     if count < 1:
         raise UserError(
-            f"{data.path} has {len(source)} usable examples, which leaves none to train on "
+            f"{source.bad.name} has {len(source)} usable examples, which leaves none to train on "
             f"beside data.heldout={data.heldout}; set --data.heldout below {len(source)}."
         )
     return source.part(0, count), source.part(count, len(source), verify=True)
+
+
+def _in_memory(data: DataConfig, rows: Any, *, name: str) -> Photos:
+    return Photos(MemoryRows(rows, name=name), name=name, max_bad_images=data.max_bad_images)
 
 
 def _open(data: DataConfig, path: str, *, split: str) -> Photos:

@@ -19,6 +19,7 @@ def caption_row(
     units: Sequence[str],
     rho: float | np.floating,
     image: str | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One judged caption as samples.jsonl and evaluation/*.jsonl hold it.
 
@@ -29,6 +30,7 @@ def caption_row(
       verdict: None where the judge failed.
       units: the reference units, in the order of `verdict.covered`.
       image: path of its picture, relative to the run's folder.
+      extra: what reward functions noted of it, by name.
     """
     return {
         "id": id,
@@ -40,6 +42,7 @@ def caption_row(
         "words": len(caption.split()),
         "rho": float(rho),
         "image": image,
+        **({"extra": dict(extra)} if extra else {}),
     }
 
 

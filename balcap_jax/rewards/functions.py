@@ -8,6 +8,7 @@ References come from the first of the columns `references`, `captions` (lists of
 texts, of {"label": ...} or of [label, left, top, right, bottom].
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,19 @@ def compute_score(
     found = _scores(solution_str, _texts(ground_truth), boxes)
     values = {name: math.nan if value is None else value for name, value in found.items()}
     return {"score": values["b_capscore"], **{name: values[name] for name in REWARDS}}
+
+
+def verdict_reward_of(function: Any) -> str | None:
+    """The reward of the offline judge that `function` stands for, None for any other function.
+
+    A trainer of this package asks the judge once for all three, and knows their names.
+    """
+    return _VERDICT_REWARDS.get(function) if inspect.isfunction(function) else None
+
+
+_VERDICT_REWARDS = dict(
+    zip((lexical_precision, lexical_recall, lexical_linguistic), REWARDS, strict=True)
+)
 
 
 def _rewards(completions: Sequence, columns: dict[str, Any]) -> list[dict[str, float | None]]:

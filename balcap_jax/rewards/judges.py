@@ -1,17 +1,39 @@
 """From settings to a judge."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.data.examples import Example
 from balcap_jax.data.sources import SCENES
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.rewards.verdicts import Judge
 
 
+def resolve_kind(judge: JudgeConfig, example: Example) -> JudgeConfig:
+    """`judge` with a kind in place of "auto": the one that fits data with examples like this.
+
+    Raises:
+      UserError: none does, because there are neither scenes nor references.
+    """
+    if judge.kind != "auto":
+        return judge
+    if example.scene is not None:
+        return dataclasses.replace(judge, kind="scene")
+    if example.reference or example.references:
+        return dataclasses.replace(judge, kind="lexical")
+    raise UserError(
+        f"judge.kind='auto' finds neither a scene nor a reference caption in the example "
+        f"{example.id!r}; add captions to the data, set --judge.kind llm with a --judge.model, or "
+        "train on --reward.functions of your own with no --reward.names."
+    )
+
+
 def make_judge(judge: JudgeConfig, *, data: str | Path | None) -> Judge:
-    """The judge that `judge.kind` names; its libraries are imported here.
+    """The judge that `judge.kind` names, which is not "auto" any more; its libraries are imported
+    here.
 
     Args:
       data: the data file, beside which reference units may be stored, "scenes", or None where the
@@ -20,6 +42,7 @@ def make_judge(judge: JudgeConfig, *, data: str | Path | None) -> Judge:
     Raises:
       UserError: the judge lacks a setting or a library, or is not for these data.
     """
+    assert judge.kind != "auto", "resolve_kind comes first"
     if judge.kind == "lexical":
         if str(data) == SCENES:
             raise UserError(
@@ -53,6 +76,11 @@ def check_same_judge(then: dict[str, Any], now: dict[str, Any], *, run: Path) ->
     Raises:
       UserError: the prompts have another version; settings are compared elsewhere.
     """
+    if then.get("kind") != now.get("kind"):
+        raise UserError(
+            f"{run} was judged by {then.get('kind')}, not by {now.get('kind')}, and the steps "
+            "would no longer be one run; resume it with the judge it had, or start a new run."
+        )
     if then.get("prompts") != now.get("prompts"):
         raise UserError(
             f"{run} was judged with the prompts of version {then.get('prompts')}, this balcap_jax "

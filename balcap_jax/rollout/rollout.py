@@ -34,6 +34,13 @@ class Generation(NamedTuple):
     rollout: Rollout
 
 
+class Caption(NamedTuple):
+    """One sampled caption, and its tokens, the stop token included."""
+
+    text: str
+    ids: list[int]
+
+
 class Captioner:
     """Samples captions with fixed settings, so that each bucket of shapes is compiled once."""
 
@@ -135,10 +142,17 @@ class Captioner:
 
     def texts(self, rollout: Rollout) -> list[list[str]]:
         """The captions of each image that this host holds, in words; waits for the rollout."""
-        tokens = local_rows(self.mesh, rollout.tokens)
+        return [[caption.text for caption in group] for group in self.sampled(rollout)]
+
+    def sampled(self, rollout: Rollout) -> list[list[Caption]]:
+        """The captions of each image that this host holds; waits for the rollout."""
+        tokens, mask = local_rows(self.mesh, (rollout.tokens, rollout.mask))
         B, G, C = tokens.shape
         texts = self.processor.decode(tokens.reshape(B * G, C))
-        return [texts[b * G : (b + 1) * G] for b in range(B)]
+        return [
+            [Caption(texts[b * G + g], tokens[b, g][mask[b, g]].tolist()) for g in range(G)]
+            for b in range(B)
+        ]
 
     def captions(
         self,
@@ -153,8 +167,8 @@ class Captioner:
         The last batch is filled up with copies of its last example: one shape, one compilation. An
         example's captions do not depend on `batch_size`, which is rounded up to fill the mesh.
         """
-        for _, texts in self.local_captions(params, examples, key, batch_size=batch_size):
-            yield texts
+        for _, group in self.local_captions(params, examples, key, batch_size=batch_size):
+            yield [caption.text for caption in group]
 
     def local_captions(
         self,
@@ -163,8 +177,8 @@ class Captioner:
         key: Key[Array, ""],
         *,
         batch_size: int,
-    ) -> Iterator[tuple[int, list[str]]]:
-        """As `captions`, with the example's place; on several hosts each has its own share."""
+    ) -> Iterator[tuple[int, list[Caption]]]:
+        """As `captions`, with tokens and places of the examples; several hosts share them out."""
         shards = batch_shards(self.mesh)
         batch_size = -(-batch_size // shards) * shards
         rows = BatchRows.of(self.mesh, batch_size)
@@ -172,7 +186,7 @@ class Captioner:
             numbers = start + rows.local_rows
             held = [examples[min(int(i), len(examples) - 1)] for i in numbers]
             generation = self.generate(params, held, key, images=numbers)
-            texts = self.texts(generation.rollout)
+            sampled = self.sampled(generation.rollout)
             for place in rows.judged_places:
                 if numbers[place] < len(examples):
-                    yield int(numbers[place]), texts[place]
+                    yield int(numbers[place]), sampled[place]

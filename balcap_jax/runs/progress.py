@@ -16,6 +16,30 @@ from rich.progress import (
 console = Console(stderr=True)
 
 
+def _is_watched() -> bool:
+    """A terminal or a notebook, where something may move."""
+    return console.is_terminal or console.is_jupyter
+
+
+def announce(line: str, *, shown: bool = True) -> None:
+    """One line about what a run is going to do."""
+    if shown:
+        console.print(line, highlight=False, soft_wrap=not _is_watched())
+
+
+@contextmanager
+def waiting(what: str, *, shown: bool = True) -> Iterator[None]:
+    """Says what takes its time while the block runs."""
+    if not shown:
+        yield
+    elif console.is_terminal:  # a spinner would fill a notebook with lines
+        with console.status(what):
+            yield
+    else:
+        console.print(f"{what} ...", highlight=False)
+        yield
+
+
 @contextmanager
 def training_progress(
     name: str, total: int, *, done: int = 0, shown: bool = True
@@ -37,7 +61,7 @@ def training_progress(
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[note]}"),
     )
-    hidden = not (shown and console.is_terminal)
+    hidden = not (shown and _is_watched())
     with Progress(*columns, console=console, disable=hidden) as progress:
         task = progress.add_task(name, total=total, completed=done, note="", rate="")
         printed = done
@@ -48,7 +72,7 @@ def training_progress(
             rate = f"{speed:.2f}/s" if speed else ""
             progress.update(task, completed=step, note=note, rate=rate)
             due = step - printed >= total / 20 or step == total
-            if shown and not console.is_terminal and due:
+            if shown and not _is_watched() and due:
                 printed = step
                 console.print(f"{name} {step}/{total} {note}", highlight=False)
 

@@ -12,10 +12,11 @@ from balcap_jax.data.examples import Example
 from balcap_jax.parallel.processes import gather_list
 from balcap_jax.reporting.report import evaluation_summary
 from balcap_jax.reporting.rows import caption_row
+from balcap_jax.rewards.callables import Completions, TrainerState
 from balcap_jax.rewards.captions import rewards_of
-from balcap_jax.rewards.verdicts import Judge, Verdict
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.folder import disk_errors, write_jsonl_atomic
+from balcap_jax.training.judge_queue import JudgeQueue
 
 PICTURES = 24  # held-out images that the gallery shows
 PICTURE_SIDE = 480  # pixels at most: twice what a page shows, since photos have ten times that
@@ -24,8 +25,9 @@ PICTURE_SIDE = 480  # pixels at most: twice what a page shows, since photos have
 def evaluate(
     captioner: Captioner,
     params: dict,
-    judge: Judge,
+    judge: JudgeQueue,
     examples: Sequence[Example],
+    state: TrainerState,
     *,
     batch_size: int,
     seed: int,
@@ -33,60 +35,69 @@ def evaluate(
     """(summary, a row per example) of one caption per held-out image.
 
     The same seed draws with the same keys whatever the parameters, so before and after differ by
-    the policy alone.
+    the policy alone. All rewards of the judge are given, also those that are not trained on.
+
+    Raises:
+      RewardFunctionError: see `RewardFunctions`.
     """
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # no training step has this number
     size = min(batch_size, len(examples))
     own = list(captioner.local_captions(params, examples, key, batch_size=size))
     places = [place for place, _ in own]
-    rows = caption_rows(
-        judge, [examples[i] for i in places], [group[0] for _, group in own], places=places
+    completions = Completions(
+        examples=[examples[place] for place in places],
+        captions=[group[0].text for _, group in own],
+        ids=[group[0].ids for _, group in own],
     )
+    rows = caption_rows(judge, completions, state, places=places)
     # Each host judges its own captions; in the order of the examples they are the whole again.
     rows = [row for _, row in sorted(gather_list(list(zip(places, rows, strict=True))), key=_place)]
-    return summary_of(rows), rows
+    return summary_of(rows, names=reward_names(judge)), rows
+
+
+def reward_names(judge: JudgeQueue) -> tuple[str, ...]:
+    """Names of the rewards of held-out captions."""
+    return (*(REWARDS if judge.judges else ()), *judge.functions.names)
 
 
 def caption_rows(
-    judge: Judge,
-    examples: Sequence[Example],
-    captions: Sequence[str],
-    *,
-    places: Sequence[int],
+    judge: JudgeQueue, completions: Completions, state: TrainerState, *, places: Sequence[int]
 ) -> list[dict]:
     """A row per caption.
 
     Args:
       places: of the captions in the evaluation; the first ones have pictures.
     """
-    if not captions:  # a host without a share of a small evaluation
-        return []
-    verdicts: list[Verdict | None] = judge(examples, captions)
-    rewards = rewards_of(verdicts, REWARDS)
-    words = np.array([len(caption.split()) for caption in captions])
-    rhos = words / np.array([max(len(e.reference.split()), 1) for e in examples])
+    answered = judge.score(completions, state)
+    by_judge = rewards_of(answered.verdicts, REWARDS if judge.judges else ())
+    rewards = np.concatenate([by_judge, answered.functions.rewards], axis=1)
+    names = reward_names(judge)
+    examples, captions = completions.examples, completions.captions
     return [
         caption_row(
             id=example.id,
             caption=caption,
             reference=example.reference,
             references=example.references,
-            rewards=dict(zip(REWARDS, rewards[i], strict=True)),
-            verdict=verdicts[i],
-            units=judge.reference_units(example) if verdicts[i] is not None else (),
-            rho=rhos[i],
+            rewards=dict(zip(names, rewards[i], strict=True)),
+            verdict=verdict,
+            units=judge.reference_units(example) if verdict is not None else (),
+            rho=len(caption.split()) / max(len(example.reference.split()), 1),
             image=f"evaluation/images/{place:03d}.png" if place < PICTURES else None,
+            extra={name: column[i] for name, column in answered.functions.extra.items()},
         )
-        for i, (place, example, caption) in enumerate(zip(places, examples, captions, strict=True))
+        for i, (place, example, caption, verdict) in enumerate(
+            zip(places, examples, captions, answered.verdicts, strict=True)
+        )
     ]
 
 
-def summary_of(rows: Sequence[dict]) -> dict[str, Any]:
+def summary_of(rows: Sequence[dict], *, names: Sequence[str]) -> dict[str, Any]:
     """The table's numbers of rows of `caption_rows`."""
-    rewards = [[row["rewards"][name] for name in REWARDS] for row in rows]
-    rewards = np.array(rewards, np.float32).reshape(-1, len(REWARDS))
+    rewards = [[row["rewards"][name] for name in names] for row in rows]
+    rewards = np.array(rewards, np.float32).reshape(-1, len(names))
     words = np.array([row["words"] for row in rows])
-    return evaluation_summary(rewards, words, np.array([row["rho"] for row in rows]))
+    return evaluation_summary(rewards, words, np.array([row["rho"] for row in rows]), names=names)
 
 
 def _place(numbered: Sequence) -> int:

@@ -15,9 +15,10 @@ from balcap_jax.parallel.sharding import BatchRows
 from balcap_jax.reporting.rows import caption_row
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.commentary import comments, praises_itself
-from balcap_jax.rewards.verdicts import Judge, Verdict
+from balcap_jax.rewards.verdicts import Verdict
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
 from balcap_jax.rl.masking import control_length
+from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import length_metrics, reward_metrics
 
 
@@ -31,6 +32,8 @@ class Judged(NamedTuple):
       words: of the captions.
       token_counts: of the captions, the stop token included.
       praises, comments: the caption praises itself, or comments on the image.
+      by_judge: how many of the K rewards, the first ones, are the judge's.
+      extra: what reward functions noted of the captions, by name, [B][G].
     """
 
     examples: Sequence[Example]
@@ -44,11 +47,16 @@ class Judged(NamedTuple):
     token_counts: Int[np.ndarray, "b g"]
     praises: Bool[np.ndarray, "b g"]
     comments: Bool[np.ndarray, "b g"]
+    by_judge: int
+    extra: dict[str, list[list]]
 
     @property
     def lost(self) -> float:
-        """The share of captions that the judge gave no signal at all."""
-        return float(np.isnan(self.rewards).all(axis=-1).mean())
+        """The share of captions without a signal: the judge gave none, whatever functions say; or,
+        without a judge, no function did.
+        """
+        rewards = self.rewards[..., : self.by_judge] if self.by_judge else self.rewards
+        return float(np.isnan(rewards).all(axis=-1).mean())
 
     @property
     def valid(self) -> Bool[np.ndarray, "b g"]:
@@ -57,22 +65,25 @@ class Judged(NamedTuple):
 
 
 def reward_captions(
-    verdicts: Sequence[Verdict | None],
+    answered: Answered,
     examples: Sequence[Example],
     captions: list[list[str]],
     token_counts: Num[np.ndarray, "b g"],
     reference_tokens: Num[np.ndarray, " b"],
     reward: RewardConfig,
 ) -> Judged:
-    """From verdicts to rewards, the length control applied.
+    """From what judge and functions found to rewards, the length control applied.
 
     Args:
-      verdicts: of all captions, image by image.
+      answered: on all captions, image by image.
       token_counts, reference_tokens: lengths in tokens, for `length_unit="tokens"`.
     """
     images, group = np.shape(token_counts)  # no images where other hosts judge all that it holds
     texts = [caption for of_image in captions for caption in of_image]
-    rewards = rewards_of(verdicts, reward.names).reshape(images, group, len(reward.names))
+    verdicts = answered.verdicts
+    judged = rewards_of(verdicts, reward.names)
+    rewards = np.concatenate([judged, answered.functions.rewards], axis=1)
+    rewards = rewards.reshape(images, group, len(reward.all_names))
     words = np.array([len(caption.split()) for caption in texts], np.float32)
     words = words.reshape(images, group)
     reference_words = np.array([len(e.reference.split()) for e in examples], np.float32)
@@ -82,7 +93,7 @@ def reward_captions(
     return Judged(
         examples=examples,
         captions=captions,
-        verdicts=[list(verdicts[i : i + group]) for i in range(0, len(verdicts), group)],
+        verdicts=_by_image(verdicts, group),
         rewards=rewards,
         kept=_control_length(rewards, lengths, reference_lengths, reward),
         lengths=lengths,
@@ -91,7 +102,13 @@ def reward_captions(
         token_counts=np.asarray(token_counts, np.int32),
         praises=np.array([praises_itself(text) for text in texts], bool).reshape(images, group),
         comments=np.array([comments(text) for text in texts], bool).reshape(images, group),
+        by_judge=len(reward.names),
+        extra={name: _by_image(column, group) for name, column in answered.functions.extra.items()},
     )
+
+
+def _by_image(flat: Sequence, group: int) -> list[list]:
+    return [list(flat[i : i + group]) for i in range(0, len(flat), group)]
 
 
 def of_whole_batch(judged: Judged, rows: BatchRows) -> Judged:
@@ -99,7 +116,7 @@ def of_whole_batch(judged: Judged, rows: BatchRows) -> Judged:
     numbers = {
         name: getattr(judged, name)
         for name in judged._fields
-        if name not in ("examples", "captions", "verdicts")
+        if name not in ("examples", "captions", "verdicts", "by_judge", "extra")
     }
     return judged._replace(**gather_rows(rows, numbers))
 
@@ -110,10 +127,10 @@ def _control_length(
     reference_lengths: Num[np.ndarray, " b"],
     reward: RewardConfig,
 ) -> Float[np.ndarray, "b g k"]:
-    if reward.length_control == "none":
+    if reward.control == "none":
         return rewards
     kept = control_length(
-        reward.mask_mode if reward.length_control == "mask" else reward.length_control,
+        reward.mask_mode if reward.control == "mask" else reward.control,
         jax.device_put(rewards),
         jax.device_put(lengths),
         jax.device_put(reference_lengths),
@@ -127,7 +144,7 @@ def _control_length(
 
 def advantages_of(judged: Judged, reward: RewardConfig, rl: RLConfig) -> Float[Array, "b g"]:
     """One advantage per caption, by the setting `rl.advantage`."""
-    kept, weights = jax.device_put((judged.kept, np.asarray(reward.weights, np.float32)))
+    kept, weights = jax.device_put((judged.kept, np.asarray(reward.all_weights, np.float32)))
     if rl.advantage == "gdpo":
         return gdpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, whiten=rl.whiten)
     if rl.advantage == "grpo":
@@ -145,7 +162,7 @@ def rollout_metrics(
     """The part of a metrics row that the rollout and its rewards fill."""
     valid = judged.valid
     return {
-        **reward_metrics(reward.names, judged.rewards, judged.kept),
+        **reward_metrics(reward.all_names, judged.rewards, judged.kept),
         **length_metrics(judged.lengths, judged.reference_lengths, judged.words, ~rollout_ended),
         "self_praise": float(judged.praises.mean()),
         "commentary": float(judged.comments.mean()),
@@ -154,7 +171,9 @@ def rollout_metrics(
     }
 
 
-def sample_rows(judged: Judged, judge: Judge, reward: RewardConfig, *, images: int) -> list[dict]:
+def sample_rows(
+    judged: Judged, judge: JudgeQueue, reward: RewardConfig, *, images: int
+) -> list[dict]:
     """Rows for samples.jsonl: all captions of the first `images` images."""
     rows = []
     for b, example in enumerate(judged.examples[:images]):
@@ -169,9 +188,10 @@ def sample_rows(judged: Judged, judge: Judge, reward: RewardConfig, *, images: i
         rows += [
             row(
                 caption=caption,
-                rewards=dict(zip(reward.names, judged.rewards[b, g], strict=True)),
+                rewards=dict(zip(reward.all_names, judged.rewards[b, g], strict=True)),
                 verdict=judged.verdicts[b][g],
                 rho=judged.lengths[b, g] / max(judged.reference_lengths[b], 1),
+                extra={name: column[b][g] for name, column in judged.extra.items()},
             )
             for g, caption in enumerate(judged.captions[b])
         ]

@@ -1,24 +1,33 @@
 """The numbers of a step: of its rewards and of the lengths of its captions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
+from balcap_jax.config.sections import REWARDS
+from balcap_jax.rewards.capscore import b_capscore
 from balcap_jax.runs.logs import RHO_EDGES
 
 
-def b_capscore_of(row: dict[str, Any]) -> float:
-    """Harmonic mean, times 100, of the mean rewards of a step: what the best checkpoint is best
-    in.
+def score_of(row: Mapping[str, Any], names: Sequence[str]) -> float:
+    """One number for the rewards of a step, to choose the best checkpoint by: b-CapScore where its
+    three rewards are among `names`, else the mean of the mean rewards. NaN counts as 0.
     """
-    means = np.array(
-        [row[name] for name in row if name.startswith("reward/") and name.endswith("/mean")]
-    )
-    if not means.size or not (means > 0).all():  # NaN, too, is not above 0
-        return 0.0
-    return float(100.0 * len(means) / (1.0 / means).sum())
+    means = {name: row[f"reward/{name}/mean"] for name in names}
+    score = b_capscore(means)
+    score = float(np.mean(list(means.values()))) if score is None else score
+    return 0.0 if np.isnan(score) else score
+
+
+def step_scores(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The rewards of a step in a few words: b-CapScore, and what is not a part of it."""
+    means = {name: row[f"reward/{name}/mean"] for name in names}
+    score = b_capscore(means)
+    parts = [] if score is None else [f"b-CapScore {0.0 if np.isnan(score) else score:.1f}"]
+    rest = [name for name in names if score is None or name not in REWARDS]
+    return ", ".join([*parts, *(f"{name} {means[name]:.3g}" for name in rest)])
 
 
 def reward_metrics(

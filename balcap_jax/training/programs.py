@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.rl.train_state import make_optimizer
+from balcap_jax.rl.train_state import make_optimizer, make_schedule
 from balcap_jax.rl.update import make_reference_logprobs, make_update
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.device_clock import DeviceClock
@@ -71,15 +71,27 @@ def make_programs(
 def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
     """The optimizer of a run with these settings."""
     return make_optimizer(
-        learning_rate=config.optim.learning_rate,
-        warmup_steps=config.optim.warmup_steps,
-        total_steps=config.steps * config.rl.updates_per_rollout,
-        schedule=config.optim.schedule,
+        **_schedule(config),
         weight_decay=config.optim.weight_decay,
         b1=config.optim.b1,
         b2=config.optim.b2,
         max_grad_norm=config.optim.max_grad_norm,
     )
+
+
+def learning_rate_of(config: TrainConfig, updates: int) -> float:
+    """The learning rate of the update after so many."""
+    schedule = make_schedule(**_schedule(config))
+    return float(schedule(updates))
+
+
+def _schedule(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "learning_rate": config.optim.learning_rate,
+        "warmup_steps": config.optim.warmup_steps,
+        "total_steps": config.steps * config.rl.updates_per_rollout,
+        "schedule": config.optim.schedule,
+    }
 
 
 def update_of(

@@ -14,7 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.data.loading import Loader
+from balcap_jax.parallel.processes import is_process_zero
 from balcap_jax.parallel.sharding import BATCH_AXES, BatchRows
+from balcap_jax.rewards.callables import Completions, TrainerState
 from balcap_jax.rollout.rollout import Captioner, Generation
 from balcap_jax.rollout.sampling import Rollout, rollout_shapes
 from balcap_jax.runs.stopwatch import Stopwatch
@@ -27,7 +29,7 @@ class Pending(NamedTuple):
 
     Attributes:
       examples, captions: those that this host judges; `generation` is of all hosts.
-      answer: of the judge, to come; None where no step of this run will need it.
+      answer: of judge and reward functions, to come; None where no step of this run will need it.
     """
 
     examples: list[Example]
@@ -88,6 +90,15 @@ class RolloutQueue:
         if (rollout := checkpoints.restore_pending(shapes)) is not None:
             self._waiting = [self._sample(step, params, kept=rollout)]
 
+    def _state_at(self, step: int) -> TrainerState:
+        config = self._config
+        return TrainerState(
+            global_step=step,
+            max_steps=config.steps,
+            epoch=step * config.prompts_per_step / len(self._loader.source),
+            is_world_process_zero=is_process_zero(),
+        )
+
     def _sample(self, step: int, params: dict, *, kept: Rollout | None = None) -> Pending:
         """The captions of `step`, sampled or kept from earlier, on their way to the judge."""
         config, watch = self._config, self._watch
@@ -101,11 +112,17 @@ class RolloutQueue:
                 )
             else:
                 generation = self._captioner.regenerate(params, examples, kept, prompts=prompts)
-            captions = self._captioner.texts(generation.rollout)
-        own = self._rows.judged_places
-        examples, captions = [examples[i] for i in own], [captions[i] for i in own]
+            sampled = self._captioner.sampled(generation.rollout)
+        judged = self._rows.judged_places
+        examples, sampled = [examples[i] for i in judged], [sampled[i] for i in judged]
+        captions = [[caption.text for caption in group] for group in sampled]
         if step >= config.steps:  # kept for a run that is resumed with more steps, and pays then
             return Pending(examples, generation, captions, answer=None)
         with watch.stage("judge"):  # all of the judge's time without overlap, nothing with it
-            answer = self._judge.hand_in(examples, captions)
+            completions = Completions(
+                examples=[e for e, group in zip(examples, sampled, strict=True) for _ in group],
+                captions=[caption.text for group in sampled for caption in group],
+                ids=[caption.ids for group in sampled for caption in group],
+            )
+            answer = self._judge.hand_in(completions, self._state_at(step))
         return Pending(examples, generation, captions, answer)

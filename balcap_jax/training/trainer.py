@@ -1,68 +1,48 @@
-"""Reinforcement learning of a captioner: rollout, judge, advantages, update, again.
-
-A run's folder holds everything it made; `--resume` goes on from its last checkpoint as if it had
-never stopped.
-"""
+"""`balcap train` and `balcap_jax.Trainer`: a run from settings, or from objects in Python."""
 
 import dataclasses
+import shutil
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Float
-from rich.console import Console
 
-from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import TrainConfig
-from balcap_jax.config.sections import DistConfig
-from balcap_jax.data.loading import Loader
-from balcap_jax.data.photos import Photos
+from balcap_jax.config.files import check_resume, load_run
+from balcap_jax.config.sections import MEMORY, PROMPT
+from balcap_jax.data.examples import Example
+from balcap_jax.data.images import BadImageError, ImageLike, open_image
 from balcap_jax.data.prompts.processor import Processor
-from balcap_jax.data.sources import open_sources
-from balcap_jax.errors import UserError
-from balcap_jax.models.hf.folders import POLICY, load_to_train, policy_folder
+from balcap_jax.errors import UserError, speaks_python
+from balcap_jax.models.hf.folders import POLICY, policy_folder
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.parallel import processes
-from balcap_jax.parallel.sharding import BatchRows, local_rows, make_mesh, shard_batch
-from balcap_jax.reporting.report import report, summary_table
-from balcap_jax.rewards.judges import check_same_judge, judge_record, make_judge
-from balcap_jax.rl.train_state import init_state
-from balcap_jax.rl.update import Batch, check_split
-from balcap_jax.rollout.rollout import Generation
-from balcap_jax.runs.compilation import Compilations
-from balcap_jax.runs.device_clock import DeviceClock
-from balcap_jax.runs.folder import SUMMARY, RunLock, run_folder, write_json_atomic
-from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
-from balcap_jax.runs.progress import training_progress
-from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
-from balcap_jax.training import experience
-from balcap_jax.training.checkpoint import Checkpoints
-from balcap_jax.training.evaluate import evaluate, write_evaluation
-from balcap_jax.training.failure_window import FailureWindow
-from balcap_jax.training.judge_queue import JudgeQueue
-from balcap_jax.training.metrics import b_capscore_of
-from balcap_jax.training.programs import make_programs
-from balcap_jax.training.rollout_queue import Pending, RolloutQueue
-
-SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
+from balcap_jax.parallel.sharding import make_mesh
+from balcap_jax.rewards.callables import RewardFunction, name_function
+from balcap_jax.rewards.functions import verdict_reward_of
+from balcap_jax.rewards.verdicts import Judge
+from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.runs.folder import LOCK_FILE, RunLock, run_folder
+from balcap_jax.training.callbacks import Callback
+from balcap_jax.training.loop import TrainingLoop
+from balcap_jax.training.plan_of_run import announce_run
+from balcap_jax.training.seams import Seams
 
 
-def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
+def train(config: TrainConfig, *, resume: Path | None = None, seams: Seams | None = None) -> Path:
     """Trains by `config` in OUT/NAME, or goes on with the run in `resume`.
 
-    Ends early, with everything saved, on SIGTERM. On several hosts (`distributed`), all call this.
+    Ends early, with everything saved, on SIGTERM. On several hosts (`processes`), all call this.
 
     Returns:
       The run's folder.
 
     Raises:
-      UserError: a mistake in settings or data, a full disk, or a judge that gives too little
-      signal.
+      UserError: a mistake in settings or data, a full disk, a judge that gives too little signal,
+        or a reward function or callback that raises.
     """
     run = config.out / config.name if resume is None else resume
     with (
@@ -70,27 +50,39 @@ def train(config: TrainConfig, *, resume: Path | None = None) -> Path:
             config.dist, facts=lambda: processes.facts_of(config, resume=resume), run=run
         ),
         ExitStack() as held,
-        _stop_on_sigterm() as stop,
+        _stop_on_sigterm() as interrupted,
     ):
         if resume is None:
-            processes.on_process_zero(lambda: run_folder(config.out, config.name))
+            processes.on_process_zero(lambda: held.enter_context(_new_folder(config)))
         processes.on_process_zero(lambda: held.enter_context(RunLock(run)))
         processes.check_shared(run)
-        trainer = Trainer(config, run)
-        with closing(trainer):
-            trainer.restore()
-            trainer.evaluate_once("before")
-            trainer.loop(stop)
-            if trainer.step < config.steps:
+        loop = TrainingLoop(config, run, seams or Seams())
+        with closing(loop):
+            announce_run(loop)
+            loop.restore()
+            loop.callbacks.on_start(loop)
+            loop.evaluate_once("before")
+            loop.loop(interrupted)
+            if not loop.done:
                 if processes.is_process_zero():
-                    print(
-                        f"stopped at step {trainer.step} of {config.steps}, all saved; go on with:"
-                    )
+                    print(f"stopped at step {loop.step} of {config.steps}, all saved; go on with:")
                     print(f"  balcap train --resume {run}")
                 return run
-            trainer.evaluate_once("after")
-            trainer.finish()
+            loop.evaluate_once("after")
+            loop.finish()
     return run
+
+
+@contextmanager
+def _new_folder(config: TrainConfig) -> Iterator[None]:
+    """The folder of a new run; gone again where the start fails before it holds anything."""
+    existed = (config.out / config.name).exists()
+    folder = run_folder(config.out, config.name)
+    try:
+        yield
+    finally:
+        if not existed and {entry.name for entry in folder.iterdir()} <= {LOCK_FILE}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -109,309 +101,209 @@ def _stop_on_sigterm() -> Iterator[list[int]]:
 
 
 class Trainer:
-    """Everything a run holds on to, and its parts as named calls."""
+    """Reinforcement learning of a captioner, from Python.
 
-    def __init__(self, config: TrainConfig, run: Path):
-        self.config, self.run = config, run
-        self.compilations = Compilations()
-        self.started = time.perf_counter()
-        self.mesh = make_mesh(
-            data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
-        )
-        check_split(config.prompts_per_step, config.rl.micro_batches, self.mesh)
-        self.rows = BatchRows.of(self.mesh, config.prompts_per_step)
-        self.source, heldout = open_sources(config.data, seed=config.seed)
-        self.heldout = [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
-        self.judge = JudgeQueue(
-            make_judge(config.judge, data=config.data.path),
-            background=config.rollout.overlap_steps > 0,
-        )
-        self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
-        self.folder = policy_folder(config.model.path)
-        self.processor = Processor.load(self.folder)
-        model = config.model
-        self.policy, params = load_to_train(
-            self.folder,
-            mesh=self.mesh,
-            dtype=model.dtype,
-            attention=model.attention,
-            remat=model.remat,
-        )
-        self.clock = DeviceClock()
-        self.captioner, self.tester, self.optimizer, self.update, self.reference_logprobs = (
-            make_programs(config, self.policy, self.processor, self.mesh, clock=self.clock)
-        )
-        frozen = () if model.train_vision else self.policy.vision_paths
-        self.state = init_state(self.mesh, params, self.optimizer, frozen=frozen, keep=False)
-        self.reference_params = None
-        if config.rl.kl_coef:  # never trained, so in the dtype of its matmuls
-            _, self.reference_params = load_pretrained(
-                self.folder, dtype=model.dtype, mesh=self.mesh
+    Args:
+      config: settings, such as `TrainConfig.of({"steps": 200})`; default: those of the default run,
+        or with `resume` those of that run.
+      model: "base", a run, a Hugging Face folder, or a name on the hub.
+      revision: branch, tag or commit of a name on the hub.
+      train_dataset: rows in memory (a list of dicts, a `datasets.Dataset`, any data set with a
+        length and places; see `MemoryRows`), or the path of a data file.
+      eval_dataset: rows in memory to hold out; default: the last `data.heldout` of the others.
+      reward_funcs: functions with TRL's signature (see `rewards.callables`). The lexical ones of
+        `balcap_jax.rewards` stand for the rewards of the offline judge.
+      reward_weights: one for each of them; default: 1 each.
+      judge: an object with the protocol `Judge` for the rewards precision, recall and linguistic.
+      loggers: names ("tensorboard", "wandb") and objects with `log(step, row)`.
+      callbacks: see `Callback`.
+      resume: a run to go on with, with its own settings where `config` is not given.
+
+    Raises:
+      UserError: a mistake in the arguments; data and weights are looked at by `train`.
+
+    Attributes:
+      config: the settings with all that the arguments changed.
+      run: the run's folder.
+    """
+
+    @speaks_python
+    def __init__(
+        self,
+        config: TrainConfig | None = None,
+        *,
+        model: str | Path | None = None,
+        revision: str | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        reward_funcs: Callable | Sequence[Callable] | None = None,
+        reward_weights: Sequence[float] | None = None,
+        judge: Judge | None = None,
+        loggers: Sequence[Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+        resume: str | Path | None = None,
+    ):
+        self._resume = None if resume is None else Path(resume)
+        old = None if self._resume is None else load_run(self._resume)
+        config = config or old or TrainConfig()
+        if not isinstance(config, TrainConfig):
+            raise UserError(
+                f"config is a {type(config).__name__}, which must be a TrainConfig; make one by "
+                "TrainConfig.of({...})."
             )
-        self.step = 0
-        self.seconds = 0.0  # of earlier starts of this run
-        self.summary: dict[str, Any] = {"judge": judge_record(config.judge)}
-        self.failures = FailureWindow(
-            run, limit=config.judge.max_failure_share, window=config.judge.failure_window
-        )
-        # From here on the folder holds a run: a start that failed before this can be made again.
-        # Which processes there are is not of the run but of this start of it.
-        settings = to_dict(dataclasses.replace(config, dist=DistConfig()))
-        processes.on_process_zero(lambda: write_json_atomic(run / "config.json", settings))
-        self.checkpoints = Checkpoints(
-            run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
-        )
-        writes = processes.is_process_zero()
-        self.metrics = MetricsLog(run) if writes else NoLog()
-        self.samples = SampleLog(run) if writes else NoLog()
-        self.watch = Stopwatch()
-        self.loader = Loader(
-            self.source,
-            self.processor,
-            count=config.prompts_per_step,
-            seed=config.seed,
-            steps=config.steps + config.rollout.overlap_steps,
-            rows=self.rows.local_rows,
-            workers=config.data.workers,
-        )
-        self.queue = RolloutQueue(
-            config, self.loader, self.captioner, self.judge, self.watch, rows=self.rows
+        config = _with_model(config, model, revision)
+        config = _with_data(config, train_dataset)
+        config, functions = _with_rewards(config, reward_funcs, reward_weights)
+        config, objects = _with_loggers(config, loggers)
+        if self._resume is not None:
+            folder = self._resume.resolve()  # may have been moved since
+            here = {"out": folder.parent, "name": folder.name}
+            config = dataclasses.replace(config, **here)
+            check_resume(self._resume, dataclasses.replace(old, **here), config)
+        self.config = config
+        self.run = config.out / config.name
+        in_memory = not isinstance(train_dataset, str | Path)
+        self._seams = Seams(
+            train_rows=train_dataset if in_memory else None,
+            eval_rows=eval_dataset,
+            functions=functions,
+            judge=judge,
+            loggers=objects,
+            callbacks=tuple(callbacks),
         )
 
-    # ---- the parts of a run
+    @speaks_python
+    def train(self) -> Path:
+        """Trains to the end, or goes on where an earlier call was interrupted.
 
-    def restore(self) -> None:
-        """Goes back to the last checkpoint; a run that was killed before its first starts anew."""
-        if self.checkpoints.latest_step() is not None:
-            self.state, extra = self.checkpoints.restore(self.state)
-            self.step, self.seconds = extra["step"], extra["seconds"]
-            check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
-            self.summary = extra["summary"]
-            self.judge.restore(extra["spent"])
-            self.failures.shares.extend(extra["failures"])
-            self.queue.restore(self.step, self.state.params, self.checkpoints)
-        self.metrics.truncate_to(self.step)
-        self.samples.truncate_to(self.step)
+        Returns:
+          The run's folder, with the trained policy, curves, captions and scores.
 
-    def loop(self, stop: list[int]) -> None:
-        """Steps until the last one or until `stop` is filled; saved at the end in any case."""
-        config = self.config
-        shown = processes.is_process_zero()
-        with training_progress("train", config.steps, done=self.step, shown=shown) as advance:
-            while self.step < config.steps and not processes.any_process(bool(stop)):
-                row, judged = self.train_step()
-                self.step += 1
-                if config.evaluation.every and self.step % config.evaluation.every == 0:
-                    row |= self.evaluate_in_between()
-                if self.step % config.log_every == 0:
-                    self.metrics.log(self.step, row)
-                if self.step % config.sample_every == 0:
-                    images = int((self.rows.judged_rows < SAMPLED_IMAGES).sum())
-                    rows = experience.sample_rows(judged, self.judge, config.reward, images=images)
-                    self.samples.log(self.step, processes.gather_list(rows))
-                if self.step % config.checkpoint.every == 0:
-                    self.save(row)
-                advance(self.step, _note(row))
-        if self.step:
-            self.save(row=None)
-            self.checkpoints.wait()
-
-    def train_step(self) -> tuple[dict[str, Any], experience.Judged]:
-        """One rollout and its updates: a row of metrics, the same on all hosts, and this host's
-        captions.
+        Raises:
+          UserError: see `train`.
         """
-        config, watch, rows = self.config, self.watch, self.rows
-        now = self._next_rollout()
-        rollout = now.generation.rollout
-        own = rows.judged_places
-        mask, ended = (x[own] for x in local_rows(self.mesh, (rollout.mask, rollout.ended)))
-        with watch.stage("judge"):  # what the device waits for the judge
-            answered = now.answer.result()
-            judged = experience.reward_captions(
-                answered.verdicts,
-                now.examples,
-                now.captions,
-                token_counts=mask.sum(axis=-1),
-                reference_tokens=self._reference_tokens(now.examples),
-                reward=config.reward,
-            )
-        with watch.stage("other_hosts"):
-            whole = experience.of_whole_batch(judged, rows)
-            ended = processes.gather_rows(rows, ended)
-        self._check_signal(whole.lost, answered.reasons)
-        with watch.stage("update"):
-            advantages = np.asarray(
-                jax.device_get(experience.advantages_of(whole, config.reward, config.rl))
-            )
-            update_metrics = self._updates(self._batch(now.generation, whole, advantages))
-        self.queue.advance()
-        row = experience.rollout_metrics(whole, ended, advantages, config.reward)
-        row |= {name: value.item() for name, value in update_metrics.items()}
-        row |= self.judge.costs(answered.spent, step=self.step + 1, steps=config.steps)
-        row |= watch.lap(tokens=int(whole.token_counts.sum()))
-        row |= {
-            "device_idle_share": self.clock.idle_share(),
-            "peak_memory_mb": peak_memory_mb(),
-        }
-        return row, judged
-
-    def _next_rollout(self) -> Pending:
-        """The captions of this step; a run whose data turn out bad is saved before it stops.
-
-        Not on several hosts: all save together, and the others know nothing of this one's data.
-        """
+        resume = self._resume
+        self._resume = self.run  # a second call goes on
         try:
-            return self.queue.current(self.step, self.state.params)
-        except UserError:
-            if self.step and jax.process_count() == 1:
-                self.save(row=None)
-                self.checkpoints.wait()
+            return train(self.config, resume=resume, seams=self._seams)
+        except BaseException:
+            if not (self.run / "config.json").exists():  # it never began
+                self._resume = resume
             raise
 
-    def _batch(
-        self, generation: Generation, whole: experience.Judged, advantages: Float[np.ndarray, "b g"]
-    ) -> Batch:
-        """What the update learns from; `whole` and `advantages` are those of all hosts."""
-        rollout, local = generation.rollout, self.rows.local_rows
-        batch = Batch(
-            prompts=generation.prompts,
-            tokens=rollout.tokens,
-            mask=rollout.mask,
-            old_logprobs=rollout.logprobs,
-            advantages=shard_batch(self.mesh, advantages[local]),
-            valid=shard_batch(self.mesh, whole.valid[local]),
-            features=None if self.config.model.train_vision else generation.features,
+    @speaks_python
+    def caption(
+        self, images: ImageLike | Sequence[ImageLike], prompt: str = PROMPT, **sampling: Any
+    ) -> str | list[str]:
+        """The policy's caption of an image, or of each of a list.
+
+        It is the trained policy once `train` is through, before that the one it starts from.
+
+        Args:
+          images: paths, PIL images, uint8 arrays or the bytes of image files.
+          sampling: max_new_tokens (128), temperature (0: the most likely tokens), top_p, seed.
+
+        Raises:
+          UserError: an image cannot be read.
+        """
+        several = isinstance(images, list | tuple)
+        seed = sampling.pop("seed", 0)
+        examples = [_example(image, prompt) for image in (images if several else [images])]
+        captioner, params = self._captioner_for(sampling)
+        captions = captioner.captions(
+            params, examples, jax.random.key(seed), batch_size=min(16, len(examples))
         )
-        if self.reference_params is not None:
-            start = self.clock.start()
-            logprobs = self.reference_logprobs(self.reference_params, batch)
-            self.clock.ran(start, logprobs)
-            batch = batch._replace(reference_logprobs=logprobs)
-        return batch
+        texts = [group[0] for group in captions]
+        return texts if several else texts[0]
 
-    def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
-        """The optimizer steps on one rollout; metrics are of the last one."""
-        metrics: dict[str, Any] = {}
-        start = self.clock.start()
-        with jax.transfer_guard("disallow"):  # nothing may go through the host inside a step
-            for _ in range(self.config.rl.updates_per_rollout):
-                self.state, metrics = self.update(self.state, batch)
-        self.clock.ran(start, metrics)
-        return jax.device_get(metrics)
+    @speaks_python
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the policy as a Hugging Face folder, for transformers, vLLM and `model=`.
 
-    def _reference_tokens(self, examples: list) -> np.ndarray:
-        if self.config.reward.length_unit == "words":
-            return np.zeros(len(examples))
-        tokenizer = self.processor.tokenizer
-        return np.array([len(tokenizer(e.reference)["input_ids"]) for e in examples])
+        Raises:
+          UserError: there is no trained policy yet, or the folder cannot be written.
+        """
+        trained = self.run / POLICY
+        if not (trained / "config.json").is_file():
+            raise UserError(
+                f"{self.run} holds no trained policy yet; call train() first, or for an unfinished "
+                f"run `balcap export {self.run} {folder}`."
+            )
+        policy, params = load_pretrained(trained, dtype=self.config.model.dtype)
+        save_pretrained(folder, policy, params, dtype=self.config.model.dtype, source=trained)
 
-    def _check_signal(self, lost: float, reasons: str) -> None:
-        """Stops a run that the judge has left, saved as it was before this step."""
-        if self.failures.trips(lost):
-            self.save(row=None)
-            self.checkpoints.wait()
-            raise self.failures.error(lost, where=f"step {self.step + 1}", reasons=reasons)
-        self.failures.shares.append(lost)
-
-    def save(self, row: dict[str, Any] | None) -> None:
-        """A checkpoint of this step, with what a resumed run needs beside the state."""
-        metric = None if row is None else b_capscore_of(row)
-        extra = {
-            "step": self.step,
-            "summary": self.summary,
-            "seconds": self.seconds + time.perf_counter() - self.started,
-            "spent": self.judge.totals,
-            "failures": list(self.failures.shares),
-        }
-        pending = self.queue.to_save()
-        self.checkpoints.save(self.step, self.state, extra, metric=metric, pending=pending)
-
-    # ---- held-out images
-
-    def _evaluate(self) -> tuple[dict[str, Any], list[dict]]:
-        return evaluate(
-            self.tester,
-            self.state.params,
-            self.judge,
-            self.heldout,
-            batch_size=self.config.evaluation.batch_size,
-            seed=self.config.seed,
-        )
-
-    def evaluate_once(self, when: str) -> None:
-        """Fills `summary[when]` unless an earlier start of this run has done so."""
-        if when in self.summary:
-            return
-        summary, rows = self._evaluate()
-        lost = sum(row["verdict"] is None for row in rows) / len(rows)
-        if lost > self.failures.limit:
-            reasons = self.judge.last_failures
-            raise self.failures.error(lost, where="the held-out images", reasons=reasons)
-        self.summary[when] = summary
-        processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
-        self.watch.lap(tokens=0)
-        self.clock.idle_share()
-
-    def evaluate_in_between(self) -> dict[str, float]:
-        """The held-out scores after this step, for its row of metrics."""
-        scores, rows = self._evaluate()
-        when = f"step_{self.step:06d}"
-        processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
-        return {f"heldout/{name}": value for name, value in scores.items()}
-
-    def close(self) -> None:
-        """Ends the threads of judge and data, however the run ended."""
-        self.judge.close()
-        self.loader.close()
-
-    def finish(self) -> None:
-        """The trained policy, summary.json, the pictures, and the table on the screen."""
-        params = processes.to_process_zero(self.state.params)
-        self.checkpoints.close()
-        self.clock.close()
-        processes.on_process_zero(lambda: self._write(params))
-
-    def _write(self, params: dict) -> None:
-        save_pretrained(
-            self.run / POLICY,
-            self.policy,
-            params,
-            dtype=self.config.model.dtype,
-            source=self.folder,
-        )
-        self.summary |= {
-            "seconds": round(self.seconds + time.perf_counter() - self.started, 1),
-            "steps": self.step,
-            "peak_memory_mb": round(peak_memory_mb(), 1),
-            "bad_images": len(self.source.bad.reasons) if isinstance(self.source, Photos) else 0,
-            "skipped_updates": int(jax.device_get(self.state.skipped)),
-            "prompt_shapes": sorted(self.captioner.shapes | self.tester.shapes),
-            "programs": self.compilations.programs,
-            "compile_seconds": round(self.compilations.seconds, 1),
-            "judge": self.summary["judge"] | self.judge.totals,
-        }
-        write_json_atomic(self.run / SUMMARY, self.summary)
-        self.compilations.close()
-        self.metrics.close()
-        self.samples.close()
-        made = report(self.run, band=(self.config.reward.tau_l, self.config.reward.tau_u))
-        screen = Console()
-        screen.print(summary_table(self.summary))
-        screen.print(self._compiled(), highlight=False, soft_wrap=True)
-        for path in (*made, self.run / SUMMARY, self.run / POLICY):
-            screen.print(f"  {path}", highlight=False, soft_wrap=True)
-
-    def _compiled(self) -> str:
-        """What was compiled, and why."""
-        counts, shapes = self.compilations, self.summary["prompt_shapes"]
-        sizes = ", ".join(f"{t} tokens + {p} patches in {w} windows" for t, p, w in shapes)
-        return (
-            f"{counts.programs} programs were made ready in {counts.seconds:.0f} s, "
-            f"{counts.from_cache} of them from the cache; shapes of prompts: {sizes}"
-        )
+    def _captioner_for(self, sampling: dict[str, Any]) -> tuple[Captioner, dict]:
+        trained = self.run / POLICY
+        done = (trained / "config.json").is_file()
+        folder = trained if done else policy_folder(self.config.model.path)
+        policy, params = load_pretrained(folder)
+        options = {"max_new_tokens": 128, "temperature": 0.0, **sampling}
+        mesh = make_mesh(devices=jax.devices()[:1])
+        return Captioner(policy, Processor.load(folder), mesh, group_size=1, **options), params
 
 
-def _note(row: dict[str, Any]) -> str:
-    return (
-        f"b-CapScore {b_capscore_of(row):.1f}, {row['words']:.0f} words, rho {row['rho/mean']:.2f}"
+def _with_model(config: TrainConfig, model: str | Path | None, revision: str | None) -> TrainConfig:
+    if model is None and revision is None:
+        return config
+    path = config.model.path if model is None else str(model)
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, path=path, revision=revision)
     )
+
+
+def _with_data(config: TrainConfig, train_dataset: Any) -> TrainConfig:
+    if train_dataset is None:
+        return config
+    path = str(train_dataset) if isinstance(train_dataset, str | Path) else MEMORY
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+
+
+def _with_rewards(
+    config: TrainConfig,
+    reward_funcs: Callable | Sequence[Callable] | None,
+    weights: Sequence[float] | None,
+) -> tuple[TrainConfig, tuple[RewardFunction, ...] | None]:
+    """Settings that name the given rewards, those of the judge first, and the other functions."""
+    if reward_funcs is None:
+        if weights is not None:
+            reward = dataclasses.replace(config.reward, weights=tuple(weights))
+            config = dataclasses.replace(config, reward=reward)
+        return config, None
+    given = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+    if weights is not None and len(weights) != len(given):
+        raise UserError(
+            f"reward_weights has {len(weights)} numbers for {len(given)} reward_funcs, and each "
+            "needs one; give as many."
+        )
+    weighted = list(zip(given, weights or [1.0] * len(given), strict=True))
+    by_judge = [(name, w) for f, w in weighted if (name := verdict_reward_of(f))]
+    own = [(name_function(f), w) for f, w in weighted if not verdict_reward_of(f)]
+    reward = dataclasses.replace(
+        config.reward,
+        names=tuple(name for name, _ in by_judge),
+        functions=tuple(function.spec for function, _ in own),
+        weights=tuple(float(w) for _, w in (*by_judge, *own)),
+    )
+    judge = config.judge
+    if by_judge and judge.kind == "auto":
+        judge = dataclasses.replace(judge, kind="lexical")
+    config = dataclasses.replace(config, reward=reward, judge=judge)
+    return config, tuple(function for function, _ in own)
+
+
+def _with_loggers(
+    config: TrainConfig, loggers: Sequence[Any] | None
+) -> tuple[TrainConfig, tuple[Any, ...]]:
+    if loggers is None:
+        return config, ()
+    names = tuple(logger for logger in loggers if isinstance(logger, str))
+    objects = tuple(logger for logger in loggers if not isinstance(logger, str))
+    return dataclasses.replace(config, loggers=names), objects
+
+
+def _example(image: ImageLike, prompt: str) -> Example:
+    name = str(image) if isinstance(image, str | Path) else "the image"
+    try:
+        return Example(id=name, image=open_image(image), prompt=prompt, reference="")
+    except BadImageError as error:
+        raise UserError(f"{name} cannot be captioned ({error}); give a readable image.") from None

@@ -136,9 +136,8 @@ class Processor:
         Raises:
           UserError: see `prompts`.
         """
-        content = [{"type": "image"}, {"type": "text", "text": example.prompt}]
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
+            conversation(example),
             chat_template=self.chat_template,
             tokenize=False,
             add_generation_prompt=True,
@@ -190,6 +189,26 @@ class Processor:
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
+
+
+def conversation(example: Example) -> list[dict[str, Any]]:
+    """The messages that the chat template reads; the image stands before the first text of the
+    user where the data do not say where.
+    """
+    given = example.messages or ({"role": "user", "content": example.prompt},)
+    messages = [{**message, "content": _parts(message["content"])} for message in given]
+    images = [part for m in messages for part in m["content"] if part["type"] == "image"]
+    if not images:
+        first = next(m for m in messages if m["role"] not in ("system", "assistant"))
+        first["content"] = [{"type": "image"}, *first["content"]]
+    return messages
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    """A message's content as parts; images are named alone, their pixels are in the example."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [{"type": "image"} if part["type"] == "image" else dict(part) for part in content]
 
 
 def _chat_template(folder: Path, tokenizer: Any) -> str:

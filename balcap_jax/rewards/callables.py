@@ -1,0 +1,401 @@
+"""Reward functions of the user, called as TRL's GRPOTrainer calls them.
+
+    def short(completions, **columns):
+        return [1 / (1 + len(completion.split())) for completion in completions]
+
+A function gets `prompts`, `completions` and `completion_ids` (lists, an entry per completion), the
+columns of the data (a list per column), `trainer_state`, `log_extra` and `log_metric`, all by name,
+and returns a number per completion; None or NaN is no signal. It may be `async`. Completions are
+texts, or lists of one message where the row's prompt is a list of messages.
+"""
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import numbers
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from balcap_jax.config.base import nearest
+from balcap_jax.data.examples import Example
+from balcap_jax.errors import UserError
+
+IN_PYTHON = "in Python:"  # how a run's settings name a function that was given as an object
+_BLAME_SECONDS = 10.0  # for finding the completion at which a function raises
+
+
+class TrainerState(NamedTuple):
+    """What `trainer_state` tells a reward function; names as in transformers' TrainerState."""
+
+    global_step: int
+    max_steps: int
+    epoch: float
+    is_world_process_zero: bool = True
+
+
+class Completions(NamedTuple):
+    """Captions to score, flat, an entry per caption.
+
+    Attributes:
+      ids: tokens of each, the stop token included.
+    """
+
+    examples: Sequence[Example]
+    captions: Sequence[str]
+    ids: Sequence[Sequence[int]]
+
+
+class FunctionScores(NamedTuple):
+    """What the functions gave.
+
+    Attributes:
+      rewards: NaN = no signal.
+      extra: columns for the samples, by name, an entry per caption.
+      metrics: numbers for the row of metrics, by name: means over the calls of `log_metric`.
+    """
+
+    rewards: Float[np.ndarray, "n k"]
+    extra: dict[str, list]
+    metrics: dict[str, float]
+
+
+class RewardFunction(NamedTuple):
+    """A function with its name in metrics, samples and settings.
+
+    Attributes:
+      spec: what `reward.functions` of the run's settings holds.
+    """
+
+    name: str
+    spec: str
+    call: Callable[..., Any]
+
+
+class RewardFunctionError(UserError):
+    """A reward function raised, or returned what is no reward; the run is saved before it ends."""
+
+
+# ---- from settings and objects to functions
+
+
+def load_function(spec: str) -> RewardFunction:
+    """The function that `FILE.py:NAME` or `MODULE:NAME` names.
+
+    Raises:
+      UserError: there is no such file, module or function, or it fails to be imported.
+    """
+    if spec.startswith(IN_PYTHON):
+        raise UserError(
+            f"The reward {spec.removeprefix(IN_PYTHON)!r} was given to a Trainer in Python, where "
+            "the command line cannot find it; go on there: Trainer(resume=RUN, reward_funcs=[...])."
+        )
+    place, _, name = spec.rpartition(":")
+    if not place or not name.isidentifier():
+        raise UserError(
+            f"reward.functions holds {spec!r}, which must be FILE.py:NAME or MODULE:NAME; write it "
+            "like my_rewards.py:short."
+        )
+    module = _module_of(place, spec)
+    call = getattr(module, name, None)
+    if not callable(call):
+        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        guess = f"did you mean {nearest(name, known)}?" if known else "define it there."
+        raise UserError(
+            f"reward.functions holds {spec!r}, but {place} has no function {name}; {guess}"
+        )
+    return RewardFunction(name, spec, call)
+
+
+def _module_of(place: str, spec: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        path = Path(place)
+        if not path.is_file():
+            raise UserError(
+                f"reward.functions holds {spec!r}, but there is no file {place}; check the path."
+            )
+        loader = importlib.util.spec_from_file_location(f"balcap_rewards_{path.stem}", path)
+        assert loader is not None
+        assert loader.loader is not None
+        module = importlib.util.module_from_spec(loader)
+        loader.loader.exec_module(module)
+        return module
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"reward.functions holds {spec!r}, but {place} cannot be imported "
+            f"({_described(error)}); fix it."
+        ) from error
+
+
+def name_function(call: Any) -> RewardFunction:
+    """A function given as an object, by the name it was defined with.
+
+    Raises:
+      UserError: it cannot be called, or has no name of its own.
+    """
+    if not callable(call):
+        raise UserError(
+            f"reward_funcs holds {call!r:.80}, which must be a function; give a function or an "
+            "object with __call__."
+        )
+    inner = getattr(call, "func", call)  # of functools.partial
+    name = getattr(call, "__name__", None) or getattr(inner, "__name__", type(inner).__name__)
+    if not str(name).isidentifier():
+        raise UserError(
+            f"reward_funcs holds a function called {name!r}, and rewards are told apart by their "
+            "names; define it with def."
+        )
+    return RewardFunction(name, _spec_of(call, name), call)
+
+
+def _spec_of(call: Any, name: str) -> str:
+    module = getattr(call, "__module__", None)
+    if module and module != "__main__":
+        try:
+            if getattr(importlib.import_module(module), name, None) is call:
+                return f"{module}:{name}"
+        except ImportError:  # a module of a notebook's or a test's making
+            pass
+    return IN_PYTHON + name
+
+
+# ---- calls
+
+
+class RewardFunctions:
+    """The functions of a run, called one after the other; async ones together."""
+
+    def __init__(self, functions: Sequence[RewardFunction]):
+        self.functions = tuple(functions)
+        self.names = tuple(function.name for function in functions)
+        self._loop: _LoopThread | None = None
+
+    def __call__(self, completions: Completions, state: TrainerState) -> FunctionScores:
+        """Rewards of all completions.
+
+        Raises:
+          RewardFunctionError: a function raised or returned what is no reward, with its name and
+            the row.
+        """
+        count = len(completions.captions)
+        log = _Log(count)
+        if not count or not self.functions:
+            return FunctionScores(np.zeros((count, len(self.functions)), np.float32), {}, {})
+        arguments = arguments_of(completions, state, log)
+        answers: list[Any] = [self._call(f, arguments, completions) for f in self.functions]
+        waiting = [i for i, answer in enumerate(answers) if inspect.isawaitable(answer)]
+        results = self._await([answers[i] for i in waiting]) if waiting else []
+        for i, result in zip(waiting, results, strict=True):
+            if isinstance(result, BaseException):
+                raise self._blamed(self.functions[i], arguments, completions, result)
+            answers[i] = result
+        columns = [
+            _numbers(function, answer, completions.examples)
+            for function, answer in zip(self.functions, answers, strict=True)
+        ]
+        rewards = np.array(columns, np.float32).T.reshape(count, len(self.functions))
+        return FunctionScores(rewards, log.extra, log.means())
+
+    def close(self) -> None:
+        """Ends the thread of async functions; twice is fine."""
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    def _call(
+        self, function: RewardFunction, arguments: dict[str, Any], completions: Completions
+    ) -> Any:
+        try:
+            return function.call(**arguments)
+        except Exception as error:  # the user's code may raise anything
+            raise self._blamed(function, arguments, completions, error) from error
+
+    def _await(self, answers: Sequence[Any]) -> list[Any]:
+        if self._loop is None:  # one loop for the whole run: clients that functions keep live in it
+            self._loop = _LoopThread()
+        return self._loop.run(_gather(answers))
+
+    def _blamed(
+        self,
+        function: RewardFunction,
+        arguments: dict[str, Any],
+        completions: Completions,
+        error: BaseException,
+    ) -> RewardFunctionError:
+        """The error with the row at which the function raises, where calling it again tells."""
+        row = self._row_that_raises(function, arguments, len(completions.captions))
+        examples = completions.examples
+        where = (
+            f"row {examples[row].id!r} (caption {completions.captions[row]!r:.60})"
+            if row is not None
+            else f"the rows {examples[0].id!r} to {examples[-1].id!r}"
+        )
+        return RewardFunctionError(
+            f"The reward function {function.name} raised at {where}: {_described(error)}; fix it "
+            "and go on with the run, which is saved."
+        )
+
+    def _row_that_raises(
+        self, function: RewardFunction, arguments: dict[str, Any], count: int
+    ) -> int | None:
+        began = time.monotonic()
+        for row in range(count):
+            alone = {
+                name: [value[row]] if name not in _SHARED else value
+                for name, value in arguments.items()
+            } | _Log(1).calls()
+            try:
+                answer = function.call(**alone)
+                if inspect.isawaitable(answer) and isinstance(
+                    self._await([answer])[0], BaseException
+                ):
+                    return row
+            except Exception:
+                return row
+            if time.monotonic() - began > _BLAME_SECONDS:
+                return None
+        return None
+
+
+_SHARED = ("trainer_state", "log_extra", "log_metric")
+
+
+def arguments_of(completions: Completions, state: TrainerState, log: "_Log") -> dict[str, Any]:
+    """The keyword arguments of a call, as TRL's GRPOTrainer makes them.
+
+    Columns of the data that some rows lack are None there. What every example knows of itself comes
+    under `id`, `image`, `reference` and `references` where the data have no such column.
+    """
+    columns = [_columns(example) for example in completions.examples]
+    names = dict.fromkeys(name for row in columns for name in row)
+    return {
+        "prompts": [_prompt(example) for example in completions.examples],
+        "completions": [
+            [{"role": "assistant", "content": caption}] if example.messages else caption
+            for example, caption in zip(completions.examples, completions.captions, strict=True)
+        ],
+        "completion_ids": [list(ids) for ids in completions.ids],
+        **{
+            name: [row.get(name) for row in columns]
+            for name in names
+            if name not in ("prompts", "completions", "completion_ids", *_SHARED)
+        },
+        "trainer_state": state,
+        **log.calls(),
+    }
+
+
+def _prompt(example: Example) -> str | list[dict[str, Any]]:
+    return [dict(message) for message in example.messages] or example.prompt
+
+
+def _columns(example: Example) -> dict[str, Any]:
+    known: dict[str, Any] = {"id": example.id, "image": example.image}
+    if example.reference:
+        known["reference"] = example.reference
+        known["references"] = list(example.references) or [example.reference]
+    if example.boxes:
+        known["boxes"] = list(example.boxes)
+    return known | dict(example.columns)
+
+
+class _Log:
+    """What `log_extra` and `log_metric` collect in one call of all functions."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self.extra: dict[str, list] = {}
+        self._metrics: dict[str, list[float]] = {}
+
+    def calls(self) -> dict[str, Callable[..., None]]:
+        return {"log_extra": self._add_extra, "log_metric": self._add_metric}
+
+    def _add_extra(self, column: str, values: Sequence) -> None:
+        if len(values) != self._count:
+            raise ValueError(f"log_extra({column!r}) has {len(values)} values for {self._count}")
+        self.extra[column] = [_plain(value) for value in values]
+
+    def _add_metric(self, name: str, value: float) -> None:
+        self._metrics.setdefault(name, []).append(float(value))
+
+    def means(self) -> dict[str, float]:
+        return {name: float(np.mean(values)) for name, values in self._metrics.items()}
+
+
+def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example]) -> list[float]:
+    """The rewards in what a function returned; None is NaN.
+
+    Raises:
+      RewardFunctionError: they are not as many as the completions, or one is no number.
+    """
+    values = answer.tolist() if hasattr(answer, "tolist") else answer  # arrays and tensors
+    if isinstance(values, str | Mapping) or not hasattr(values, "__len__"):
+        raise RewardFunctionError(
+            f"The reward function {function.name} returned a {type(answer).__name__}, which must "
+            f"be a list of {len(examples)} numbers, one per completion; change it."
+        )
+    if len(values) != len(examples):
+        raise RewardFunctionError(
+            f"The reward function {function.name} returned {len(values)} rewards for "
+            f"{len(examples)} completions, and there must be one for each; change it."
+        )
+    found = []
+    for value, example in zip(values, examples, strict=True):
+        value = value.item() if hasattr(value, "item") else value
+        number = math.nan if value is None else value
+        if not isinstance(number, numbers.Real) or math.isinf(number):
+            raise RewardFunctionError(
+                f"The reward function {function.name} returned {value!r:.60} for row "
+                f"{example.id!r}, which must be a finite number, or None or NaN for no signal; "
+                "change it."
+            )
+        found.append(float(number))
+    return found
+
+
+def _described(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _plain(value: Any) -> Any:
+    """A value of `log_extra` as JSON holds it; as text where it is none of JSON's."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value  # numbers of numpy, torch
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+class _LoopThread:
+    """An event loop in a thread of its own: the caller's thread may have one already, as in a
+    notebook.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="reward-functions", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _gather(answers: Sequence[Any]) -> list[Any]:
+    return await asyncio.gather(*answers, return_exceptions=True)

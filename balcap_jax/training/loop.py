@@ -1,0 +1,479 @@
+"""One run of reinforcement learning: rollout, judge, advantages, update, again.
+
+A run's folder holds everything it made; `TrainingLoop.restore` goes back to its last checkpoint,
+and the run goes on as if it had never stopped.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+from rich.console import Console
+
+from balcap_jax.config.base import to_dict
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.sections import DistConfig
+from balcap_jax.data.loading import Loader
+from balcap_jax.data.photos import Photos
+from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.errors import UserError
+from balcap_jax.models.hf.folders import POLICY, load_to_train, policy_folder
+from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
+from balcap_jax.parallel import processes
+from balcap_jax.parallel.sharding import BatchRows, local_rows, make_mesh, shard_batch
+from balcap_jax.reporting.report import report, summary_table
+from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
+from balcap_jax.rewards.judges import check_same_judge, judge_record
+from balcap_jax.rl.train_state import init_state
+from balcap_jax.rl.update import Batch, check_split
+from balcap_jax.rollout.rollout import Generation
+from balcap_jax.runs.compilation import Compilations
+from balcap_jax.runs.device_clock import DeviceClock
+from balcap_jax.runs.folder import SUMMARY, write_json_atomic
+from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
+from balcap_jax.runs.progress import training_progress, waiting
+from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
+from balcap_jax.training import experience
+from balcap_jax.training.callbacks import Callbacks
+from balcap_jax.training.checkpoint import Checkpoints
+from balcap_jax.training.evaluate import evaluate, write_evaluation
+from balcap_jax.training.failure_window import FailureWindow
+from balcap_jax.training.judge_queue import Answered, JudgeQueue
+from balcap_jax.training.metrics import score_of, step_scores
+from balcap_jax.training.programs import learning_rate_of, make_programs
+from balcap_jax.training.rollout_queue import Pending, RolloutQueue
+from balcap_jax.training.seams import Seams, open_data, open_judge
+
+SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
+
+
+class TrainingLoop:
+    """Everything a run holds on to, and its parts as named calls."""
+
+    def __init__(self, config: TrainConfig, run: Path, seams: Seams):
+        """Opens data, judge and policy; the folder is a run's from here on.
+
+        Raises:
+          UserError: a mistake in settings or data; nothing has been written then.
+        """
+        self.run, self.seams = run, seams
+        self.started = time.perf_counter()
+        self.compilations, self.clock, self.stopwatch = Compilations(), DeviceClock(), Stopwatch()
+        self._open_mesh(config)
+        config = self._open_data(config)
+        self.config = config
+        self._open_policy()
+        self.step = 0
+        self.seconds = 0.0  # of earlier starts of this run
+        self.stopped = ""  # why the run is at its end before its last step
+        self.summary: dict[str, Any] = {"judge": judge_record(config.judge)}
+        self._open_folder()
+        self._open_queue()
+
+    def _open_mesh(self, config: TrainConfig) -> None:
+        mesh = config.mesh
+        self.mesh = make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
+        check_split(config.prompts_per_step, config.rl.micro_batches, self.mesh)
+        self.rows = BatchRows.of(self.mesh, config.prompts_per_step)
+
+    def _open_data(self, config: TrainConfig) -> TrainConfig:
+        """Data, judge and reward functions; the settings with the kind of judge that they mean."""
+        self.source, self.heldout = open_data(config, self.seams)
+        config, judge, functions = open_judge(config, self.seams, self.heldout[0])
+        self.judge = JudgeQueue(judge, functions, background=config.rollout.overlap_steps > 0)
+        self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
+        return config
+
+    def _open_policy(self) -> None:
+        """Policy and reference policy on the mesh, and the programs that run there."""
+        config, model = self.config, self.config.model
+        self.folder = policy_folder(model.path)
+        self.processor = Processor.load(self.folder)
+        with waiting("reading the weights"):
+            self.policy, params = load_to_train(
+                self.folder,
+                mesh=self.mesh,
+                dtype=model.dtype,
+                attention=model.attention,
+                remat=model.remat,
+            )
+        self.programs = make_programs(
+            config, self.policy, self.processor, self.mesh, clock=self.clock
+        )
+        self.state = init_state(
+            self.mesh,
+            params,
+            self.programs.optimizer,
+            frozen=() if model.train_vision else self.policy.vision_paths,
+            keep=False,
+        )
+        self.reference_params = None
+        if config.rl.kl_coef:  # never trained, so in the dtype of its matmuls
+            _, self.reference_params = load_pretrained(
+                self.folder, dtype=model.dtype, mesh=self.mesh
+            )
+
+    def _open_folder(self) -> None:
+        """From here on the folder holds a run; a start that failed before can be made again."""
+        config = self.config
+        # Which processes there are is not of the run but of this start of it.
+        settings = to_dict(dataclasses.replace(config, dist=DistConfig()))
+        processes.on_process_zero(lambda: write_json_atomic(self.run / "config.json", settings))
+        self.checkpoints = Checkpoints(
+            self.run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
+        )
+        writes = processes.is_process_zero()
+        self.metrics = MetricsLog(self.run) if writes else NoLog()
+        self.samples = SampleLog(self.run) if writes else NoLog()
+        self.failures = FailureWindow(
+            self.run, limit=config.judge.max_failure_share, window=config.judge.failure_window
+        )
+        self.callbacks = Callbacks(self.seams.callbacks)
+
+    def _open_queue(self) -> None:
+        config = self.config
+        self.loader = Loader(
+            self.source,
+            self.processor,
+            count=config.prompts_per_step,
+            seed=config.seed,
+            steps=config.steps + config.rollout.overlap_steps,
+            rows=self.rows.local_rows,
+            workers=config.data.workers,
+        )
+        self.queue = RolloutQueue(
+            config,
+            self.loader,
+            self.programs.captioner,
+            self.judge,
+            self.stopwatch,
+            rows=self.rows,
+        )
+
+    # ---- the parts of a run
+
+    def restore(self) -> None:
+        """Goes back to the last checkpoint; a run that was killed before its first starts anew."""
+        if self.checkpoints.latest_step() is not None:
+            self.state, extra = self.checkpoints.restore(self.state)
+            self.step, self.seconds = extra["step"], extra["seconds"]
+            check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
+            self.summary = extra["summary"]
+            self.judge.restore(extra["spent"])
+            self.failures.shares.extend(extra["failures"])
+            self.callbacks.restore(extra.get("callbacks", {}))
+            if extra.get("stopped_of") == self.config.steps:  # with more steps it goes on
+                self.stopped = extra.get("stopped", "")
+            self.queue.restore(self.step, self.state.params, self.checkpoints)
+        self.metrics.truncate_to(self.step)
+        self.samples.truncate_to(self.step)
+
+    def loop(self, interrupted: Sequence[int]) -> None:
+        """Steps until the last one, until a callback stops, or until `interrupted` is filled; saved
+        at the end in any case.
+        """
+        config = self.config
+        shown = processes.is_process_zero()
+        with training_progress("train", config.steps, done=self.step, shown=shown) as advance:
+            while not self.done and not processes.any_process(bool(interrupted)):
+                row, judged = self.train_step()
+                self.step += 1
+                scores = self._evaluate_in_between()
+                row |= scores
+                if self.step % config.log_every == 0 or scores:
+                    self.metrics.log(self.step, row)
+                if self.step % config.sample_every == 0:
+                    self._log_samples(judged)
+                self._call_back(row, scores)
+                if self.step % config.checkpoint.every == 0:
+                    self.save(row)
+                advance(self.step, _note(row, config.reward.all_names))
+        if self.step:
+            self.save(row=None)
+            self.checkpoints.wait()
+
+    @property
+    def done(self) -> bool:
+        """All steps are made, or a callback has stopped the run."""
+        return bool(self.stopped) or self.step >= self.config.steps
+
+    def train_step(self) -> tuple[dict[str, Any], experience.Judged]:
+        """One rollout and its updates: a row of metrics, the same on all hosts, and this host's
+        captions.
+        """
+        config, watch = self.config, self.stopwatch
+        now = self._next_rollout()
+        with watch.stage("judge"):  # what the device waits for the judge
+            answered = self._answer(now)
+            judged, ended = self._reward(now, answered)
+        with watch.stage("other_hosts"):
+            whole = experience.of_whole_batch(judged, self.rows)
+            ended = processes.gather_rows(self.rows, ended)
+        self._check_signal(whole.lost, answered.reasons)
+        with watch.stage("update"):
+            advantages = np.asarray(
+                jax.device_get(experience.advantages_of(whole, config.reward, config.rl))
+            )
+            learning_rate = self._learning_rate()
+            update_metrics = self._updates(self._batch(now.generation, whole, advantages))
+        self.queue.advance()
+        row = experience.rollout_metrics(whole, ended, advantages, config.reward)
+        row |= {name: value.item() for name, value in update_metrics.items()}
+        row |= {
+            "learning_rate": learning_rate,
+            "epoch": (self.step + 1) * config.prompts_per_step / len(self.source),
+        }
+        row |= self.judge.costs(answered.spent, step=self.step + 1, steps=config.steps)
+        row |= watch.lap(tokens=int(whole.token_counts.sum()))
+        row |= {
+            "device_idle_share": self.clock.idle_share(),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        return self._with_function_metrics(row, answered), judged
+
+    def _answer(self, now: Pending) -> Answered:
+        """What judge and reward functions found; a function that fails ends the run, saved."""
+        failed, answered = "", None
+        try:
+            assert now.answer is not None
+            answered = now.answer.result()
+        except RewardFunctionError as error:
+            failed = str(error)
+        if failures := [text for text in processes.gather_list([failed]) if text]:
+            self._save_and_wait()
+            raise RewardFunctionError(failures[0])
+        assert answered is not None
+        return answered
+
+    def _reward(
+        self, now: Pending, answered: Answered
+    ) -> tuple[experience.Judged, Bool[np.ndarray, "b g"]]:
+        """This host's captions with their rewards, and which of them ended by themselves."""
+        rollout, places = now.generation.rollout, self.rows.judged_places
+        mask, ended = (x[places] for x in local_rows(self.mesh, (rollout.mask, rollout.ended)))
+        judged = experience.reward_captions(
+            answered,
+            now.examples,
+            now.captions,
+            token_counts=mask.sum(axis=-1),
+            reference_tokens=self._reference_tokens(now.examples),
+            reward=self.config.reward,
+        )
+        return judged, ended
+
+    def _with_function_metrics(self, row: dict[str, Any], answered: Answered) -> dict[str, Any]:
+        """`row` with what reward functions gave `log_metric`, the mean over the hosts."""
+        given = processes.gather_list([answered.functions.metrics])
+        for name in sorted({name for of_host in given for name in of_host}):
+            if name in row:
+                self._save_and_wait()
+                raise RewardFunctionError(
+                    f"A reward function called log_metric({name!r}), which is a number of the run "
+                    "itself; give it another name."
+                )
+            row[name] = float(np.mean([of_host[name] for of_host in given if name in of_host]))
+        return row
+
+    def _learning_rate(self) -> float:
+        """Of the next update; skipped ones do not count."""
+        step, skipped = jax.device_get((self.state.step, self.state.skipped))
+        return learning_rate_of(self.config, int(step - skipped))
+
+    def _log_samples(self, judged: experience.Judged) -> None:
+        images = int((self.rows.judged_rows < SAMPLED_IMAGES).sum())
+        rows = experience.sample_rows(judged, self.judge, self.config.reward, images=images)
+        self.samples.log(self.step, processes.gather_list(rows))
+
+    def _call_back(self, row: dict[str, Any], scores: dict[str, float]) -> None:
+        try:
+            self.callbacks.on_step(self, self.step, row)
+            if scores:
+                self.callbacks.on_evaluate(self, self.step, scores)
+        except UserError:
+            self._save_and_wait()
+            raise
+
+    def stop(self, reason: str) -> None:
+        """Ends the run after this step as if it were the last one; for callbacks."""
+        self.stopped = reason
+
+    def _next_rollout(self) -> Pending:
+        """The captions of this step; a run whose data turn out bad is saved before it stops.
+
+        Not on several hosts: all save together, and the others know nothing of this one's data.
+        """
+        try:
+            return self.queue.current(self.step, self.state.params)
+        except UserError:
+            if self.step and jax.process_count() == 1:
+                self._save_and_wait()
+            raise
+
+    def _batch(
+        self, generation: Generation, whole: experience.Judged, advantages: Float[np.ndarray, "b g"]
+    ) -> Batch:
+        """What the update learns from; `whole` and `advantages` are those of all hosts."""
+        rollout, local = generation.rollout, self.rows.local_rows
+        batch = Batch(
+            prompts=generation.prompts,
+            tokens=rollout.tokens,
+            mask=rollout.mask,
+            old_logprobs=rollout.logprobs,
+            advantages=shard_batch(self.mesh, advantages[local]),
+            valid=shard_batch(self.mesh, whole.valid[local]),
+            features=None if self.config.model.train_vision else generation.features,
+        )
+        if self.reference_params is not None:
+            start = self.clock.start()
+            logprobs = self.programs.reference_logprobs(self.reference_params, batch)
+            self.clock.ran(start, logprobs)
+            batch = batch._replace(reference_logprobs=logprobs)
+        return batch
+
+    def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
+        """The optimizer steps on one rollout; metrics are of the last one."""
+        metrics: dict[str, Any] = {}
+        start = self.clock.start()
+        with jax.transfer_guard("disallow"):  # nothing may go through the host inside a step
+            for _ in range(self.config.rl.updates_per_rollout):
+                self.state, metrics = self.programs.update(self.state, batch)
+        self.clock.ran(start, metrics)
+        return jax.device_get(metrics)
+
+    def _reference_tokens(self, examples: list) -> np.ndarray:
+        if self.config.reward.length_unit == "words":
+            return np.zeros(len(examples))
+        tokenizer = self.processor.tokenizer
+        return np.array([len(tokenizer(e.reference)["input_ids"]) for e in examples])
+
+    def _check_signal(self, lost: float, reasons: str) -> None:
+        """Stops a run whose judge stopped responding, saved as it was before this step."""
+        if self.failures.trips(lost):
+            self._save_and_wait()
+            raise self.failures.error(lost, where=f"step {self.step + 1}", reasons=reasons)
+        self.failures.shares.append(lost)
+
+    def save(self, row: dict[str, Any] | None) -> None:
+        """A checkpoint of this step, with what a resumed run needs beside the state."""
+        metric = None if row is None else score_of(row, self.config.reward.all_names)
+        extra = {
+            "step": self.step,
+            "summary": self.summary,
+            "seconds": self.seconds + time.perf_counter() - self.started,
+            "spent": self.judge.totals,
+            "failures": list(self.failures.shares),
+            "callbacks": self.callbacks.state(),
+            "stopped": self.stopped,
+            "stopped_of": self.config.steps,
+        }
+        pending = self.queue.to_save()
+        self.checkpoints.save(self.step, self.state, extra, metric=metric, pending=pending)
+        self.callbacks.on_save(self, self.step)
+
+    def _save_and_wait(self) -> None:
+        self.save(row=None)
+        self.checkpoints.wait()
+
+    # ---- held-out images
+
+    def _evaluate(self) -> tuple[dict[str, Any], list[dict]]:
+        return evaluate(
+            self.programs.tester,
+            self.state.params,
+            self.judge,
+            self.heldout,
+            TrainerState(
+                global_step=self.step,
+                max_steps=self.config.steps,
+                epoch=self.step * self.config.prompts_per_step / len(self.source),
+                is_world_process_zero=processes.is_process_zero(),
+            ),
+            batch_size=self.config.evaluation.batch_size,
+            seed=self.config.seed,
+        )
+
+    def evaluate_once(self, when: str) -> None:
+        """Fills `summary[when]` unless an earlier start of this run has done so."""
+        if when in self.summary:
+            return
+        with waiting("captioning the held-out images"):
+            summary, rows = self._evaluate()
+        lost = sum(row["verdict"] is None for row in rows) / len(rows) if self.judge.judges else 0.0
+        if lost > self.failures.limit:
+            reasons = self.judge.last_failures
+            raise self.failures.error(lost, where="the held-out images", reasons=reasons)
+        self.summary[when] = summary
+        processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
+        self.stopwatch.lap(tokens=0)
+        self.clock.idle_share()
+
+    def _evaluate_in_between(self) -> dict[str, float]:
+        """The held-out scores after this step, for its row of metrics; empty where none are due."""
+        every = self.config.evaluation.every
+        if not every or self.step % every:
+            return {}
+        scores, rows = self._evaluate()
+        when = f"step_{self.step:06d}"
+        processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
+        return {f"heldout/{name}": value for name, value in scores.items()}
+
+    def close(self) -> None:
+        """Ends the threads of judge and data, however the run ended."""
+        self.judge.close()
+        self.loader.close()
+
+    def finish(self) -> None:
+        """The trained policy, summary.json, the pictures, and the table on the screen."""
+        params = processes.to_process_zero(self.state.params)
+        self.checkpoints.close()
+        self.clock.close()
+        processes.on_process_zero(lambda: self._write(params))
+
+    def _write(self, params: dict) -> None:
+        save_pretrained(
+            self.run / POLICY,
+            self.policy,
+            params,
+            dtype=self.config.model.dtype,
+            source=self.folder,
+        )
+        self.summary |= {
+            "seconds": round(self.seconds + time.perf_counter() - self.started, 1),
+            "steps": self.step,
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "bad_images": len(self.source.bad.reasons) if isinstance(self.source, Photos) else 0,
+            "skipped_updates": int(jax.device_get(self.state.skipped)),
+            "prompt_shapes": sorted(self.programs.captioner.shapes | self.programs.tester.shapes),
+            "programs": self.compilations.programs,
+            "compile_seconds": round(self.compilations.seconds, 1),
+            "judge": self.summary["judge"] | self.judge.totals,
+            **({"stopped": self.stopped} if self.stopped else {}),
+        }
+        write_json_atomic(self.run / SUMMARY, self.summary)
+        self.compilations.close()
+        self.metrics.close()
+        self.samples.close()
+        made = report(self.run, band=(self.config.reward.tau_l, self.config.reward.tau_u))
+        screen = Console()
+        screen.print(summary_table(self.summary))
+        screen.print(self._compiled(), highlight=False, soft_wrap=True)
+        for path in (*made, self.run / SUMMARY, self.run / POLICY):
+            screen.print(f"  {path}", highlight=False, soft_wrap=True)
+
+    def _compiled(self) -> str:
+        """What was compiled, and why."""
+        counts, shapes = self.compilations, self.summary["prompt_shapes"]
+        sizes = ", ".join(f"{t} tokens + {p} patches in {w} windows" for t, p, w in shapes)
+        return (
+            f"{counts.programs} programs were made ready in {counts.seconds:.0f} s, "
+            f"{counts.from_cache} of them from the cache; shapes of prompts: {sizes}"
+        )
+
+
+def _note(row: dict[str, Any], names: Sequence[str]) -> str:
+    return f"{step_scores(row, names)}, {row['words']:.0f} words, rho {row['rho/mean']:.2f}"

@@ -1,0 +1,59 @@
+"""What a run is going to do, in a few lines before it does it."""
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.parallel.processes import is_process_zero
+from balcap_jax.runs.progress import announce
+
+if TYPE_CHECKING:
+    from balcap_jax.training.loop import TrainingLoop
+
+
+def announce_settings(config: TrainConfig) -> None:
+    """Says what is known before anything is opened."""
+    group = config.rollout.group_size
+    announce(
+        f"{config.out / config.name}: {config.steps} steps of {config.prompts_per_step} images x "
+        f"{group} captions, policy {config.model.path}, data {config.data.path}"
+    )
+
+
+def announce_run(loop: "TrainingLoop") -> None:
+    """Says what was opened, and the memory that each device needs at least."""
+    config, shown = loop.config, is_process_zero()
+    devices = list(loop.mesh.devices.flat)
+    kind = f"{len(devices)} x {devices[0].device_kind}"
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(loop.state.params))
+    rewards = ", ".join(config.reward.all_names)
+    judge = f"judge {loop.summary['judge']['kind']}" if loop.judge.judges else "no judge"
+    endless = len(loop.source) >= 10**9
+    data = "scenes without end" if endless else f"{len(loop.source)} images"
+    announce(f"devices: {kind}; parameters: {parameters / 1e6:,.1f} million", shown=shown)
+    announce(
+        f"data: {data}, {len(loop.heldout)} held out; rewards: {rewards}; {judge}", shown=shown
+    )
+    announce(
+        f"memory of each device: {bytes_of_state(loop) / 2**30:.2f} GiB for weights, optimizer and "
+        "gradients; activations come on top (`balcap plan` counts them)",
+        shown=shown,
+    )
+
+
+def bytes_of_state(loop: "TrainingLoop") -> int:
+    """Bytes on the fullest device of parameters, optimizer, float32 gradients and reference."""
+
+    def here(tree: object, itemsize: int | None = None) -> int:
+        return sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * (itemsize or jnp.dtype(x.dtype).itemsize)
+            for x in jax.tree.leaves(tree)
+        )
+
+    frozen = () if loop.config.model.train_vision else loop.policy.vision_paths
+    trained = {name: tree for name, tree in loop.state.params.items() if name not in frozen}
+    reference = 0 if loop.reference_params is None else here(loop.reference_params)
+    return here((loop.state.params, loop.state.opt_state)) + here(trained, 4) + reference

@@ -1,0 +1,65 @@
+"""What a caller in Python plugs into a run in place of what the settings name."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.sections import MEMORY
+from balcap_jax.data.examples import Example, Source
+from balcap_jax.data.sources import open_sources
+from balcap_jax.rewards.callables import RewardFunction, RewardFunctions, load_function
+from balcap_jax.rewards.judges import make_judge, resolve_kind
+from balcap_jax.rewards.verdicts import Judge
+from balcap_jax.training.callbacks import Callback
+
+
+class Seams(NamedTuple):
+    """Objects that settings cannot name; by default all is as the settings say.
+
+    Attributes:
+      train_rows, eval_rows: see `MemoryRows`.
+      functions: those of `reward.functions`, in their order; None: as imported by that name.
+      judge: in place of the one of `judge.kind`.
+      loggers: beside those of the settings.
+    """
+
+    train_rows: Any = None
+    eval_rows: Any = None
+    functions: tuple[RewardFunction, ...] | None = None
+    judge: Judge | None = None
+    loggers: tuple[Any, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
+
+
+def open_data(config: TrainConfig, seams: Seams) -> tuple[Source, list[Example]]:
+    """What to train on, and the held-out examples.
+
+    Raises:
+      UserError: see `open_sources`.
+    """
+    source, heldout = open_sources(
+        config.data, seed=config.seed, train=seams.train_rows, heldout=seams.eval_rows
+    )
+    return source, [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
+
+
+def open_judge(
+    config: TrainConfig, seams: Seams, example: Example
+) -> tuple[TrainConfig, Judge | None, RewardFunctions]:
+    """(settings with the kind of judge that "auto" means, the judge, the reward functions).
+
+    There is no judge where no reward is of one.
+
+    Raises:
+      UserError: no judge fits data with examples like this, or see `make_judge`, `load_function`.
+    """
+    specs = config.reward.functions
+    functions = RewardFunctions(
+        [load_function(spec) for spec in specs] if seams.functions is None else seams.functions
+    )
+    if not config.reward.names or seams.judge is not None:
+        return config, seams.judge, functions
+    judge = resolve_kind(config.judge, example)
+    config = dataclasses.replace(config, judge=judge)
+    data = None if config.data.path == MEMORY else config.data.path
+    return config, make_judge(judge, data=data), functions
