@@ -111,6 +111,10 @@ def _train(arguments: list[str]) -> None:
     if resume is not None:
         _check_resume(resume, settings, given)
 
+    # Before anything slow is imported: the terminal shall tell at once what is coming.
+    from balcap_jax.runs.progress import announce_settings
+
+    announce_settings(given.settings)
     from balcap_jax.runs.compilation import use_persistent_cache
     from balcap_jax.training.trainer import train
 

@@ -80,8 +80,8 @@ def prompt(value: Any, *, where: str) -> tuple[str, tuple[Mapping[str, Any], ...
         )
     if value[-1]["role"] != "user" or not text_of(value[-1]["content"]).strip():
         raise UserError(
-            f'{where} has "prompt": {shown(value)}, whose last message must be of the user and have '
-            "a text; fix it or remove the row."
+            f'{where} has "prompt": {shown(value)}, whose last message must be of the user and '
+            "have a text; fix it or remove the row."
         )
     return text_of(value[-1]["content"]), tuple(value)
 

@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from balcap_jax.config.commands import TrainConfig
+
 console = Console(stderr=True)
 
 
@@ -25,6 +27,15 @@ def announce(line: str, *, shown: bool = True) -> None:
     """One line about what a run is going to do."""
     if shown:
         console.print(line, highlight=False, soft_wrap=not _is_watched())
+
+
+def announce_settings(config: TrainConfig) -> None:
+    """Says what is known before anything is opened."""
+    group = config.rollout.group_size
+    announce(
+        f"{config.out / config.name}: {config.steps} steps of {config.prompts_per_step} images x "
+        f"{group} captions, policy {config.model.path}, data {config.data.path}"
+    )
 
 
 @contextmanager
@@ -42,13 +53,14 @@ def waiting(what: str, *, shown: bool = True) -> Iterator[None]:
 
 @contextmanager
 def training_progress(
-    name: str, total: int, *, done: int = 0, shown: bool = True
+    name: str, total: int, *, done: int = 0, note: str = "", shown: bool = True
 ) -> Iterator[Callable[[int, str], None]]:
     """A bar for `total` steps: call the yielded function with the steps done and a short note.
 
     Where stderr is no terminal, about twenty lines are printed over the run instead.
 
     Args:
+      note: what happens before the first step.
       shown: False where another process shows it.
     """
     columns = (
@@ -63,7 +75,9 @@ def training_progress(
     )
     hidden = not (shown and _is_watched())
     with Progress(*columns, console=console, disable=hidden) as progress:
-        task = progress.add_task(name, total=total, completed=done, note="", rate="")
+        task = progress.add_task(name, total=total, completed=done, note=note, rate="")
+        if note and shown and not _is_watched():
+            console.print(f"{name} {done}/{total} {note} ...", highlight=False)
         printed = done
 
         def advance(step: int, note: str) -> None:

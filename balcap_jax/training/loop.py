@@ -94,7 +94,7 @@ class TrainingLoop:
         config, model = self.config, self.config.model
         self.folder = policy_folder(model.path)
         self.processor = Processor.load(self.folder)
-        with waiting("reading the weights"):
+        with waiting("reading the weights", shown=processes.is_process_zero()):
             self.policy, params = load_to_train(
                 self.folder,
                 mesh=self.mesh,
@@ -179,7 +179,13 @@ class TrainingLoop:
         """
         config = self.config
         shown = processes.is_process_zero()
-        with training_progress("train", config.steps, done=self.step, shown=shown) as advance:
+        with training_progress(
+            "train",
+            config.steps,
+            done=self.step,
+            note="" if self.done else "compiling sampler and update",
+            shown=shown,
+        ) as advance:
             while not self.done and not processes.any_process(bool(interrupted)):
                 row, judged = self.train_step()
                 self.step += 1
@@ -401,7 +407,8 @@ class TrainingLoop:
         """Fills `summary[when]` unless an earlier start of this run has done so."""
         if when in self.summary:
             return
-        with waiting("captioning the held-out images"):
+        doing = f"captioning {len(self.heldout)} held-out images, {when} training"
+        with waiting(doing, shown=processes.is_process_zero()):
             summary, rows = self._evaluate()
         lost = sum(row["verdict"] is None for row in rows) / len(rows) if self.judge.judges else 0.0
         if lost > self.failures.limit:

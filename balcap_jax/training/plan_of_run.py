@@ -6,21 +6,11 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from balcap_jax.config.commands import TrainConfig
 from balcap_jax.parallel.processes import is_process_zero
 from balcap_jax.runs.progress import announce
 
 if TYPE_CHECKING:
     from balcap_jax.training.loop import TrainingLoop
-
-
-def announce_settings(config: TrainConfig) -> None:
-    """Says what is known before anything is opened."""
-    group = config.rollout.group_size
-    announce(
-        f"{config.out / config.name}: {config.steps} steps of {config.prompts_per_step} images x "
-        f"{group} captions, policy {config.model.path}, data {config.data.path}"
-    )
 
 
 def announce_run(loop: "TrainingLoop") -> None:

@@ -25,7 +25,9 @@ from balcap_jax.rewards.callables import RewardFunction, name_function
 from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.runs.compilation import use_persistent_cache
 from balcap_jax.runs.folder import LOCK_FILE, RunLock, run_folder
+from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.plan_of_run import announce_run
@@ -182,6 +184,8 @@ class Trainer:
         Raises:
           UserError: see `train`.
         """
+        announce_settings(self.config)
+        use_persistent_cache()
         resume = self._resume
         self._resume = self.run  # a second call goes on
         try:
