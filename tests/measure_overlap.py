@@ -19,6 +19,7 @@ from balcap_jax.config.sections import RolloutConfig
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.parallel.sharding import BatchRows, make_mesh
 from balcap_jax.rewards.llm.judge import LLMJudge
+from balcap_jax.rollout.rollout import Caption
 from balcap_jax.runs.stopwatch import Stopwatch
 from balcap_jax.training.judge_queue import JudgeQueue
 from balcap_jax.training.rollout_queue import RolloutQueue
@@ -47,9 +48,12 @@ class Device:
         self.count += 1
         return types.SimpleNamespace(rollout=(self.count, examples))
 
-    def texts(self, rollout):
+    def sampled(self, rollout):
         step, examples = rollout
-        return [[f"{e.reference} This is {g} of {step}." for g in range(GROUP)] for e in examples]
+        return [
+            [Caption(f"{e.reference} This is {g} of {step}.", [1]) for g in range(GROUP)]
+            for e in examples
+        ]
 
 
 def measure(url: str, *, overlap: int, device_seconds: float) -> tuple[float, float]:

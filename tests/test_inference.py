@@ -141,7 +141,7 @@ def test_bad_inputs_are_one_sentence(spoil, message):
 def test_import_loads_no_framework():
     code = (
         "import sys, balcap_jax\n"
-        "assert balcap_jax.__all__ == ['generate', 'load_pretrained', 'save_pretrained']\n"
+        "assert {'Trainer', 'generate', '__version__'} < set(dir(balcap_jax))\n"
         "print([name for name in ('jax', 'torch', 'transformers') if name in sys.modules])\n"
         "balcap_jax.generate\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"

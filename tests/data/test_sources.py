@@ -12,6 +12,7 @@ from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source, iterate
 from balcap_jax.data.llava_files import LlavaRows
+from balcap_jax.data.scene_source import export
 from balcap_jax.data.sources import detect, open_rows, open_sources
 from balcap_jax.data.tfds_folders import TfdsRows
 from balcap_jax.errors import UserError
@@ -20,7 +21,7 @@ from balcap_jax.scenes import world as scenes
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    return scenes.export(tmp_path_factory.mktemp("scenes"), split="train", count=5)
+    return export(tmp_path_factory.mktemp("scenes"), split="train", count=5)
 
 
 def test_scenes_train_by_seed_and_hold_out_the_same():

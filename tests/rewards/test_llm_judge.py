@@ -341,7 +341,7 @@ def test_units_and_new_references_are_made_once_and_go_on(server, tmp_path, caps
 
 
 def test_judges_by_kind(server, tmp_path):
-    assert type(make_judge(JudgeConfig(), data="scenes")).__name__ == "SceneJudge"
+    assert type(make_judge(JudgeConfig(kind="scene"), data="scenes")).__name__ == "SceneJudge"
     judge = make_judge(settings(server, tmp_path), data="scenes")
     assert judge.judge == settings(server, tmp_path)
     assert dataclasses.replace(judge.judge, model="n").model == "n"

@@ -5,6 +5,7 @@ import pytest
 
 from balcap_jax.config.sections import RewardConfig, RLConfig
 from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.rewards.callables import Completions, TrainerState
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
 from balcap_jax.training import experience
@@ -12,6 +13,7 @@ from balcap_jax.training.experience import advantages_of, reward_captions, sampl
 from balcap_jax.training.judge_queue import JudgeQueue
 
 JUDGE = SceneJudge()
+STATE = TrainerState(global_step=0, max_steps=1, epoch=0.0)
 SOURCE = SceneSource("train", 4)
 
 
@@ -26,9 +28,10 @@ def judged(config=None, captions=None, judge=JUDGE):
     counts = np.array([[len(c.split()) * 2 for c in texts] for texts in captions])
     reference_tokens = np.array([len(e.reference.split()) * 2 for e in examples])
     pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
-    verdicts = judge([example for example, _ in pairs], [caption for _, caption in pairs])
+    completions = Completions([e for e, _ in pairs], [c for _, c in pairs], [[1]] * len(pairs))
+    answered = JudgeQueue(judge, background=False).score(completions, STATE)
     return reward_captions(
-        verdicts, examples, captions, counts, reference_tokens, config or RewardConfig()
+        answered, examples, captions, counts, reference_tokens, config or RewardConfig()
     )
 
 
@@ -55,9 +58,11 @@ def test_a_host_may_have_nothing_to_judge():
         def __call__(self, examples, captions):
             raise AssertionError("there is nothing to judge")
 
-    assert JudgeQueue(Never(), background=False).hand_in([], []).result().verdicts == []
+    queue = JudgeQueue(Never(), background=False)
+    answered = queue.hand_in(Completions([], [], []), STATE).result()
+    assert answered.verdicts == []
     counts = np.zeros((0, 3), np.int32)
-    nothing = reward_captions([], [], [], counts, np.zeros(0), RewardConfig())
+    nothing = reward_captions(answered, [], [], counts, np.zeros(0), RewardConfig())
     assert nothing.rewards.shape == nothing.kept.shape == (0, 3, 3)
     assert nothing.valid.shape == nothing.words.shape == (0, 3)
 
@@ -90,7 +95,8 @@ def test_a_failed_judge_is_nan_even_where_the_mask_would_write_a_zero():
     np.testing.assert_array_equal(found.valid, ~lost)
     advantages = advantages_of(found, RewardConfig(), RLConfig())
     assert (np.asarray(advantages)[lost] == 0).all()
-    rows = sample_rows(found, JUDGE, RewardConfig(), images=2)
+    queue = JudgeQueue(JUDGE, background=False)
+    rows = sample_rows(found, queue, RewardConfig(), images=2)
     assert [row["verdict"] is None for row in rows] == lost.reshape(-1).tolist()
 
 

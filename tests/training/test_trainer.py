@@ -10,13 +10,14 @@ import pytest
 import tiny
 from small_run import BASE, params_of, small
 
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.data import caption_files, photos
 from balcap_jax.data.order import step_places
 from balcap_jax.data.scene_source import export
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained
-from balcap_jax.runs.folder import read_jsonl, run_folder
+from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.training.trainer import train
 
@@ -141,17 +142,19 @@ def test_a_bad_row_in_a_long_file_saves_the_run_before_it_stops(tmp_path, monkey
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_photos_without_truth_are_refused(tmp_path):
+def test_the_scene_judge_refuses_photos_without_truth(tmp_path):
     data = export(tmp_path / "data", split="train", count=4)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     for row in rows:
         del row["scene"]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = small(tmp_path, data=DataConfig(path=str(data), heldout=2))
+    config = small(
+        tmp_path, data=DataConfig(path=str(data), heldout=2), judge=JudgeConfig(kind="scene")
+    )
     with pytest.raises(UserError, match="no scene"):
         train(config)
-    # The mistake leaves no run behind, which would refuse the next start under its name.
-    assert run_folder(config.out, config.name) == tmp_path / config.name
+    # The mistake leaves nothing behind, which would refuse the next start under its name.
+    assert not (config.out / config.name).exists()
 
 
 def test_an_existing_run_is_not_overwritten(unbroken):
