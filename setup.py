@@ -34,6 +34,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "transformers>=5.0",
+        "huggingface_hub>=1.0",  # policies by their name on the hub; transformers needs it too
         "jinja2>=3.1",  # chat templates; transformers does not ask for it itself
         "tensorflow-datasets>=4.9",
         "numpy>=2.0",

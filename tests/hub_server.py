@@ -14,7 +14,7 @@ _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 class HubServer:
-    """Serves 127.0.0.1 in a thread: `with HubServer({"tiny/captioner": folder}) as hub: ... hub.url`.
+    """Serves 127.0.0.1 in a thread: `with HubServer({"a/b": folder}) as hub: ... hub.url`.
 
     Attributes:
       repositories: name -> its folder; it is read anew at every request.

@@ -99,18 +99,21 @@ def test_names_of_repositories(name):
 )  # fmt: skip
 def test_what_is_no_name_of_a_repository_never_asks_the_hub(name, hub):
     assert not is_hub_name(name)
-    assert "is not a folder; give 'base'" in refusal(name) and not hub.tokens
+    assert "is not a folder; give 'base'" in refusal(name)
+    assert not hub.tokens
 
 
 def test_a_path_object_is_never_a_repository(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "is not a folder" in refusal(Path(NAME)) and not hub.tokens
+    assert "is not a folder" in refusal(Path(NAME))
+    assert not hub.tokens
 
 
 def test_an_existing_folder_wins(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).mkdir(parents=True)
-    assert policy_folder(NAME) == Path(NAME) and not hub.tokens
+    assert policy_folder(NAME) == Path(NAME)
+    assert not hub.tokens
     assert "revision 'main' has no effect on the local folder" in refusal(revision="main")
     assert "revision 'v1' has no effect" in refusal("base", revision="v1")
 
@@ -267,7 +270,8 @@ def test_a_full_disk(hub, cache, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(file_download, "http_get", full)
         message = refusal()
-    assert f"The disk of the cache {cache} is full" in message and "set HF_HOME" in message
+    assert f"The disk of the cache {cache} is full" in message
+    assert "set HF_HOME" in message
     assert not list(cache.rglob("*.incomplete"))
     assert names(policy_folder(NAME)) == names(BASE)
 
@@ -294,14 +298,16 @@ def test_no_such_revision(hub):
 def test_a_gated_repository(hub):
     hub.gated.add(NAME)
     message = refusal()
-    assert f"accept the licence on its page {hub.url}/{NAME}" in message and "HF_TOKEN" in message
+    assert f"accept the licence on its page {hub.url}/{NAME}" in message
+    assert "HF_TOKEN" in message
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_no_access(hub, status):
     hub.refused[NAME] = status
     message = refusal()
-    assert "HF_TOKEN" in message and hub.url in message
+    assert "HF_TOKEN" in message
+    assert hub.url in message
 
 
 def test_a_hub_that_is_out_of_order_leaves_the_cache_usable(hub):
@@ -324,7 +330,8 @@ def test_something_that_is_no_hub(hub, repository, monkeypatch):
 def test_nobody_there(hub):
     hub.close()
     message = refusal()
-    assert f"could not be fetched from {hub.url}" in message and "HF_ENDPOINT" in message
+    assert f"could not be fetched from {hub.url}" in message
+    assert "HF_ENDPOINT" in message
 
 
 def test_offline_and_not_in_the_cache(hub, cache, monkeypatch):
@@ -337,7 +344,8 @@ def test_offline_and_not_in_the_cache(hub, cache, monkeypatch):
 def test_a_repository_without_safetensors(hub, repository):
     (repository / "model.safetensors").unlink()
     message = refusal()
-    assert "has no model.safetensors at commit" in message and "pickles" in message
+    assert "has no model.safetensors at commit" in message
+    assert "pickles" in message
     assert "pytorch_model.bin" not in hub.fetched
 
 
