@@ -6,8 +6,11 @@ from setuptools import find_packages, setup
 
 JUDGE = ["openai>=2.0"]  # any server with that interface; LLM judges
 
+WANDB = ["wandb>=0.21"]  # the logger of that name; the version that can run several at once
+
 TEST = [
     *JUDGE,
+    *WANDB,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
@@ -50,6 +53,7 @@ setup(
     ],
     extras_require={
         "judge": JUDGE,
+        "wandb": WANDB,
         "test": [
             *TEST,
             # Pinned: the Hugging Face parity tests compare against this build, and an open
