@@ -27,7 +27,7 @@ class Logger(Protocol):
 
 
 def make_loggers(
-    wanted: Sequence[str | Logger], folder: str | Path, *, config: Mapping[str, Any]
+    wanted: Sequence[Any], folder: str | Path, *, config: Mapping[str, Any]
 ) -> list[Logger]:
     """The loggers of a run, in the order of `wanted`: names of `NAMES` or own objects.
 

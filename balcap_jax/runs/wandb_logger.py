@@ -92,10 +92,10 @@ class WandbLogger:
                     settings=wandb.Settings(console="off"),  # progress bars are no log
                 )
             run.define_metric("*", step_metric="step")
-        except wandb.errors.UsageError as error:
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise UserError(
-                f"wandb cannot start ({_line(error)}); set WANDB_API_KEY or run `wandb login` "
-                "once, or set WANDB_MODE=offline."
+                f"wandb cannot start ({_line(error)}); set WANDB_API_KEY to a valid key or run "
+                "`wandb login` once, or set WANDB_MODE=offline."
             ) from error
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             raise UserError(

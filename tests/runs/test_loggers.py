@@ -211,7 +211,7 @@ def test_tensorboard_tables_with_pictures(tmp_path):
     assert lines[1] == "| --- | --- | --- | --- | --- | --- | --- | --- |"
     assert lines[2] == (
         r"| samples/1 | scene\-7 | A \*bold\* &lt;b&gt;circle&lt;/b&gt; \| star and \`code\`. "
-        r"| – | 1 | 8 | 1.25 | A circle \| a star. |"
+        r"| – | 1 | 7 | 1.25 | A circle \| a star. |"
     )
     assert [line[:12] for line in lines[3:]] == ["| samples/1 ", "| samples/2 "]
 
