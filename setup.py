@@ -6,8 +6,11 @@ from setuptools import find_packages, setup
 
 JUDGE = ["openai>=2.0"]  # any server with that interface; LLM judges
 
+WANDB = ["wandb>=0.21"]  # the logger of that name; the version that can run several at once
+
 TEST = [
     *JUDGE,
+    *WANDB,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
@@ -34,6 +37,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "transformers>=5.0",
+        "huggingface_hub>=1.0",  # policies by their name on the hub; transformers needs it too
         "jinja2>=3.1",  # chat templates; transformers does not ask for it itself
         "tensorflow-datasets>=4.9",
         "numpy>=2.0",
@@ -49,6 +53,7 @@ setup(
     ],
     extras_require={
         "judge": JUDGE,
+        "wandb": WANDB,
         "test": [
             *TEST,
             # Pinned: the Hugging Face parity tests compare against this build, and an open

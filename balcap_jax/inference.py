@@ -1,4 +1,4 @@
-"""A policy from a folder, answers to the arrays of a processor, and back to a folder.
+"""A policy from a folder or the hub, answers to the arrays of a processor, and back to a folder.
 
 The functions of `import balcap_jax`; see README for an example.
 """
@@ -16,6 +16,7 @@ from jaxtyping import Int
 from balcap_jax.errors import UserError
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.hf import weights as hf_weights
+from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.inputs import split_prompts
 from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.models.policy import VisionLanguagePolicy
@@ -25,22 +26,31 @@ __all__ = ["generate", "load_pretrained", "save_pretrained"]
 
 
 def load_pretrained(
-    folder: str | Path, dtype: str = "bfloat16", mesh: Mesh | None = None
+    folder: str | Path,
+    dtype: str = "bfloat16",
+    mesh: Mesh | None = None,
+    *,
+    revision: str | None = None,
 ) -> tuple[VisionLanguagePolicy, Params]:
-    """The policy and its weights from a local folder with config.json and safetensors.
+    """The policy and its weights from config.json and safetensors.
 
     Neither tokenizer nor processor files are read.
 
     Args:
+      folder: a local folder, a run's folder, "base", or "owner/name" of a repository on the hub,
+        which is fetched where the cache lacks it.
       dtype: of the weights and of the computation, "bfloat16" or "float32".
       mesh: from `balcap_jax.parallel.sharding.make_mesh`: each device gets its part of every
         weight.
+      revision: branch, tag or commit of a repository on the hub.
 
     Raises:
-      UserError: folder, config.json or weights are missing, damaged or of another model.
+      UserError: folder, repository, config.json or weights are missing, damaged or of another
+        model.
     """
     if dtype not in ("bfloat16", "float32"):
         raise UserError(f"dtype={dtype!r} is not supported; choose 'bfloat16' or 'float32'.")
+    folder = policy_folder(folder, revision=revision)
     return hf_weights.load_pretrained(folder, dtype=dtype, mesh=mesh)
 
 

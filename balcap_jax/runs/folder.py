@@ -3,8 +3,9 @@
 Layout of `runs/<name>/`; each file is written by the room named beside it:
 
     checkpoints/             checkpoint.Checkpoints
-    metrics.jsonl            metrics.MetricsLog, one row per step
-    samples.jsonl            metrics.SampleLog, sampled captions with verdicts
+    metrics.jsonl            logs.MetricsLog, one row per step
+    samples.jsonl            logs.SampleLog, sampled captions with verdicts
+    tensorboard/, wandb/     loggers, the same rows once more
     evaluation/*.jsonl       one row per held-out image, before and after
     summary.json             the before / after table
 """

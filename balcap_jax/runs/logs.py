@@ -1,131 +1,109 @@
 """What a run writes while it goes: a row of numbers per step, sampled captions.
 
-`metrics.jsonl` is the truth; TensorBoard files repeat its numbers.
+`metrics.jsonl` is the truth; the loggers beside it repeat its numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from PIL.Image import Image
 
-from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json, write_jsonl_atomic
+from balcap_jax.errors import UserError
+from balcap_jax.runs.fields import RHO_EDGES, WALL_CLOCK, without_wall_clock
+from balcap_jax.runs.jsonl import JsonlLog
+from balcap_jax.runs.loggers import Logger, TensorBoardLogger
 
-# Upper edges of the rho histogram; one more bin holds what is above the last.
-RHO_EDGES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
-
-# What differs between two equal runs: never compared, never part of the state.
-WALL_CLOCK = (
-    "seconds/",
-    "tokens_per_second",
-    "peak_memory_mb",
-    "device_idle_share",
-    "judge/",
-)
-
-
-class JsonlLog:
-    """A JSONL file that grows by whole rows, each with its `step`, and survives kill -9."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            self._rewrite(read_jsonl(self.path))  # drops the torn last row
-        self._open()
-
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes all rows at once and flushes.
-
-        Raises:
-          UserError: the disk is full.
-        """
-        with disk_errors(self.path):
-            self._file.write("".join(to_json(row) + "\n" for row in rows))
-            self._file.flush()
-
-    def truncate_to(self, step: int) -> None:
-        """Removes the rows past `step`, as one atomic replacement of the file."""
-        self._file.close()
-        rows = read_jsonl(self.path)
-        kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            self._rewrite(kept)
-        self._open()
-
-    def close(self) -> None:
-        """Closes the file; every row is on disk already."""
-        self._file.close()
-
-    def _rewrite(self, rows: Sequence[dict]) -> None:
-        write_jsonl_atomic(self.path, rows)
-
-    def _open(self) -> None:
-        with disk_errors(self.path):
-            self._file = self.path.open("a", encoding="utf-8")
+__all__ = [
+    "RHO_EDGES", "WALL_CLOCK", "JsonlLog", "MetricsLog", "NoLog", "SampleLog", "without_wall_clock",
+]  # fmt: skip
 
 
 class MetricsLog:
-    """`metrics.jsonl` of a run, one row per step, and TensorBoard files under `tensorboard/`.
+    """`metrics.jsonl` of a run, one row per step, and the same rows to `loggers`.
 
     Args:
       folder: the run's folder.
-      tensorboard: whether to write TensorBoard files too.
+      tensorboard: whether to write TensorBoard files where no `loggers` are given.
+      loggers: as `make_loggers` returns them; this closes them.
     """
 
-    def __init__(self, folder: str | Path, *, tensorboard: bool = True):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        tensorboard: bool = True,
+        loggers: Sequence[Logger] | None = None,
+    ):
+        if loggers is None:
+            loggers = [TensorBoardLogger(folder)] if tensorboard else []
         self._log = JsonlLog(Path(folder) / "metrics.jsonl")
-        self._events = Path(folder) / "tensorboard" if tensorboard else None
-        self._writer = None
-        self._purge_step: int | None = None
+        self._loggers = list(loggers)
+        self._step = 0
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether a logger makes tables with pictures: else none need be read."""
+        return any(callable(getattr(logger, "log_samples", None)) for logger in self._loggers)
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Appends `{"step": step, **row}`; NaN is written as null. Values are numbers or lists."""
+        """Appends `{"step": step, **row}` to the file, where NaN is written as null, then gives the
+        row to the loggers. Values are numbers or lists.
+
+        Raises:
+          UserError: the disk is full, or a logger failed; the row is in the file in any case then.
+        """
+        self._step = step
         self._log.append([{"step": step, **row}])
-        if self._events is not None:
-            self._write_events(step, row)
+        self._each("log", lambda logger: logger.log(step, row))
+
+    def log_samples(
+        self, step: int, rows: Sequence[Mapping[str, Any]], images: Sequence[Image]
+    ) -> None:
+        """A table of captions to the loggers that take one.
+
+        Args:
+          rows: made by `caption_row`.
+          images: one per distinct id of `rows`, in their order.
+
+        Raises:
+          UserError: a logger failed.
+        """
+        self._step = step
+        self._each("log_samples", lambda logger: logger.log_samples(step, rows, images))
 
     def truncate_to(self, step: int) -> None:
         """Forgets the rows past `step`, so that a resumed run's file equals an unbroken one's."""
+        self._step = step
         self._log.truncate_to(step)
-        self._purge_step = step + 1
+        self._each("truncate_to", lambda logger: logger.truncate_to(step))
 
     def close(self) -> None:
-        """Ends the TensorBoard thread."""
+        """Ends the loggers; closing twice is fine."""
         self._log.close()
-        if self._writer is not None:
-            self._writer.close()
+        while self._loggers:  # one that fails is not asked again
+            logger = self._loggers.pop()
+            self._call(logger, "close", lambda logger: logger.close())
 
-    def _write_events(self, step: int, row: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            # Imported and opened at the first row: the import is slow, and only now is it known
-            # from which step on TensorBoard must forget an earlier attempt.
-            from tensorboardX import SummaryWriter  # noqa: PLC0415
+    def _each(self, method: str, call: Callable[[Any], None]) -> None:
+        for logger in self._loggers:
+            self._call(logger, method, call)
 
-            with disk_errors(self._events):
-                self._writer = SummaryWriter(str(self._events), purge_step=self._purge_step)
-        for name, value in row.items():
-            if np.ndim(value) == 0:
-                self._writer.add_scalar(name, float(value), step)
-            else:
-                self._writer.add_histogram_raw(name, **_raw_histogram(value), global_step=step)
-
-
-def _raw_histogram(counts: Sequence[int]) -> dict[str, Any]:
-    """The rho histogram as TensorBoard takes it; the open bin ends at twice its lower edge."""
-    edges = np.array([*RHO_EDGES, 2 * RHO_EDGES[-1]])
-    counts = np.asarray(counts, np.float64)
-    middles = (np.array([0.0, *edges[:-1]]) + edges) / 2
-    return {
-        "min": 0.0,
-        "max": float(edges[-1]),
-        "num": float(counts.sum()),
-        "sum": float((counts * middles).sum()),
-        "sum_squares": float((counts * middles**2).sum()),
-        "bucket_limits": edges.tolist(),
-        "bucket_counts": counts.tolist(),
-    }
+    def _call(self, logger: Any, method: str, call: Callable[[Any], None]) -> None:
+        """`call(logger)` where it has `method`; what a user's own class raises gets its name."""
+        if not callable(getattr(logger, method, None)):
+            return
+        try:
+            call(logger)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"The logger {type(logger).__name__} failed in {method} at step {self._step} "
+                f"({type(error).__name__}: {reason}); correct it or leave it out, then continue "
+                "with --resume."
+            ) from error
 
 
 class SampleLog:
@@ -150,7 +128,12 @@ class SampleLog:
 class NoLog:
     """In place of both on the processes that do not write."""
 
+    takes_samples = False
+
     def log(self, step: int, row: object) -> None:
+        """Writes nothing."""
+
+    def log_samples(self, step: int, rows: object, images: object) -> None:
         """Writes nothing."""
 
     def truncate_to(self, step: int) -> None:
@@ -158,8 +141,3 @@ class NoLog:
 
     def close(self) -> None:
         """Closes nothing."""
-
-
-def without_wall_clock(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`row` without the fields that differ between two equal runs."""
-    return {name: value for name, value in row.items() if not name.startswith(WALL_CLOCK)}

@@ -1,0 +1,366 @@
+"""A policy by its name on the hub: only what is needed, never half of it, one sentence if not."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hub_server import HubServer
+from safetensors.numpy import load_file, save_file
+
+import balcap_jax
+from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.errors import UserError
+from balcap_jax.models.hf.folders import policy_folder
+from balcap_jax.models.hf.hub import is_hub_name
+
+NAME = "tiny/captioner"
+BASE = Path(balcap_jax.__file__).parent / "assets" / "base"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """The package's policy among what else a repository holds."""
+    folder = shutil.copytree(BASE, tmp_path / "repository")
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "model.gguf", "README.md"):
+        (folder / name).write_bytes(b"not wanted")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and a network; no token of this machine's user, no waiting between tries."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub(repository, cache, monkeypatch):
+    with HubServer({NAME: repository}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+def offline(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def refusal(name=NAME, **options):
+    with pytest.raises(UserError) as error:
+        policy_folder(name, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def names(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def shard(folder):
+    """The weights in two files with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    halves = {"a.safetensors": sorted(tensors)[::2], "b.safetensors": sorted(tensors)[1::2]}
+    for file, keys in halves.items():
+        save_file({key: tensors[key] for key in keys}, folder / file)
+    index = {"weight_map": {key: file for file, keys in halves.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-VL-3B-Instruct", "a/b", "llava-hf/llava-1.5-7b-hf"])
+def test_names_of_repositories(name):
+    assert is_hub_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["captioner", "/a/b", "./a", "../a", "a/b/c", "a/", "a//b", "~/a", "a/b--c", "a/b.git", "a/b c",
+     "a/b..c", "a/b\n", "a/" + 95 * "b"],
+)  # fmt: skip
+def test_what_is_no_name_of_a_repository_never_asks_the_hub(name, hub):
+    assert not is_hub_name(name)
+    assert "is not a folder; give 'base'" in refusal(name)
+    assert not hub.tokens
+
+
+def test_a_path_object_is_never_a_repository(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is not a folder" in refusal(Path(NAME))
+    assert not hub.tokens
+
+
+def test_an_existing_folder_wins(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).mkdir(parents=True)
+    assert policy_folder(NAME) == Path(NAME)
+    assert not hub.tokens
+    assert "revision 'main' has no effect on the local folder" in refusal(revision="main")
+    assert "revision 'v1' has no effect" in refusal("base", revision="v1")
+
+
+# ---- fetching
+
+
+def test_only_what_a_policy_needs_is_fetched_and_once(hub, monkeypatch):
+    folder = policy_folder(NAME)
+    assert names(folder) == names(BASE)
+    assert set(hub.fetched.values()) == {1}
+    for name in names(BASE):
+        assert (folder / name).read_bytes() == (BASE / name).read_bytes()
+    assert policy_folder(NAME, revision=hub.commit(NAME)) == folder
+    assert policy_folder(NAME, revision="main") == folder
+    assert set(hub.fetched.values()) == {1}
+    hub.close()
+    assert policy_folder(NAME) == folder  # nobody there: what the cache has
+    offline(monkeypatch)
+    assert policy_folder(NAME) == folder
+
+
+def test_shards_are_those_of_the_index(hub, repository):
+    shard(repository)
+    folder = policy_folder(NAME)
+    wanted = names(BASE) - {"model.safetensors"}
+    assert names(folder) == wanted | {
+        "a.safetensors", "b.safetensors", "model.safetensors.index.json",
+    }  # fmt: skip
+    policy, params = balcap_jax.load_pretrained(NAME, dtype="float32")
+    _, expected = balcap_jax.load_pretrained(BASE, dtype="float32")
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_a_new_commit_is_another_snapshot(hub, repository):
+    first, commit = policy_folder(NAME), hub.commit(NAME)
+    path = repository / "generation_config.json"
+    path.write_text(path.read_text() + " ")
+    second = policy_folder(NAME)
+    assert (first.name, second.name) == (commit, hub.commit(NAME))
+    assert (second / path.name).read_text() == path.read_text()
+    assert hub.fetched["model.safetensors"] == 1  # which did not change
+
+
+def test_the_token_goes_along(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    policy_folder(NAME)
+    assert hub.tokens == {"Bearer hf_mine"}
+
+
+LOAD = """
+import sys
+import numpy as np
+import balcap_jax
+from balcap_jax.models.hf.folders import policy_folder
+assert "huggingface_hub" not in sys.modules, "imported before it is needed"
+from balcap_jax.data.prompts.processor import Processor
+policy, params = balcap_jax.load_pretrained("tiny/captioner", dtype="float32")
+processor = Processor.load(policy_folder("tiny/captioner"))
+print(float(sum(np.abs(x).sum(dtype=np.float64) for x in __import__("jax").tree.leaves(params))))
+print(processor.tokenizer("A red circle.")["input_ids"])
+"""
+
+
+def test_fresh_processes_online_and_then_offline(hub, cache, tmp_path):
+    """As users do it, by the environment: HF_ENDPOINT, the cache's place, HF_HUB_OFFLINE."""
+    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.url}
+
+    def load(**changes):
+        return subprocess.run(
+            [sys.executable, "-c", LOAD], env=environment | changes, cwd=tmp_path,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    online = load(HF_HUB_OFFLINE="0")
+    assert online.returncode == 0, online.stderr
+    assert "model.safetensors" in hub.fetched
+    assert "Fetching" in online.stderr  # the library's own progress
+    hub.close()
+    again = load(HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    _, params = balcap_jax.load_pretrained(BASE, dtype="float32")
+    total = sum(np.abs(leaf).sum(dtype=np.float64) for leaf in jax.tree.leaves(params))
+    tokens = Processor.load(BASE).tokenizer("A red circle.")["input_ids"]
+    for done in (online, again):
+        printed, ids = done.stdout.splitlines()
+        assert float(printed) == pytest.approx(float(total), rel=1e-12)
+        assert json.loads(ids) == tokens
+
+
+def test_processes_that_ask_at_once_share_one_whole_snapshot(hub, cache, tmp_path):
+    code = "from balcap_jax.models.hf.hub import snapshot; print(snapshot('tiny/captioner'))"
+    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    printed = []
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        printed.append(out.strip())
+    (folder,) = set(printed)
+    for name in names(BASE):
+        assert (Path(folder) / name).read_bytes() == (BASE / name).read_bytes()
+
+
+# ---- a download that broke off
+
+
+@pytest.mark.parametrize("how", ["short", "half"])
+def test_a_broken_download_is_not_used(hub, monkeypatch, how):
+    hub.broken["model.safetensors"] = how
+    message = refusal()
+    assert f"could not be fetched from {hub.url}" in message
+    offline(monkeypatch)
+    assert "nor whole in the cache" in refusal()
+    with pytest.raises(UserError, match="nor whole in the cache"):
+        balcap_jax.load_pretrained(NAME)
+
+
+def test_a_broken_download_goes_on_when_the_hub_does(hub):
+    hub.broken["model.safetensors"] = "short"
+    refusal()
+    before = hub.fetched.copy()
+    hub.broken.clear()
+    folder = policy_folder(NAME)
+    assert (folder / "model.safetensors").read_bytes() == (BASE / "model.safetensors").read_bytes()
+    assert hub.fetched - before == {"model.safetensors": 1}
+
+
+def test_a_cache_without_its_listing_does_not_give_half_a_policy(hub, cache, monkeypatch):
+    """As older versions of huggingface_hub left it; they returned any snapshot that was there."""
+    from huggingface_hub import _tree_cache
+
+    folder = policy_folder(NAME)
+    (folder / "model.safetensors").unlink()
+    for listing in cache.rglob("trees/*.json"):
+        listing.unlink()
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    offline(monkeypatch)
+    assert "has no model.safetensors at commit" in refusal()
+
+
+def test_a_full_disk(hub, cache, monkeypatch):
+    from huggingface_hub import file_download
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file_download, "http_get", full)
+        message = refusal()
+    assert f"The disk of the cache {cache} is full" in message
+    assert "set HF_HOME" in message
+    assert not list(cache.rglob("*.incomplete"))
+    assert names(policy_folder(NAME)) == names(BASE)
+
+
+def test_a_cache_that_cannot_be_written(hub, cache):
+    cache.write_text("a file where the folder should be")
+    assert f"Cannot write model path 'tiny/captioner' to the cache {cache}" in refusal()
+
+
+# ---- what the hub refuses
+
+
+def test_no_such_repository(hub):
+    message = refusal("tiny/other")
+    assert f"'tiny/other' is neither a folder here nor a repository on {hub.url}" in message
+    assert "HF_TOKEN" in message
+
+
+def test_no_such_revision(hub):
+    message = refusal(revision="v9")
+    assert f"'tiny/captioner' on {hub.url} has no revision 'v9'" in message
+
+
+def test_a_gated_repository(hub):
+    hub.gated.add(NAME)
+    message = refusal()
+    assert f"accept the licence on its page {hub.url}/{NAME}" in message
+    assert "HF_TOKEN" in message
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_no_access(hub, status):
+    hub.refused[NAME] = status
+    message = refusal()
+    assert "HF_TOKEN" in message
+    assert hub.url in message
+
+
+def test_a_hub_that_is_out_of_order_leaves_the_cache_usable(hub):
+    hub.refused[NAME] = 500
+    assert f"could not be fetched from {hub.url}" in refusal()
+    del hub.refused[NAME]
+    folder = policy_folder(NAME)
+    hub.refused[NAME] = 500
+    assert policy_folder(NAME) == folder
+
+
+def test_something_that_is_no_hub(hub, repository, monkeypatch):
+    monkeypatch.setattr("hub_server._Handler._info", lambda *_: ["hello"])
+    monkeypatch.setattr(
+        "hub_server._Handler._json", lambda self, value: self._send(200, b"<html>hello</html>")
+    )
+    assert "could not be fetched from" in refusal()
+
+
+def test_nobody_there(hub):
+    hub.close()
+    message = refusal()
+    assert f"could not be fetched from {hub.url}" in message
+    assert "HF_ENDPOINT" in message
+
+
+def test_offline_and_not_in_the_cache(hub, cache, monkeypatch):
+    offline(monkeypatch)
+    message = refusal()
+    assert f"nor whole in the cache {cache}, and HF_HUB_OFFLINE forbids" in message
+    assert not hub.tokens
+
+
+def test_a_repository_without_safetensors(hub, repository):
+    (repository / "model.safetensors").unlink()
+    message = refusal()
+    assert "has no model.safetensors at commit" in message
+    assert "pickles" in message
+    assert "pytorch_model.bin" not in hub.fetched
+
+
+def test_a_repository_without_a_config(hub, repository):
+    (repository / "config.json").unlink()
+    assert "has no config.json at commit" in refusal()
+
+
+def test_an_index_without_its_shard(hub, repository):
+    shard(repository)
+    (repository / "b.safetensors").unlink()
+    assert "has no b.safetensors at commit" in refusal()
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])
+def test_an_index_of_nothing(hub, repository, index):
+    (repository / "model.safetensors.index.json").write_text(index)
+    assert "names no files in its weight_map" in refusal()
