@@ -16,6 +16,7 @@ TEST = [
     "ipykernel>=6.29",
     "ruff>=0.9",
     "import-linter>=2.1",
+    "setuptools>=70.1",  # builds the wheel that a test looks into
 ]
 
 setup(
