@@ -19,6 +19,7 @@ TEST = [
     "ipykernel>=6.29",
     "ruff>=0.9",
     "import-linter>=2.1",
+    "setuptools>=70.1",  # builds the wheel that a test looks into
 ]
 
 setup(
@@ -29,8 +30,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["balcap_jax", "balcap_jax.*"]),
-    package_data={"balcap_jax": ["assets/**/*"]},
+    # configs/ stays at the top of the repository and lies inside the package in a wheel, so that
+    # `balcap train --config NAME` finds it after any kind of installation.
+    packages=[*find_packages(include=["balcap_jax", "balcap_jax.*"]), "balcap_jax.configs"],
+    package_dir={"balcap_jax.configs": "configs"},
+    package_data={"balcap_jax": ["assets/**/*"], "balcap_jax.configs": ["*.toml"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

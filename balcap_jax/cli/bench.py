@@ -6,27 +6,28 @@ from pathlib import Path
 from typing import Literal
 
 from balcap_jax.cli.flags import parse
-from balcap_jax.config.base import nearest
+from balcap_jax.config.base import Settings
+from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class AdvantageBenchFlags:
+class AdvantageBenchFlags(Settings):
     """Times the advantage kernels against numpy and, where installed, TRL's torch code."""
 
     json: bool = False  # Print JSON instead of a table.
 
 
 @dataclass(frozen=True)
-class JudgeBenchFlags:
+class JudgeBenchFlags(Settings):
     """Compares the offline judge, and a bag of words, with people's labels."""
 
-    data: Path  # The folder of human labels; docs/judges.md lists its files.
+    data: Path  # Folder of human labels; docs/judges.md lists its files.
     json: bool = False  # Print JSON instead of a table.
 
 
 @dataclass(frozen=True)
-class LoadBenchFlags:
+class LoadBenchFlags(Settings):
     """Times loading a folder and its peak memory beside transformers, a process per load."""
 
     folder: Path  # The Hugging Face folder to load.
@@ -37,7 +38,7 @@ class LoadBenchFlags:
 
 
 @dataclass(frozen=True)
-class StepBenchFlags:
+class StepBenchFlags(Settings):
     """Times rollout and update of a policy with random weights, beside what the device can do."""
 
     preset: str = "cpu-small"  # What to run: cpu-small, qwen3b, qwen7b or llava7b.
@@ -55,8 +56,9 @@ def bench(arguments: list[str]) -> None:
         return
     if arguments[0] not in _BENCHMARKS:
         raise UserError(
-            f"{arguments[0]!r} is not a benchmark, known are {', '.join(_BENCHMARKS)}; did you "
-            f"mean `balcap bench {nearest(arguments[0], _BENCHMARKS)}`?"
+            f"{arguments[0]!r} is not a benchmark, known are "
+            f"{', '.join(_BENCHMARKS)}"
+            f"{did_you_mean(arguments[0], _BENCHMARKS, '`balcap bench {}`')}"
         )
     _BENCHMARKS[arguments[0]](arguments[1:])
 
@@ -70,7 +72,7 @@ def _advantages(arguments: list[str]) -> None:
 
 
 def _judge(arguments: list[str]) -> None:
-    flags = parse(JudgeBenchFlags, arguments, "bench judge", positional=False)
+    flags = parse(JudgeBenchFlags, arguments, "bench judge")
 
     from balcap_jax.bench.judge import run_and_print
 
@@ -78,7 +80,7 @@ def _judge(arguments: list[str]) -> None:
 
 
 def _load(arguments: list[str]) -> None:
-    flags = parse(LoadBenchFlags, arguments, "bench load", positional=False)
+    flags = parse(LoadBenchFlags, arguments, "bench load")
     if flags.make != "no":
         from balcap_jax.plan.workloads.random_folder import config_of, write_random_folder
 

@@ -1,8 +1,8 @@
 """`balcap data`: what a model is asked about a data file before training."""
 
 from balcap_jax.cli.flags import parse
-from balcap_jax.config.base import nearest
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
+from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 
 
@@ -14,8 +14,7 @@ def data(arguments: list[str]) -> None:
     if arguments[0] not in _COMMANDS:
         raise UserError(
             f"{arguments[0]!r} is nothing that `balcap data` does, known are "
-            f"{', '.join(_COMMANDS)}; did you mean `balcap data "
-            f"{nearest(arguments[0], _COMMANDS)}`?"
+            f"{', '.join(_COMMANDS)}{did_you_mean(arguments[0], _COMMANDS, '`balcap data {}`')}"
         )
     _COMMANDS[arguments[0]](arguments[1:])
 

@@ -23,7 +23,7 @@ from balcap_jax.cli.data import data
 from balcap_jax.cli.flags import chain, parse
 from balcap_jax.cli.plan import plan_command
 from balcap_jax.config import files as config_files
-from balcap_jax.config.base import nearest
+from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import (
     CaptionConfig,
     ExportConfig,
@@ -33,6 +33,7 @@ from balcap_jax.config.commands import (
     SFTConfig,
     TrainConfig,
 )
+from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.control import exit_alone
 
@@ -82,7 +83,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class TrainFlags:
+class TrainFlags(Settings):
     """Reinforcement learning of a captioning policy; with no flags: the default run."""
 
     config: Path | None = None  # Take settings from this TOML file; flags override it.
@@ -91,7 +92,7 @@ class TrainFlags:
 
 
 @dataclass(frozen=True)
-class SFTFlags:
+class SFTFlags(Settings):
     """Supervised training of a captioning policy on reference captions."""
 
     config: Path | None = None  # Take settings from this TOML file; flags override it.
@@ -156,7 +157,7 @@ def _caption(arguments: list[str]) -> None:
 def _score(arguments: list[str]) -> None:
     # The judge by its kind alone, as people write it.
     arguments = [re.sub(r"^--judge(?==|$)", "--judge.kind", argument) for argument in arguments]
-    config = parse(ScoreConfig, arguments, "score", positional=False)
+    config = parse(ScoreConfig, arguments, "score")
 
     from balcap_jax.commands.score import score, table
 
@@ -176,7 +177,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    config = parse(ExportConfig, arguments, "export", positional=False)
+    config = parse(ExportConfig, arguments, "export")
 
     from balcap_jax.commands.export import export
 
@@ -239,8 +240,8 @@ def _dispatch(arguments: list[str]) -> None:
         _COMMANDS[name].run(arguments[1:])
     else:
         raise UserError(
-            f"{name!r} is not a command, known are {', '.join(_COMMANDS)}; did you mean "
-            f"`balcap {nearest(name, _COMMANDS)}`?"
+            f"{name!r} is not a command, known are "
+            f"{', '.join(_COMMANDS)}{did_you_mean(name, _COMMANDS, '`balcap {}`')}"
         )
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from balcap_jax.cli.flags import parse
+from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.files import load_toml
 from balcap_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class PlanFlags:
+class PlanFlags(Settings):
     """Compiles the programs of a training step for a TPU slice that is not there, and says whether
     they fit and how long they would take.
     """

@@ -1,42 +1,46 @@
 """What all settings share: checks with a remedy, and the way to dictionaries and back."""
 
 import dataclasses
-import difflib
-import math
-import types
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
+from balcap_jax.config.conversion import UnfitError, converted, shown
+from balcap_jax.config.names import advice
 from balcap_jax.errors import UserError
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The entry of `known` that is most like `name`, as ", did you mean ...?" remedies need it."""
-    known = sorted(known)
-    scores = [difflib.SequenceMatcher(None, name, other).ratio() for other in known]
-    return known[scores.index(max(scores))]
-
-
 class Settings:
-    """Base of all settings: choices and finite numbers are checked here, ranges in `check`."""
+    """Base of all settings: types, choices and finite numbers are checked here, ranges in `check`.
+
+    Raises:
+      UserError: when settings are made with a value that is not one of its type or not in range.
+    """
 
     room = ""  # dotted prefix of the fields, for messages
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if isinstance(value, float):
-                self._require(math.isfinite(value), item.name, "must be a finite number")
-            if get_origin(item.type) is Literal:
-                choices = get_args(item.type)
-                self._require(
-                    value in choices,
-                    item.name,
-                    f"must be one of {', '.join(map(str, choices))}",
-                    f"did you mean {nearest(str(value), map(str, choices))}?",
-                )
+            try:
+                value = converted(getattr(self, item.name), item.type)
+            except UnfitError as error:
+                example = "" if error.remedy else _example(item)
+                self._require(False, item.name, error.rule + example, error.remedy)  # noqa: FBT003
+            object.__setattr__(self, item.name, value)  # the dataclasses are frozen
         self.check()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from dotted names and nested dictionaries; what is missing keeps its default.
+
+        Args:
+          values: such as {"steps": 200, "rollout.group_size": 8, "optim": {"learning_rate": 1e-6}}.
+
+        Raises:
+          UserError: a setting is unknown (names the nearest one), given twice or has a bad value.
+        """
+        return from_dict(cls, values)
 
     def check(self) -> None:
         """Raises UserError for values out of range and for settings that could have no effect."""
@@ -44,10 +48,8 @@ class Settings:
     def _require(self, ok: bool, name: str, rule: str, remedy: str = "") -> None:  # noqa: FBT001
         if not ok:
             flag = "--" + f"{self.room}{name}".replace("_", "-")
-            value = getattr(self, name)
-            shown = value if isinstance(value, int | float) else repr(value)
             remedy = remedy or f"change {flag}."
-            raise UserError(f"{self.room}{name}={shown} {rule}; {remedy}")
+            raise UserError(f"{self.room}{name}={shown(getattr(self, name))} {rule}; {remedy}")
 
     def _at_least(self, low: int | float, *names: str) -> None:
         for name in names:
@@ -84,17 +86,75 @@ def to_dict(settings: Settings) -> dict[str, Any]:
     }
 
 
-def from_dict(kind: type[SettingsT], values: Mapping[str, Any], *, source: str) -> SettingsT:
-    """Settings from nested dictionaries; what is missing keeps its default.
+def from_dict(kind: type[SettingsT], values: Mapping[str, Any], *, source: str = "") -> SettingsT:
+    """Settings from dictionaries, whose names may be dotted; what is missing keeps its default.
 
     Args:
       kind: such as TrainConfig.
       source: where the values come from, for messages.
 
     Raises:
-      UserError: a field is unknown (names the nearest one), has the wrong type or a bad value.
+      UserError: a field is unknown (names the nearest one), given twice or has a bad value. The
+        sentence speaks of dotted names, not of flags.
     """
-    return _from_dict(kind(), values, source=source, where="")  # type: ignore[call-arg]
+    try:
+        return merged(kind, _dotted(kind, values))
+    except UserError as error:
+        sentence = _without_flags(str(error), kind)
+        raise UserError(f"{source}: {sentence}" if source else sentence) from None
+
+
+def merged(base: Any, values: Mapping[str, Any]) -> Any:
+    """Settings with some of them changed.
+
+    Args:
+      base: settings, or their class for its defaults.
+      values: of dotted names, all of them known.
+
+    Raises:
+      UserError: a value is bad, or a setting without a default is not given.
+    """
+    kind = base if isinstance(base, type) else type(base)
+    now: dict[str, Any] = {}
+    rooms: dict[str, dict[str, Any]] = {}
+    for item in dataclasses.fields(kind):
+        if base is not kind:
+            now[item.name] = getattr(base, item.name)
+        elif item.default is not dataclasses.MISSING:
+            now[item.name] = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            now[item.name] = item.default_factory()
+    for name, value in values.items():
+        room, dot, rest = name.partition(".")
+        if dot:
+            rooms.setdefault(room, {})[rest] = value
+        else:
+            now[name] = value
+    for room, inner in rooms.items():
+        now[room] = merged(now.get(room, kinds_of(kind)[room]), inner)
+    for name in kinds_of(kind):
+        if name not in now:
+            raise UserError(f"{kind.room}{name} is missing; it has no default, so give it.")
+    return kind(**now)
+
+
+def kinds_of(kind: type) -> dict[str, Any]:
+    """The type of each field, by its name."""
+    return {
+        item.name: get_args(item.type)[0] if get_origin(item.type) is Annotated else item.type
+        for item in dataclasses.fields(kind)
+    }
+
+
+def names_of(kind: type) -> dict[str, Any]:
+    """The type of each setting, by its dotted name; those of rooms come in their place."""
+    found: dict[str, Any] = {}
+    for name, inner in kinds_of(kind).items():
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            found |= {f"{name}.{rest}": leaf for rest, leaf in names_of(inner).items()}
+        else:
+            found[name] = inner
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -107,45 +167,47 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _from_dict(default: Any, values: Mapping[str, Any], *, source: str, where: str) -> Any:
-    known = {item.name: item.type for item in dataclasses.fields(default)}
-    changed = {}
-    for name, value in values.items():
-        if name not in known:
-            raise UserError(
-                f"{source} has the unknown field {where}{name}; did you mean "
-                f"{where}{nearest(name, known)}?"
-            )
-        old = getattr(default, name)
-        if isinstance(old, Settings):
-            if not isinstance(value, Mapping):
+def _dotted(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted names that `kind` knows; a room may be given whole, as settings."""
+    known = names_of(kind)
+    rooms = {name.rpartition(".")[0] for name in known} - {""}
+    found: dict[str, Any] = {}
+    for name, value in _leaves(values):
+        if name not in known and name not in rooms:
+            raise UserError(f"there is no setting {name}{advice(name, known)}")
+        if name in rooms and isinstance(value, Mapping):  # an empty table
+            continue
+        for other in found:
+            if f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}."):
                 raise UserError(
-                    f"{source} has {where}{name}={value!r}, which must be a table of settings; "
-                    f"write [{where}{name}] above them."
+                    f"{max(name, other, key=len)} is given twice, with dots and in a table or "
+                    "settings of its room; give it once."
                 )
-            changed[name] = _from_dict(old, value, source=source, where=f"{where}{name}.")
+        found[name] = value
+    return found
+
+
+def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{where}{name}.")
         else:
-            changed[name] = _converted(value, known[name], f"{source} has {where}{name}={value!r}")
-    return dataclasses.replace(default, **changed)
+            yield f"{where}{name}", value
 
 
-def _converted(value: Any, kind: Any, has: str) -> Any:
-    """`value` as a field of type `kind` holds it; TOML and JSON know no tuples and no paths."""
-    if get_origin(kind) is Literal:  # the choices are checked by the settings themselves
-        kind = type(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):  # `X | None`
-        if value is None:
-            return None
-        kind = get_args(kind)[0]
-    if get_origin(kind) is tuple:
-        if isinstance(value, list):
-            return tuple(_converted(item, get_args(kind)[0], has) for item in value)
-        raise UserError(f"{has}, which must be a list; write [...] around it.")
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        want = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise UserError(f"{has}, which must be {want.get(kind, 'a text')}; change it.")
-    return value
+def _without_flags(sentence: str, kind: type) -> str:
+    """A sentence of ours with the dotted names of the settings in place of their flags."""
+    known = {*names_of(kind), *(f"{kind.room}{name}" for name in names_of(kind))}
+
+    def dotted(flag: re.Match) -> str:
+        name = flag[1].replace("-", "_")
+        return name if name in known else flag[0]
+
+    return re.sub(r"--([a-z0-9]+(?:[.-][a-z0-9]+)*)", dotted, sentence)
+
+
+def _example(item: dataclasses.Field) -> str:
+    """The default of a setting as an example of what it must be."""
+    if not isinstance(item.default, int | float | str | Path) or item.default == "":
+        return ""
+    return f", such as the default {shown(item.default)}"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from balcap_jax.config.base import Settings
 from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.sections import (
     PROMPT,
     CheckpointConfig,
@@ -24,6 +25,8 @@ from balcap_jax.config.sections import (
 )
 from balcap_jax.errors import UserError
 
+LOGGERS = ("tensorboard", "wandb")
+
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
@@ -36,6 +39,8 @@ class TrainConfig(Settings):
     prompts_per_step: int = 8  # Images per step.
     log_every: int = 1  # Steps between rows of metrics.jsonl.
     sample_every: int = 10  # Steps between samples of captions with their verdicts.
+    # Where rows of metrics go beside metrics.jsonl: "tensorboard", "wandb".
+    loggers: tuple[str, ...] = ("tensorboard",)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -51,6 +56,14 @@ class TrainConfig(Settings):
     def check(self) -> None:
         _check_run(self)
         self._at_least(1, "prompts_per_step", "log_every", "sample_every")
+        for logger in self.loggers:
+            if logger not in LOGGERS:
+                raise UserError(
+                    f"loggers holds the unknown logger {logger!r}, known are "
+                    f"{', '.join(LOGGERS)}{did_you_mean(logger, LOGGERS)}"
+                )
+        repeated = len(set(self.loggers)) < len(self.loggers)
+        self._require(not repeated, "loggers", "names a logger twice", "name each logger once.")
         self._require(
             self.prompts_per_step % self.rl.micro_batches == 0,
             "prompts_per_step",

@@ -1,5 +1,6 @@
 """Settings from TOML files and from runs, and what may change when a run is resumed."""
 
+import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ RESUMABLE = frozenset(
         "out",
         "steps",
         "log_every",
+        "loggers",
         "sample_every",
         "model.attention",
         "model.remat",
@@ -56,13 +58,19 @@ RESUMABLE = frozenset(
     }
 )
 
+_ALIKE = 0.4  # of names of config files, which share long words
+
 
 def load_toml(kind: type[SettingsT], path: Path) -> SettingsT:
     """Settings from a TOML file with one table per room.
 
+    Args:
+      path: of the file, or the name of one of `shipped_configs`.
+
     Raises:
       UserError: the file is missing, is not TOML, or `from_dict` refuses its values.
     """
+    path = find_config(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -74,6 +82,37 @@ def load_toml(kind: type[SettingsT], path: Path) -> SettingsT:
             f"The config file {path} is not TOML ({error}); see configs/ for examples."
         ) from error
     return from_dict(kind, values, source=str(path))
+
+
+def find_config(path: Path) -> Path:
+    """`path`, or the file of that name among those that come with the package.
+
+    A file in the working directory wins over one of the package.
+
+    Raises:
+      UserError: `path` is a bare name, and there is no file of that name.
+    """
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    known = shipped_configs()
+    if path.name not in known:
+        near = [name for name in known if path.name in name]
+        near = near or difflib.get_close_matches(path.name, known, n=3, cutoff=_ALIKE)
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
+        raise UserError(
+            f"There is no config {path.name!r}, neither as a file nor in the package; {remedy}"
+        )
+    return known[path.name]
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The TOML files that come with the package, by their names without .toml."""
+    package = Path(__file__).parents[1]
+    # A wheel has them inside the package; in a checkout they lie beside it.
+    folder = next(
+        (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None
+    )
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load_run(run: Path) -> TrainConfig:

@@ -3,11 +3,11 @@
 The comment beside a field is its text in `--help`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from balcap_jax.config.base import Settings, nearest
+from balcap_jax.config.base import Settings
+from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 
 REWARDS = ("precision", "recall", "linguistic")
@@ -152,7 +152,7 @@ class RewardConfig(Settings):
             if name not in REWARDS:
                 raise UserError(
                     f"reward.names holds the unknown reward {name!r}, known are "
-                    f"{', '.join(REWARDS)}; did you mean {nearest(name, REWARDS)}?"
+                    f"{', '.join(REWARDS)}{did_you_mean(name, REWARDS)}"
                 )
         for name in ("names", "functions"):
             repeated = len(set(self.all_names)) < len(self.all_names)
@@ -168,8 +168,7 @@ class RewardConfig(Settings):
             f"set --reward.weights {' '.join(['1'] * count)}.",
         )
         for weight in self.weights:
-            ok = math.isfinite(weight) and weight >= 0
-            self._require(ok, "weights", "must be finite numbers of at least 0")
+            self._require(weight >= 0, "weights", "must be finite numbers of at least 0")
         self._require(any(self.all_weights), "weights", "are all 0", "give one reward a weight.")
         self._at_least(0, "tau_l", "linear_coefficient")
         self._require(

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from balcap_jax.config.base import nearest
+from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 
 GIB = 2**30
@@ -94,7 +94,7 @@ def slice_of(topology: str) -> Slice:
     if name not in CHIPS:
         raise UserError(
             f"topology {topology!r} names the unknown chip {name!r}, known are "
-            f"{', '.join(CHIPS)}; did you mean {nearest(name, CHIPS)}:{form}?"
+            f"{', '.join(CHIPS)}{did_you_mean(name, CHIPS, '{}:' + form)}"
         )
     chip, sides = CHIPS[name], tuple(int(side) for side in form.split("x"))
     if len(sides) != chip.axes or min(sides) < 1:

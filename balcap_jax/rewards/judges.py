@@ -61,8 +61,14 @@ def make_judge(judge: JudgeConfig, *, data: str | Path | None) -> Judge:
     return SceneJudge()
 
 
-def judge_record(judge: JudgeConfig) -> dict[str, Any]:
-    """What a run writes down of its judge: what its verdicts depend on."""
+def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, Any]:
+    """What a run writes down of its judge: what its verdicts depend on.
+
+    Args:
+      given: a judge of the caller's own in its place.
+    """
+    if given is not None:
+        return {"kind": type(given).__name__}
     if judge.kind != "llm":
         return {"kind": judge.kind}
     from balcap_jax.rewards.llm.prompts import VERSION  # noqa: PLC0415

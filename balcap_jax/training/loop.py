@@ -62,16 +62,18 @@ class TrainingLoop:
           UserError: a mistake in settings or data; nothing has been written then.
         """
         self.run, self.seams = run, seams
+        self.config, self.step = config, 0
+        self.callbacks = Callbacks(seams.callbacks)
         self.started = time.perf_counter()
         self.compilations, self.clock, self.stopwatch = Compilations(), DeviceClock(), Stopwatch()
         self._open_mesh(config)
         config = self._open_data(config)
         self.config = config
+        self.callbacks.on_start(self)
         self._open_policy()
-        self.step = 0
         self.seconds = 0.0  # of earlier starts of this run
         self.stopped = ""  # why the run is at its end before its last step
-        self.summary: dict[str, Any] = {"judge": judge_record(config.judge)}
+        self.summary: dict[str, Any] = {"judge": judge_record(config.judge, self.seams.judge)}
         self._open_folder()
         self._open_queue()
 
@@ -133,7 +135,6 @@ class TrainingLoop:
         self.failures = FailureWindow(
             self.run, limit=config.judge.max_failure_share, window=config.judge.failure_window
         )
-        self.callbacks = Callbacks(self.seams.callbacks)
 
     def _open_queue(self) -> None:
         config = self.config

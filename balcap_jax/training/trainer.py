@@ -62,7 +62,6 @@ def train(config: TrainConfig, *, resume: Path | None = None, seams: Seams | Non
         with closing(loop):
             announce_run(loop)
             loop.restore()
-            loop.callbacks.on_start(loop)
             loop.evaluate_once("before")
             loop.loop(interrupted)
             if not loop.done:

@@ -244,7 +244,7 @@ def test_the_plot_is_a_picture(tmp_path):
     [
         ("v5e-64", "must be a chip and the sides of its slice; write it as in v5e:8x8"),
         ("v5e:8xx8", "must be a chip and the sides"),
-        ("v9:2x2", "unknown chip 'v9', known are v4, v5e, v5p, v6e, tpu7x; did you mean"),
+        ("v9:2x2", "unknown chip 'v9', known are v4, v5e, v5p, v6e, tpu7x."),
         ("v5p:8x8", "has 2 sides but slices of v5p have 3; write it as v5p:4x4x4"),
         ("v5e:32x32", "has 1024 chips but a pod of v5e has 256"),
     ],

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from balcap_jax.config.base import nearest
+from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import DecoderConfig, PolicyConfig
 from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, VisionConfig
@@ -82,8 +82,8 @@ def preset_of(name: str) -> Preset:
     """
     if name not in PRESETS:
         raise UserError(
-            f"preset {name!r} is unknown, known are {', '.join(PRESETS)}; did you mean "
-            f"--preset {nearest(name, PRESETS)}?"
+            f"preset {name!r} is unknown, known are "
+            f"{', '.join(PRESETS)}{did_you_mean(name, PRESETS, '--preset {}')}"
         )
     return PRESETS[name]
 

@@ -1,0 +1,93 @@
+"""Configs of the package by their names: in a checkout, and in a wheel without one."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from balcap_jax.cli import main as cli
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.files import find_config, load_toml, shipped_configs
+from balcap_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+NAMES = {path.stem for path in (ROOT / "configs").glob("*.toml")}
+
+
+def test_the_files_of_a_checkout_are_known_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert set(shipped_configs()) == NAMES
+    assert len(NAMES) > 10
+    assert find_config(Path("smoke")) == ROOT / "configs" / "smoke.toml"
+    assert load_toml(TrainConfig, Path("grpo")) == load_toml(
+        TrainConfig, ROOT / "configs" / "grpo.toml"
+    )
+
+
+def test_a_file_of_the_working_directory_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("grpo").write_text("steps = 3\n")
+    assert load_toml(TrainConfig, Path("grpo")) == TrainConfig(steps=3)
+
+
+def test_paths_are_left_alone(tmp_path):
+    for path in (Path("grpo.toml"), Path("configs/grpo"), tmp_path / "grpo"):
+        assert find_config(path) == path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("grop", "did you mean grpo?"),
+        ("linear", "did you mean linear_length?"),
+        ("qwen2_5_vl_3b_one_gpus", "did you mean qwen2_5_vl_3b_one_gpu or qwen2_5_vl_7b_one_gpu"),
+        ("zzz", "known are grpo, linear_length, "),
+    ],
+)
+def test_unknown_names_are_one_sentence(name, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        find_config(Path(name))
+    assert str(error.value).startswith(f"There is no config {name!r}, neither as a file nor in the")
+    assert said in str(error.value)
+    for command in (["train", "--config", name], ["plan", name], ["sft", f"--config={name}"]):
+        assert cli.main(command) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_wheel_has_them(tmp_path):
+    pytest.importorskip("setuptools", minversion="70.1", reason="a wheel is built with setuptools")
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("balcap_jax", "configs"):
+        shutil.copytree(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source],
+                   check=True)  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-compile", "--target", site, wheel],
+                   check=True)  # fmt: skip
+    shutil.rmtree(source)
+
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "from balcap_jax.config.files import shipped_configs\n"
+        "print(*sorted(shipped_configs()), sep='\\n')\n"
+        "from balcap_jax.cli.main import main\n"
+        "sys.exit(main(['train', '--config', 'qwen2_5_vl_3b_one_gpu', '--steps', '0']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert set(result.stdout.split()) == NAMES
+    assert result.stderr == "balcap: error: steps=0 must be at least 1; set --steps 1 or more.\n"
+    assert result.returncode == 2
