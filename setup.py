@@ -27,14 +27,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["balcap_jax", "balcap_jax.*"]),
-    package_data={"balcap_jax": ["assets/**/*"]},
+    package_data={"balcap_jax": ["assets/**/*", "reporting/*.jinja"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "transformers>=5.0",
-        "jinja2>=3.1",  # chat templates; transformers does not ask for it itself
+        "jinja2>=3.1",  # the gallery, chat templates; transformers does not ask for it itself
         "tensorflow-datasets>=4.9",
         "numpy>=2.0",
         "einops>=0.8",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Num
 
+from balcap_jax.config.sections import REWARDS
+from balcap_jax.reporting.scores import label_of
 from balcap_jax.rewards.capscore import harmonic_mean
 from balcap_jax.runs.folder import disk_errors
 from balcap_jax.runs.logs import WALL_CLOCK
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#8E5A9B", "#6B7280"
 _COLUMNS = 3
+_REWARD, _HELDOUT = "reward/", "heldout/"
+_NO_PANEL = ("step", "epoch", "rho/std", "heldout/captions")
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -38,7 +42,8 @@ _STYLE = {
 def draw_curves(
     rows: Sequence[Mapping[str, Any]], path: Path, *, band: tuple[float, float] = (0.5, 2.0)
 ) -> None:
-    """One panel per number of metrics.jsonl: rewards first, then lengths, then the update's health.
+    """One panel per number of metrics.jsonl: rewards first, then held-out scores where they were
+    measured along the way, lengths, and the update's health.
 
     Args:
       rows: of metrics.jsonl.
@@ -49,13 +54,14 @@ def draw_curves(
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     panels = _panels(rows)
-    grid_rows = -(-len(panels) // _COLUMNS)
+    grid_rows = max(1, -(-len(panels) // _COLUMNS))
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.0 * _COLUMNS, 2.3 * grid_rows), layout="constrained")
         axes = figure.subplots(grid_rows, _COLUMNS, squeeze=False).ravel()
-        for ax, (title, color, values) in zip(axes, panels, strict=False):
-            _draw_panel(ax, title, color, np.array([row["step"] for row in rows]), values)
-            if title == "rho":
+        steps = np.array([row["step"] for row in rows])
+        for ax, (key, title, color, values) in zip(axes, panels, strict=False):
+            _draw_panel(ax, title, color, steps, values)
+            if key == "rho/mean":
                 _shade_band(ax, band, horizontal=True)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
@@ -124,31 +130,57 @@ def smooth(values: Float[np.ndarray, " n"], *, width: float) -> Float[np.ndarray
 
 def _panels(
     rows: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, str, Float[np.ndarray, " n"]]]:
-    """(title, colour, values with NaN for null) of every number worth a curve."""
+) -> list[tuple[str, str, str, Float[np.ndarray, " n"]]]:
+    """(key, title, colour, values with NaN for null) of every number worth a curve."""
     # Not every row need hold every number: some are measured every few steps only.
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = list(dict.fromkeys(key for row in rows for key in row if not _passed_over(key)))
     series = {key: values for key in keys if (values := _series(rows, key)) is not None}
-    rewards = [key for key in series if key.startswith("reward/") and key.endswith("/mean")]
+    if "learning_rate" in series and _is_constant(series["learning_rate"]):
+        del series["learning_rate"]
+    rewards = {name: series[key] for key in series if (name := _reward_name(key)) is not None}
+    heldout = [key for key in series if key.startswith(_HELDOUT)]
     lengths = [key for key in ("words", "rho/mean") if key in series]
-    passed_over = ("step", "rho/std", "reward/", *lengths, *WALL_CLOCK)
-    others = [key for key in series if not key.startswith(passed_over)]
+    shown = {*heldout, *lengths, *(key for key in series if key.startswith(_REWARD))}
 
-    panels = [(key.split("/")[1], GREEN, series[key]) for key in rewards]
-    if len(rewards) > 1:
-        mean = harmonic_mean(np.stack([series[key] for key in rewards]))
-        panels.append(("b-CapScore of the samples", GREEN, 100 * mean))
-    panels += [(key.removesuffix("/mean"), BLUE, series[key]) for key in lengths]
-    panels += [(key.replace("_", " "), PURPLE, series[key]) for key in others]
+    panels = [(f"{_REWARD}{name}/mean", name, GREEN, values) for name, values in rewards.items()]
+    if set(REWARDS) <= set(rewards):
+        mean = 100 * harmonic_mean(np.stack([rewards[name] for name in REWARDS]))
+        panels.append(("b_capscore", "b-CapScore of the samples", GREEN, mean))
+    panels += [
+        (key, f"held-out {label_of(key.removeprefix(_HELDOUT))}", ORANGE, series[key])
+        for key in heldout
+    ]
+    panels += [(key, key.removesuffix("/mean"), BLUE, series[key]) for key in lengths]
+    panels += [
+        (key, key.replace("_", " "), PURPLE, series[key]) for key in series if key not in shown
+    ]
     return panels
+
+
+def _passed_over(key: str) -> bool:
+    """Numbers that place a row, or that another panel says better."""
+    return key in _NO_PANEL or key.startswith(WALL_CLOCK)
+
+
+def _reward_name(key: str) -> str | None:
+    """The reward whose mean `key` is: any name, one with a slash too."""
+    if not (key.startswith(_REWARD) and key.endswith("/mean")):
+        return None
+    return key.removeprefix(_REWARD).removesuffix("/mean")
+
+
+def _is_constant(values: Float[np.ndarray, " n"]) -> bool:
+    lowest, highest = np.nanmin(values), np.nanmax(values)
+    return bool(highest - lowest <= 1e-6 * abs(highest))
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> Float[np.ndarray, " n"] | None:
     """The values of `key`, NaN where null or absent; None for lists and for what has no value."""
     values = [row.get(key) for row in rows]
-    if all(value is None for value in values) or any(isinstance(value, list) for value in values):
+    if any(isinstance(value, list) for value in values):
         return None
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+    series = np.array(values, np.float64)  # None becomes NaN
+    return None if np.isnan(series).all() else series
 
 
 def _draw_panel(
@@ -163,7 +195,7 @@ def _draw_panel(
     ax.plot(steps, values, ".", color=color, alpha=0.35, markersize=5, markeredgewidth=0)
     curve = smooth(values, width=values.size / 30)
     ax.plot(steps, curve, color=color, linewidth=1.8, solid_capstyle="round")
-    ax.set_title(title)
+    ax.set_title(title, parse_math=False)  # a reward may have a name with dollars
     ax.margins(x=0.02, y=0.1)
     # A number that stays what it was is drawn flat: no axis for the rounding of 1.0000001.
     middle, reach = float(np.mean(values)), float(np.ptp(values)) / 2

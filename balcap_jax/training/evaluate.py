@@ -86,7 +86,7 @@ def summary_of(rows: Sequence[dict]) -> dict[str, Any]:
     rewards = [[row["rewards"][name] for name in REWARDS] for row in rows]
     rewards = np.array(rewards, np.float32).reshape(-1, len(REWARDS))
     words = np.array([row["words"] for row in rows])
-    return evaluation_summary(rewards, words, np.array([row["rho"] for row in rows]))
+    return evaluation_summary(rewards, words, np.array([row["rho"] for row in rows]), names=REWARDS)
 
 
 def _place(numbered: Sequence) -> int:

@@ -9,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 
 from balcap_jax.errors import UserError
-from balcap_jax.reporting.gallery import assertion_kind, gallery_html, pair_captions
+from balcap_jax.reporting.gallery import gallery_html
+from balcap_jax.reporting.pairs import assertion_kind, pair_captions
 from balcap_jax.reporting.plots import smooth
 from balcap_jax.reporting.report import evaluation_summary, report, summary_table
 from balcap_jax.reporting.rows import caption_row
@@ -17,6 +18,7 @@ from balcap_jax.rewards.verdicts import Assertion, Verdict
 from balcap_jax.runs.folder import write_json_atomic, write_jsonl_atomic
 
 NAN = float("nan")
+NAMES = ("precision", "recall", "linguistic")
 VERDICT = Verdict(
     assertions=(
         Assertion("a red circle", True, True),
@@ -196,7 +198,9 @@ def test_assertion_kinds(verified, pointable, kind):
 
 def test_evaluation_summary_by_hand():
     rewards = np.float32([[0.5, 0.2, 1.0], [1.0, 0.4, NAN], [NAN, NAN, NAN], [0.75, 0.6, 0.5]])
-    summary = evaluation_summary(rewards, np.array([10, 20, 30, 40]), np.array([0.5, 1, 1.5, 2]))
+    summary = evaluation_summary(
+        rewards, np.array([10, 20, 30, 40]), np.array([0.5, 1, 1.5, 2]), names=NAMES
+    )
     # means 0.75, 0.4, 0.75 -> 3 / (4/3 + 5/2 + 4/3) = 18/31
     expected = {
         "precision": 75.0,
@@ -214,13 +218,13 @@ def test_evaluation_summary_by_hand():
 
 def test_b_capscore_at_its_edges():
     words, rho = np.array([1, 1]), np.array([1.0, 1.0])
-    zero = evaluation_summary(np.float32([[0, 1, 1], [0, 1, 1]]), words, rho)
+    zero = evaluation_summary(np.float32([[0, 1, 1], [0, 1, 1]]), words, rho, names=NAMES)
     assert zero["b_capscore"] == 0.0
-    nothing = evaluation_summary(np.float32([[NAN, 1, 1], [NAN, 1, 1]]), words, rho)
+    nothing = evaluation_summary(np.float32([[NAN, 1, 1], [NAN, 1, 1]]), words, rho, names=NAMES)
     assert np.isnan(nothing["precision"])
     assert np.isnan(nothing["b_capscore"])
     assert nothing["recall"] == 100.0
-    equal = evaluation_summary(np.full((2, 3), 0.7, np.float32), words, rho)
+    equal = evaluation_summary(np.full((2, 3), 0.7, np.float32), words, rho, names=NAMES)
     np.testing.assert_allclose(equal["b_capscore"], 70.0, rtol=1e-6)
 
 
