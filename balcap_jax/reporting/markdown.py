@@ -44,12 +44,9 @@ def plain(text: str) -> str:
     line = " ".join(text.split())
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "", line)  # commands to a terminal
     line = re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", line)
-    line = re.sub(r"(://|\bwww\.)", lambda found: _last_escaped(found[0]), line)  # bare links
-    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", line)  # a list, a line below a title
-
-
-def _last_escaped(link: str) -> str:
-    return link.replace("://", r"\://").replace("www.", r"www\.")
+    line = re.sub(r"(?=://)|(?<=\bwww)(?=\.)", r"\\", line)  # bare links
+    # A list or a ruled line; a number stays one.
+    return re.sub(r"^(\d*)([-+=.)])(?=[-+=\s]|$)", r"\1\\\2", line)
 
 
 def _picture(run: Path, pair: Mapping[str, Any]) -> list[str]:

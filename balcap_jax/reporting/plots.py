@@ -1,5 +1,6 @@
 """The pictures of a run: its curves over the steps, and the lengths of its captions."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,10 @@ def draw_curves(
         axes = figure.subplots(grid_rows, _COLUMNS, squeeze=False).ravel()
         steps = np.array([row["step"] for row in rows])
         for ax, (key, title, color, values) in zip(axes, panels, strict=False):
-            _draw_panel(ax, title, color, steps, values)
+            # A learning rate of 1e-6 varies, and so may a reward of any size; a share that does so
+            # little does not.
+            floor = 0.0 if key.startswith(("learning_rate", _REWARD, _HELDOUT)) else 1e-2
+            _draw_panel(ax, title, color, steps, values, floor=floor)
             if key == "rho/mean":
                 _shade_band(ax, band, horizontal=True)
         for ax in axes[len(panels) :]:
@@ -189,17 +193,21 @@ def _draw_panel(
     color: str,
     steps: Num[np.ndarray, " n"],
     values: Float[np.ndarray, " n"],
+    *,
+    floor: float,
 ) -> None:
     measured = ~np.isnan(values)
-    steps, values = steps[measured], values[measured]
+    ends, steps, values = steps[[0, -1]], steps[measured], values[measured]
     ax.plot(steps, values, ".", color=color, alpha=0.35, markersize=5, markeredgewidth=0)
     curve = smooth(values, width=values.size / 30)
     ax.plot(steps, curve, color=color, linewidth=1.8, solid_capstyle="round")
-    ax.set_title(title, parse_math=False)  # a reward may have a name with dollars
+    # A reward may have a name with dollars, and a long one.
+    ax.set_title(textwrap.fill(title, 38), parse_math=False)
+    ax.update_datalim([(step, values[0]) for step in ends])  # the whole run, also where it is rare
     ax.margins(x=0.02, y=0.1)
     # A number that stays what it was is drawn flat: no axis for the rounding of 1.0000001.
     middle, reach = float(np.mean(values)), float(np.ptp(values)) / 2
-    flat = 0.02 * max(abs(middle), 1e-2)
+    flat = 0.02 * max(abs(middle), floor)
     if reach < flat / 20:
         ax.set_ylim(middle - flat, middle + flat)
     ax.ticklabel_format(axis="y", useOffset=False)

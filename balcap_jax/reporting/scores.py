@@ -48,28 +48,47 @@ def caption_score(name: str, value: Any) -> str:
         return "no signal"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    return format(value, ".2f" if name in (*REWARDS, "rho") else significant(value))
+    return f"{value:.2f}" if name in (*REWARDS, "rho") else significant(value)
 
 
-def significant(*values: float) -> str:
-    """The format specification with which the largest of `values` shows three digits; they stand
-    below each other with the same number of decimals.
-    """
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    if largest == 0:
-        return ".2f"
-    if not 1e-4 <= largest < 1e6:
-        return ".2e"
-    return f".{max(0, 2 - math.floor(math.log10(largest)))}f"
+def significant(value: float) -> str:
+    """A number of any size with three digits, NaN as a dash."""
+    return "-" if math.isnan(value) else format(value, _spec(_decimals(value)))
+
+
+def _decimals(value: float) -> int | None:
+    """Of three digits; None where they need an exponent."""
+    if value == 0:
+        return 2
+    if not 1e-4 <= abs(value) < 1e6:
+        return None
+    return max(0, 2 - math.floor(math.log10(abs(value))))
+
+
+def _spec(decimals: int | None) -> str:
+    return ".2e" if decimals is None else f".{decimals}f"
 
 
 def _row(name: str, before: float, after: float) -> SummaryRow:
-    spec = f".{_DIGITS[name]}f" if name in _DIGITS else significant(before, after)
+    if name in _DIGITS:
+        spec = f".{_DIGITS[name]}f"
+        shown = ["-" if math.isnan(value) else format(value, spec) for value in (before, after)]
+    else:
+        spec = _change_spec(before, after)
+        shown = [significant(value) for value in (before, after)]
     change = "-" if math.isnan(after - before) else format(after - before, "+" + spec)
     changed = change != "-" and float(change) != 0
     better = after > before if changed and name not in _NEITHER else None
-    shown = ("-" if math.isnan(value) else format(value, spec) for value in (before, after))
     return SummaryRow(label_of(name), *shown, change, better)
+
+
+def _change_spec(before: float, after: float) -> str:
+    """Three digits, but none beyond those of the two values: these would be noise."""
+    shown = [_decimals(value) for value in (before, after)]
+    if None in shown:
+        return ".2e"
+    finest, own = max(d for d in shown if d is not None), _decimals(after - before)
+    return _spec(finest if own is None else min(finest, own))
 
 
 def _number(value: float | None) -> float:
