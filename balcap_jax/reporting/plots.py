@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num
@@ -40,6 +40,20 @@ _STYLE = {
 }
 
 
+class Panel(NamedTuple):
+    """A curve over the steps.
+
+    Attributes:
+      key: of metrics.jsonl.
+      values: per row, NaN where it has none.
+    """
+
+    key: str
+    title: str
+    color: str
+    values: Float[np.ndarray, " n"]
+
+
 def draw_curves(
     rows: Sequence[Mapping[str, Any]], path: Path, *, band: tuple[float, float] = (0.5, 2.0)
 ) -> None:
@@ -54,20 +68,20 @@ def draw_curves(
     from matplotlib import rc_context  # noqa: PLC0415  half a second, only for reports
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    panels = _panels(rows)
-    grid_rows = max(1, -(-len(panels) // _COLUMNS))
+    drawn = panels(rows)
+    grid_rows = max(1, -(-len(drawn) // _COLUMNS))
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.0 * _COLUMNS, 2.3 * grid_rows), layout="constrained")
         axes = figure.subplots(grid_rows, _COLUMNS, squeeze=False).ravel()
         steps = np.array([row["step"] for row in rows])
-        for ax, (key, title, color, values) in zip(axes, panels, strict=False):
+        for ax, panel in zip(axes, drawn, strict=False):
             # A learning rate of 1e-6 varies, and so may a reward of any size; a share that does so
             # little does not.
-            floor = 0.0 if key.startswith(("learning_rate", _REWARD, _HELDOUT)) else 1e-2
-            _draw_panel(ax, title, color, steps, values, floor=floor)
-            if key == "rho/mean":
+            exact = panel.key.startswith(("learning_rate", _REWARD, _HELDOUT))
+            _draw_panel(ax, panel, steps, floor=0.0 if exact else 1e-2)
+            if panel.key == "rho/mean":
                 _shade_band(ax, band, horizontal=True)
-        for ax in axes[len(panels) :]:
+        for ax in axes[len(drawn) :]:
             ax.set_axis_off()
         figure.supxlabel("step")
         _save(figure, path)
@@ -132,10 +146,8 @@ def smooth(values: Float[np.ndarray, " n"], *, width: float) -> Float[np.ndarray
     return (total / weight)[reach : reach + values.size]
 
 
-def _panels(
-    rows: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, str, str, Float[np.ndarray, " n"]]]:
-    """(key, title, colour, values with NaN for null) of every number worth a curve."""
+def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Every number of metrics.jsonl worth a curve, in the order of their panels."""
     # Not every row need hold every number: some are measured every few steps only.
     keys = list(dict.fromkeys(key for row in rows for key in row if not _passed_over(key)))
     series = {key: values for key in keys if (values := _series(rows, key)) is not None}
@@ -146,19 +158,19 @@ def _panels(
     lengths = [key for key in ("words", "rho/mean") if key in series]
     shown = {*heldout, *lengths, *(key for key in series if key.startswith(_REWARD))}
 
-    panels = [(f"{_REWARD}{name}/mean", name, GREEN, values) for name, values in rewards.items()]
+    made = [Panel(f"{_REWARD}{name}/mean", name, GREEN, values) for name, values in rewards.items()]
     if set(REWARDS) <= set(rewards):
         mean = 100 * harmonic_mean(np.stack([rewards[name] for name in REWARDS]))
-        panels.append(("b_capscore", "b-CapScore of the samples", GREEN, mean))
-    panels += [
-        (key, f"held-out {label_of(key.removeprefix(_HELDOUT))}", ORANGE, series[key])
+        if not np.isnan(mean).all():  # the three need not be measured at the same steps
+            made.append(Panel("b_capscore", "b-CapScore of the samples", GREEN, mean))
+    made += [
+        Panel(key, f"held-out {label_of(key.removeprefix(_HELDOUT))}", ORANGE, series[key])
         for key in heldout
     ]
-    panels += [(key, key.removesuffix("/mean"), BLUE, series[key]) for key in lengths]
-    panels += [
-        (key, key.replace("_", " "), PURPLE, series[key]) for key in series if key not in shown
-    ]
-    return panels
+    made += [Panel(key, key.removesuffix("/mean"), BLUE, series[key]) for key in lengths]
+    others = [key for key in series if key not in shown]
+    made += [Panel(key, key.replace("_", " "), PURPLE, series[key]) for key in others]
+    return made
 
 
 def _passed_over(key: str) -> bool:
@@ -189,20 +201,20 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> Float[np.ndarray, " 
 
 def _draw_panel(
     ax: "Axes",
-    title: str,
-    color: str,
+    panel: Panel,
     steps: Num[np.ndarray, " n"],
-    values: Float[np.ndarray, " n"],
     *,
     floor: float,
 ) -> None:
-    measured = ~np.isnan(values)
-    ends, steps, values = steps[[0, -1]], steps[measured], values[measured]
+    """`floor`: changes far below this number are drawn as none."""
+    measured = ~np.isnan(panel.values)
+    ends, steps, values = steps[[0, -1]], steps[measured], panel.values[measured]
+    color = panel.color
     ax.plot(steps, values, ".", color=color, alpha=0.35, markersize=5, markeredgewidth=0)
     curve = smooth(values, width=values.size / 30)
     ax.plot(steps, curve, color=color, linewidth=1.8, solid_capstyle="round")
     # A reward may have a name with dollars, and a long one.
-    ax.set_title(textwrap.fill(title, 38), parse_math=False)
+    ax.set_title(textwrap.fill(panel.title, 38), parse_math=False)
     ax.update_datalim([(step, values[0]) for step in ends])  # the whole run, also where it is rare
     ax.margins(x=0.02, y=0.1)
     # A number that stays what it was is drawn flat: no axis for the rounding of 1.0000001.
