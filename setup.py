@@ -34,7 +34,10 @@ setup(
     # `balcap train --config NAME` finds it after any kind of installation.
     packages=[*find_packages(include=["balcap_jax", "balcap_jax.*"]), "balcap_jax.configs"],
     package_dir={"balcap_jax.configs": "configs"},
-    package_data={"balcap_jax": ["assets/**/*"], "balcap_jax.configs": ["*.toml"]},
+    package_data={
+        "balcap_jax": ["assets/**/*", "reporting/*.jinja"],
+        "balcap_jax.configs": ["*.toml"],
+    },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -42,7 +45,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "transformers>=5.0",
         "huggingface_hub>=1.0",  # policies by their name on the hub; transformers needs it too
-        "jinja2>=3.1",  # chat templates; transformers does not ask for it itself
+        "jinja2>=3.1",  # the gallery, chat templates; transformers does not ask for it itself
         "tensorflow-datasets>=4.9",
         "numpy>=2.0",
         "einops>=0.8",

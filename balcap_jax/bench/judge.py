@@ -134,6 +134,18 @@ def captions_per_second(labels: HumanLabels) -> float:
     return len(rated) / (time.perf_counter() - start)
 
 
+def table(figures: Sequence[Figure]) -> Table:
+    """The figures for people."""
+    rendered = Table(title="Agreement of the offline judge with people", box=box.SIMPLE)
+    rendered.add_column("")
+    for column in ("labels", "judge", "words", "halves"):
+        rendered.add_column(column, justify="right", no_wrap=True)
+    for f in figures:
+        halves = " / ".join(f"{half:.3f}" for half in f.halves)
+        rendered.add_row(f.name, str(f.count), f"{f.judge:.3f}", f"{f.baseline:.3f}", halves)
+    return rendered
+
+
 def run_and_print(folder: Path, *, json: bool = False) -> None:
     """`balcap bench judge`: a table, or JSON for programs."""
     console = Console()
@@ -143,12 +155,5 @@ def run_and_print(folder: Path, *, json: bool = False) -> None:
         rows = [figure._asdict() for figure in figures]
         console.print_json(data={"figures": rows, "captions_per_second": speed})
         return
-    rendered = Table(title="Agreement of the offline judge with people", box=box.SIMPLE)
-    rendered.add_column("")
-    for column in ("labels", "judge", "words", "halves"):
-        rendered.add_column(column, justify="right", no_wrap=True)
-    for f in figures:
-        halves = " / ".join(f"{half:.3f}" for half in f.halves)
-        rendered.add_row(f.name, str(f.count), f"{f.judge:.3f}", f"{f.baseline:.3f}", halves)
-    console.print(rendered)
+    console.print(table(figures))
     console.print(f"{speed:.0f} captions/s in one process", highlight=False)

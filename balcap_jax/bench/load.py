@@ -61,12 +61,12 @@ def run(folder: str | Path, *, rounds: int = 2) -> list[Load]:
 
 def table(loads: Sequence[Load]) -> Table:
     """The loads for people, in the order in which they ran."""
-    rendered = Table(title="Loading a folder in bfloat16", box=box.SIMPLE)
+    rendered = Table(title="Loading a folder in bfloat16; memory in GB", box=box.SIMPLE)
     for column in ("side", "seconds", "parameters", "peak", "peak - parameters", "before"):
         rendered.add_column(column, justify="right", no_wrap=True)
     for load in loads:
         sizes = (load.parameter_bytes, load.peak_bytes, load.over_bytes, load.before_bytes)
-        rendered.add_row(load.side, f"{load.seconds:.1f}", *(f"{n / 1e9:.2f} GB" for n in sizes))
+        rendered.add_row(load.side, f"{load.seconds:.1f}", *(f"{n / 1e9:.2f}" for n in sizes))
     return rendered
 
 

@@ -155,7 +155,11 @@ def tables(report: dict[str, Any]) -> list[Table]:
     """The report for people."""
     times = _table(
         f"{report['preset']}: wall-clock seconds",
-        ("side", "part", "median", "min", "max", "CPU", "tokens/s", "first call", "peak memory"),
+        ("side", "part", "median", "min", "max", "CPU", "tokens/s"),
+    )
+    once = _table(
+        "first calls, in seconds, and memory",
+        ("side", *(f"first {part}" for part in PARTS), "peak memory"),
     )
     for label, side in report["sides"].items():
         for part in PARTS:
@@ -165,9 +169,9 @@ def tables(report: dict[str, Any]) -> list[Table]:
                 part,
                 *(f"{row[name]:.3f}" for name in ("median", "min", "max", "cpu_median")),
                 f"{row['tokens_per_second']:.0f}",
-                f"{row['first']:.1f}",
-                f"{side['peak_bytes'] / 1e9:.2f} GB",
             )
+        firsts = (f"{side[part]['first']:.1f}" for part in PARTS)
+        once.add_row(label, *firsts, f"{side['peak_bytes'] / 1e9:.2f} GB")
     limits = _table(
         "beside the limits of this device, as measured: "
         f"{report['limits']['bytes_per_second'] / 1e9:.1f} GB/s, "
@@ -178,14 +182,19 @@ def tables(report: dict[str, Any]) -> list[Table]:
         row = report["limits"][name]
         limits.add_row(
             name,
-            f"{row['seconds']:.4f}",
-            f"{row['bytes'] / 1e9:.3f}",
-            f"{row['bytes_floor']:.4f}",
-            f"{row['flops'] / 1e9:.1f}",
-            f"{row['flops_floor']:.4f}",
+            _short(row["seconds"], 4),
+            _short(row["bytes"] / 1e9, 3),
+            _short(row["bytes_floor"], 4),
+            _short(row["flops"] / 1e9, 1),
+            _short(row["flops_floor"], 4),
             f"{row['reached']:.0%}",
         )
-    made = [times, limits, _pairs("checksum, before the first update", report["checksum"], ".7f")]
+    made = [
+        times,
+        once,
+        limits,
+        _pairs("checksum, before the first update", report["checksum"], ".7f"),
+    ]
     if "profile" in report:
         made.append(_pairs("parts, seconds", report["profile"], ".4f"))
     return made
@@ -258,9 +267,17 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 
 
 def _pairs(title: str, numbers: dict[str, float], form: str) -> Table:
-    made = _table(title, tuple(numbers))
-    made.add_row(*(format(number, form) for number in numbers.values()))
+    made = Table(title=title, box=box.SIMPLE, show_header=False)
+    made.add_column()
+    made.add_column(justify="right", no_wrap=True)
+    for name, number in numbers.items():
+        made.add_row(name, format(number, form))
     return made
+
+
+def _short(number: float, decimals: int) -> str:
+    """With `decimals` after the point, with fewer where it is large."""
+    return f"{number:.{decimals if number < 100 else min(decimals, 1)}f}"
 
 
 def _cores() -> int:

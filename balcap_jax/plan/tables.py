@@ -1,14 +1,16 @@
-"""Plans as tables for people."""
+"""Plans as tables for people: each is whole in a terminal of 80 columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from balcap_jax.plan.chips import GIB
 
 _BYTES = ("parameters", "optimizer", "activations", "temporary", "inputs", "total")
+_MESH = "mesh is data x fsdp x tensor"
 
 
 def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | str]:
@@ -29,18 +31,18 @@ def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | str]:
 
 
 def _memory(plan: Mapping[str, Any]) -> Table:
+    programs = plan["programs"]
     table = _table(
-        f"GiB per device, of {plan['limit_bytes'] / GIB:.2f} that programs may use",
-        ("", *_BYTES, "left"),
+        f"GiB per device, of {plan['limit_bytes'] / GIB:.2f} that programs may use", ("", *programs)
     )
-    for name, program in plan["programs"].items():
-        sizes = [f"{program['bytes'][part] / GIB:.2f}" for part in _BYTES]
-        table.add_row(name, *sizes, f"{program['left_bytes'] / GIB:.2f}")
+    for part in _BYTES:
+        table.add_row(part, *(f"{p['bytes'][part] / GIB:.2f}" for p in programs.values()))
+    table.add_row("left", *(f"{p['left_bytes'] / GIB:.2f}" for p in programs.values()))
     return table
 
 
 def _work(plan: Mapping[str, Any]) -> Table:
-    columns = ("", "Tflop", "GB memory", "GB wires", "s compute", "s wires", "s compiling")
+    columns = ("", "Tflop", "GB\nmemory", "GB\nwires", "s\ncompute", "s\nwires", "s\ncompiling")
     table = _table("Work per device, and seconds at the chip's peak rates", columns)
     for name, program in plan["programs"].items():
         compiling = f"{program['compile_seconds']:.0f}"
@@ -88,68 +90,66 @@ def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Variants, best first."""
-    columns = (
-        "data x fsdp x tensor",
-        "prompts",
-        "micro",
-        "remat",
-        "GiB left",
-        "s/step",
-        "captions/s",
-        "MFU",
-    )
+    columns = ("mesh", "prompts", "micro", "remat", "GiB\nleft", "s/step", "captions\nper s", "MFU")
     table = _table(
-        "Variants, most captions per second first; what does not fit comes last", columns
+        f"Variants, most captions per second first; what does not fit comes last; {_MESH}", columns
     )
     for plan in rows:
         left = min(program["left_bytes"] for program in plan["programs"].values()) / GIB
         step = plan.get("step")
         table.add_row(
-            " x ".join(str(size) for size in plan["mesh"].values()),
+            _mesh(plan),
             str(plan["prompts_per_step"]),
             str(plan["micro_batches"]),
             plan["remat"],
             f"{left:.2f}",
-            f"{step['serial']:.3g}" if step else "-",
+            _three_digits(step["serial"]) if step else "-",
             f"{step['captions_per_second']:.0f}" if step else "-",
             f"{step['mfu']:.0%}" if step else "-",
         )
     return table
 
 
-def scaling_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Weak scaling of the update."""
-    columns = (
-        "topology",
-        "chips",
-        "data x fsdp x tensor",
-        "prompts",
-        "Tflop",
-        "GB memory",
-        "GB wires",
-        "s compute",
-        "s wires",
-        "GiB",
+def scaling_table(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """Weak scaling of the update: a table of the slices and one of the work."""
+    slices = _table(
+        f"The update on each slice, prompts per chip held; {_MESH}",
+        ("topology", "chips", "mesh", "prompts", "GiB per device"),
     )
-    table = _table("The update per device, prompts per chip held", columns)
+    work = _table(
+        "Its work per device, and seconds at the chip's peak rates",
+        ("topology", "Tflop", "GB\nmemory", "GB\nwires", "s\ncompute", "s\nwires"),
+    )
     for row in rows:
-        table.add_row(
+        slices.add_row(
             row["topology"],
             str(row["chips"]),
-            " x ".join(str(size) for size in row["mesh"].values()),
+            _mesh(row),
             str(row["prompts_per_step"]),
+            f"{row['total_bytes'] / GIB:.1f}",
+        )
+        work.add_row(
+            row["topology"],
             f"{row['flops'] / 1e12:.1f}",
             f"{row['moved_bytes'] / 1e9:.0f}",
             f"{row['wire_bytes'] / 1e9:.1f}",
             f"{row['seconds']['compute']:.2f}",
             f"{row['seconds']['wires']:.2f}",
-            f"{row['total_bytes'] / GIB:.1f}",
         )
-    return table
+    return Group(slices, work)
+
+
+def _mesh(row: Mapping[str, Any]) -> str:
+    return "x".join(str(size) for size in row["mesh"].values())
+
+
+def _three_digits(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 1000 else f"{seconds:.3g}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 or column == "kind" else "right")
+        justify = "left" if place == 0 or column == "kind" else "right"
+        table.add_column(column, justify=justify, no_wrap=True, vertical="bottom")
     return table

@@ -1,12 +1,15 @@
 """The pictures of a run: its curves over the steps, and the lengths of its captions."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num
 
+from balcap_jax.config.sections import REWARDS
+from balcap_jax.reporting.scores import label_of
 from balcap_jax.rewards.capscore import harmonic_mean
 from balcap_jax.runs.folder import disk_errors
 from balcap_jax.runs.logs import WALL_CLOCK
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#8E5A9B", "#6B7280"
 _COLUMNS = 3
+_REWARD, _HELDOUT = "reward/", "heldout/"
+_NO_PANEL = ("step", "epoch", "rho/std", "heldout/captions")
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -35,10 +40,25 @@ _STYLE = {
 }
 
 
+class Panel(NamedTuple):
+    """A curve over the steps.
+
+    Attributes:
+      key: of metrics.jsonl.
+      values: per row, NaN where it has none.
+    """
+
+    key: str
+    title: str
+    color: str
+    values: Float[np.ndarray, " n"]
+
+
 def draw_curves(
     rows: Sequence[Mapping[str, Any]], path: Path, *, band: tuple[float, float] = (0.5, 2.0)
 ) -> None:
-    """One panel per number of metrics.jsonl: rewards first, then lengths, then the update's health.
+    """One panel per number of metrics.jsonl: rewards first, then held-out scores where they were
+    measured along the way, lengths, and the update's health.
 
     Args:
       rows: of metrics.jsonl.
@@ -48,16 +68,20 @@ def draw_curves(
     from matplotlib import rc_context  # noqa: PLC0415  half a second, only for reports
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    panels = _panels(rows)
-    grid_rows = -(-len(panels) // _COLUMNS)
+    drawn = panels(rows)
+    grid_rows = max(1, -(-len(drawn) // _COLUMNS))
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.0 * _COLUMNS, 2.3 * grid_rows), layout="constrained")
         axes = figure.subplots(grid_rows, _COLUMNS, squeeze=False).ravel()
-        for ax, (title, color, values) in zip(axes, panels, strict=False):
-            _draw_panel(ax, title, color, np.array([row["step"] for row in rows]), values)
-            if title == "rho":
+        steps = np.array([row["step"] for row in rows])
+        for ax, panel in zip(axes, drawn, strict=False):
+            # A learning rate of 1e-6 varies, and so may a reward of any size; a share that does so
+            # little does not.
+            exact = panel.key.startswith(("learning_rate", _REWARD, _HELDOUT))
+            _draw_panel(ax, panel, steps, floor=0.0 if exact else 1e-2)
+            if panel.key == "rho/mean":
                 _shade_band(ax, band, horizontal=True)
-        for ax in axes[len(panels) :]:
+        for ax in axes[len(drawn) :]:
             ax.set_axis_off()
         figure.supxlabel("step")
         _save(figure, path)
@@ -122,52 +146,80 @@ def smooth(values: Float[np.ndarray, " n"], *, width: float) -> Float[np.ndarray
     return (total / weight)[reach : reach + values.size]
 
 
-def _panels(
-    rows: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, str, Float[np.ndarray, " n"]]]:
-    """(title, colour, values with NaN for null) of every number worth a curve."""
+def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Every number of metrics.jsonl worth a curve, in the order of their panels."""
     # Not every row need hold every number: some are measured every few steps only.
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = list(dict.fromkeys(key for row in rows for key in row if not _passed_over(key)))
     series = {key: values for key in keys if (values := _series(rows, key)) is not None}
-    rewards = [key for key in series if key.startswith("reward/") and key.endswith("/mean")]
+    if "learning_rate" in series and _is_constant(series["learning_rate"]):
+        del series["learning_rate"]
+    rewards = {name: series[key] for key in series if (name := _reward_name(key)) is not None}
+    heldout = [key for key in series if key.startswith(_HELDOUT)]
     lengths = [key for key in ("words", "rho/mean") if key in series]
-    passed_over = ("step", "rho/std", "reward/", *lengths, *WALL_CLOCK)
-    others = [key for key in series if not key.startswith(passed_over)]
+    shown = {*heldout, *lengths, *(key for key in series if key.startswith(_REWARD))}
 
-    panels = [(key.split("/")[1], GREEN, series[key]) for key in rewards]
-    if len(rewards) > 1:
-        mean = harmonic_mean(np.stack([series[key] for key in rewards]))
-        panels.append(("b-CapScore of the samples", GREEN, 100 * mean))
-    panels += [(key.removesuffix("/mean"), BLUE, series[key]) for key in lengths]
-    panels += [(key.replace("_", " "), PURPLE, series[key]) for key in others]
-    return panels
+    made = [Panel(f"{_REWARD}{name}/mean", name, GREEN, values) for name, values in rewards.items()]
+    if set(REWARDS) <= set(rewards):
+        mean = 100 * harmonic_mean(np.stack([rewards[name] for name in REWARDS]))
+        if not np.isnan(mean).all():  # the three need not be measured at the same steps
+            made.append(Panel("b_capscore", "b-CapScore of the samples", GREEN, mean))
+    made += [
+        Panel(key, f"held-out {label_of(key.removeprefix(_HELDOUT))}", ORANGE, series[key])
+        for key in heldout
+    ]
+    made += [Panel(key, key.removesuffix("/mean"), BLUE, series[key]) for key in lengths]
+    others = [key for key in series if key not in shown]
+    made += [Panel(key, key.replace("_", " "), PURPLE, series[key]) for key in others]
+    return made
+
+
+def _passed_over(key: str) -> bool:
+    """Numbers that place a row, or that another panel says better."""
+    return key in _NO_PANEL or key.startswith(WALL_CLOCK)
+
+
+def _reward_name(key: str) -> str | None:
+    """The reward whose mean `key` is: any name, one with a slash too."""
+    if not (key.startswith(_REWARD) and key.endswith("/mean")):
+        return None
+    return key.removeprefix(_REWARD).removesuffix("/mean")
+
+
+def _is_constant(values: Float[np.ndarray, " n"]) -> bool:
+    lowest, highest = np.nanmin(values), np.nanmax(values)
+    return bool(highest - lowest <= 1e-6 * abs(highest))
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> Float[np.ndarray, " n"] | None:
     """The values of `key`, NaN where null or absent; None for lists and for what has no value."""
     values = [row.get(key) for row in rows]
-    if all(value is None for value in values) or any(isinstance(value, list) for value in values):
+    if any(isinstance(value, list) for value in values):
         return None
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+    series = np.array(values, np.float64)  # None becomes NaN
+    return None if np.isnan(series).all() else series
 
 
 def _draw_panel(
     ax: "Axes",
-    title: str,
-    color: str,
+    panel: Panel,
     steps: Num[np.ndarray, " n"],
-    values: Float[np.ndarray, " n"],
+    *,
+    floor: float,
 ) -> None:
-    measured = ~np.isnan(values)
-    steps, values = steps[measured], values[measured]
+    """`floor`: changes far below this number are drawn as none."""
+    measured = ~np.isnan(panel.values)
+    ends, steps, values = steps[[0, -1]], steps[measured], panel.values[measured]
+    color = panel.color
     ax.plot(steps, values, ".", color=color, alpha=0.35, markersize=5, markeredgewidth=0)
     curve = smooth(values, width=values.size / 30)
     ax.plot(steps, curve, color=color, linewidth=1.8, solid_capstyle="round")
-    ax.set_title(title)
+    # A reward may have a name with dollars, and a long one.
+    ax.set_title(textwrap.fill(panel.title, 38), parse_math=False)
+    ax.update_datalim([(step, values[0]) for step in ends])  # the whole run, also where it is rare
     ax.margins(x=0.02, y=0.1)
     # A number that stays what it was is drawn flat: no axis for the rounding of 1.0000001.
     middle, reach = float(np.mean(values)), float(np.ptp(values)) / 2
-    flat = 0.02 * max(abs(middle), 1e-2)
+    flat = 0.02 * max(abs(middle), floor)
     if reach < flat / 20:
         ax.set_ylim(middle - flat, middle + flat)
     ax.ticklabel_format(axis="y", useOffset=False)

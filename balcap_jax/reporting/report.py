@@ -1,6 +1,5 @@
 """What a finished or stopped run has to show: curves, lengths, a gallery of captions, a table."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +9,17 @@ from jaxtyping import Float, Num
 
 from balcap_jax.config.sections import REWARDS
 from balcap_jax.errors import UserError
-from balcap_jax.reporting.gallery import gallery_html, gallery_markdown, pair_captions
+from balcap_jax.reporting.gallery import gallery_html
+from balcap_jax.reporting.markdown import gallery_markdown
+from balcap_jax.reporting.pairs import pair_captions
 from balcap_jax.reporting.plots import draw_curves, draw_lengths
-from balcap_jax.rewards.capscore import harmonic_mean
-from balcap_jax.runs.folder import existing_run, read_jsonl, write_jsonl_atomic, write_text_atomic
+from balcap_jax.reporting.row_files import read_captions, read_metrics, read_summary
+from balcap_jax.reporting.scores import BESIDE_REWARDS, label_of, summary_rows
+from balcap_jax.rewards.capscore import b_capscore
+from balcap_jax.runs.folder import SUMMARY, existing_run, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-# Row of the table, digits after the point, whether more is better (None: neither).
-_TABLE = (
-    ("precision", 1, True),
-    ("recall", 1, True),
-    ("linguistic", 1, True),
-    ("b_capscore", 1, True),
-    ("words", 1, None),
-    ("rho", 2, None),
-)
 
 
 def report(run: str | Path, *, band: tuple[float, float] = (0.5, 2.0)) -> list[Path]:
@@ -43,10 +36,11 @@ def report(run: str | Path, *, band: tuple[float, float] = (0.5, 2.0)) -> list[P
       The files made, in that order.
 
     Raises:
-      UserError: `run` is no run, or has no metrics yet.
+      UserError: `run` is no run, has no metrics yet, or a row of its files is not as it was
+        written.
     """
     run = existing_run(run, needs="metrics.jsonl")
-    rows = read_jsonl(run / "metrics.jsonl")
+    rows = read_metrics(run / "metrics.jsonl")
     if not rows:
         raise UserError(
             f"{run} has no metrics yet, a report needs one finished step; wait for it or give "
@@ -57,7 +51,7 @@ def report(run: str | Path, *, band: tuple[float, float] = (0.5, 2.0)) -> list[P
     judged = [run / "evaluation" / f"{when}.jsonl" for when in ("before", "after")]
     if not all(path.exists() for path in judged):
         return [curves]
-    return [curves, *_report_captions(run, *map(read_jsonl, judged), band=band)]
+    return [curves, *_report_captions(run, *map(read_captions, judged), band=band)]
 
 
 def evaluation_summary(
@@ -65,31 +59,44 @@ def evaluation_summary(
     words: Num[np.ndarray, " n"],
     rhos: Num[np.ndarray, " n"],
     *,
-    names: Sequence[str] = REWARDS,
+    names: Sequence[str],
 ) -> dict[str, float | int]:
     """The scores of one evaluation, for summary.json.
 
-    b-CapScore is the harmonic mean of the corpus means of the rewards, times 100 (arXiv
-    2605.07394). A caption without a signal in a reward is left out of that reward's mean.
+    A caption without a signal in a reward is left out of that reward's mean. b-CapScore is the
+    harmonic mean of the corpus means of precision, recall and linguistic, times 100 (arXiv
+    2605.07394); it is there where these three are, whatever other rewards there may be.
 
     Args:
-      rewards: in [0, 1], the linguistic one unmasked; NaN = no signal.
+      rewards: precision, recall and linguistic in [0, 1], the last one unmasked; others of any
+        size; NaN = no signal.
       words: per caption.
       rhos: per caption, length / reference length.
       names: of the rewards, in their order.
 
     Returns:
-      Each reward and `b_capscore` in 0..100, mean `words` and `rho` over all captions, `captions`
-      their number, and `no_signal`, how many lack a signal in any reward. NaN where there is
-      nothing to average.
+      Each reward, the three and `b_capscore` in 0..100, others as they are; mean `words` and `rho`
+      over all captions, `captions` their number, and `no_signal`, how many lack a signal in any
+      reward. NaN where there is nothing to average.
+
+    Raises:
+      UserError: a reward has the name of another of these numbers.
     """
+    taken = [name for name in names if name in BESIDE_REWARDS]
+    if taken:
+        raise UserError(
+            f"The reward name {taken[0]!r} is that of another number in {SUMMARY}; give the reward "
+            f"a name other than {', '.join(BESIDE_REWARDS)}."
+        )
     signal = ~np.isnan(rewards)
     counts = signal.sum(axis=0)
     totals = np.where(signal, rewards, 0.0).sum(axis=0, dtype=np.float64)
-    means = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+    averages = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+    means = {name: float(mean) for name, mean in zip(names, averages, strict=True)}
+    total = b_capscore(means)
     return {
-        **{name: 100.0 * float(mean) for name, mean in zip(names, means, strict=True)},
-        "b_capscore": 100.0 * float(harmonic_mean(means)),
+        **{name: 100.0 * mean if name in REWARDS else mean for name, mean in means.items()},
+        **({} if total is None else {"b_capscore": total}),
         "words": float(words.mean()) if words.size else np.nan,
         "rho": float(rhos.mean()) if rhos.size else np.nan,
         "captions": len(rewards),
@@ -103,28 +110,18 @@ def summary_table(summary: Mapping[str, Any]) -> "Table":
     Args:
       summary: with `before` and `after`; null and NaN are shown as a dash.
     """
-    from rich.table import Table  # noqa: PLC0415  only the command line prints
+    from rich.markup import escape  # noqa: PLC0415  only the command line prints
+    from rich.table import Table  # noqa: PLC0415
 
     table = Table(title="Held-out images", title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")  # a reward may have a long name
     for column in ("before", "after", "change"):
-        table.add_column(column, justify="right")
-    for key, digits, more_is_better in _TABLE:
-        before, after = (_number(summary[when].get(key)) for when in ("before", "after"))
-        change = round(after - before, digits)
-        color = "" if more_is_better is None or not change else "green" if change > 0 else "red"
-        shown = "-" if np.isnan(change) else f"{change:+.{digits}f}"
-        table.add_row(
-            "b-CapScore" if key == "b_capscore" else key,
-            *("-" if np.isnan(value) else f"{value:.{digits}f}" for value in (before, after)),
-            f"[{color}]{shown}[/]" if color and shown != "-" else shown,
-            style="bold" if key == "b_capscore" else "",
-        )
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in summary_rows(summary):
+        color = {None: "", True: "[green]", False: "[red]"}[row.better]
+        bold = "bold" if row.label == label_of("b_capscore") else ""
+        table.add_row(escape(row.label), row.before, row.after, color + row.change, style=bold)
     return table
-
-
-def _number(value: float | None) -> float:
-    return np.nan if value is None else float(value)
 
 
 def _report_captions(
@@ -134,14 +131,12 @@ def _report_captions(
         run / name for name in ("lengths.png", "captions.html", "captions.md", "captions.jsonl")
     )
     draw_lengths(
-        *(np.array([_number(row["rho"]) for row in rows]) for rows in (before, after)),
+        *(np.array([row["rho"] for row in rows], np.float64) for rows in (before, after)),
         lengths,
         band=band,
     )
     pairs = pair_captions(before, after)
-    summary_file = run / "summary.json"
-    summary = json.loads(summary_file.read_text("utf-8")) if summary_file.exists() else None
-    write_text_atomic(html, gallery_html(run, pairs, summary))
+    write_text_atomic(html, gallery_html(run, pairs, read_summary(run / SUMMARY)))
     write_text_atomic(markdown, gallery_markdown(run, pairs))
     write_jsonl_atomic(jsonl, pairs)
     return [lengths, html, markdown, jsonl]

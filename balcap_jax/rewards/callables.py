@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from balcap_jax.config.base import nearest
+from balcap_jax.config.names import did_you_mean
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 
@@ -108,9 +108,9 @@ def load_function(spec: str) -> RewardFunction:
     call = getattr(module, name, None)
     if not callable(call):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        guess = f"did you mean {nearest(name, known)}?" if known else "define it there."
+        guess = did_you_mean(name, known) or "; define it there."
         raise UserError(
-            f"reward.functions holds {spec!r}, but {place} has no function {name}; {guess}"
+            f"reward.functions holds {spec!r}, but {place} has no function {name}{guess}"
         )
     return RewardFunction(name, spec, call)
 

@@ -35,8 +35,10 @@ from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.compilation import Compilations
 from balcap_jax.runs.device_clock import DeviceClock
 from balcap_jax.runs.folder import SUMMARY, write_json_atomic
+from balcap_jax.runs.loggers import make_loggers
 from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
 from balcap_jax.runs.progress import training_progress, waiting
+from balcap_jax.runs.step_average import StepAverage
 from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
 from balcap_jax.training import experience
 from balcap_jax.training.callbacks import Callbacks
@@ -94,7 +96,7 @@ class TrainingLoop:
     def _open_policy(self) -> None:
         """Policy and reference policy on the mesh, and the programs that run there."""
         config, model = self.config, self.config.model
-        self.folder = policy_folder(model.path)
+        self.folder = policy_folder(model.path, revision=model.revision)
         self.processor = Processor.load(self.folder)
         with waiting("reading the weights", shown=processes.is_process_zero()):
             self.policy, params = load_to_train(
@@ -130,7 +132,13 @@ class TrainingLoop:
             self.run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
         writes = processes.is_process_zero()
-        self.metrics = MetricsLog(self.run) if writes else NoLog()
+        wanted = (*config.loggers, *self.seams.loggers)
+        self.metrics = (
+            MetricsLog(self.run, loggers=make_loggers(wanted, self.run, config=settings))
+            if writes
+            else NoLog()
+        )
+        self.average = StepAverage()
         self.samples = SampleLog(self.run) if writes else NoLog()
         self.failures = FailureWindow(
             self.run, limit=config.judge.max_failure_share, window=config.judge.failure_window
@@ -167,6 +175,7 @@ class TrainingLoop:
             self.summary = extra["summary"]
             self.judge.restore(extra["spent"])
             self.failures.shares.extend(extra["failures"])
+            self.average.restore(extra.get("average", []))
             self.callbacks.restore(extra.get("callbacks", {}))
             if extra.get("stopped_of") == self.config.steps:  # with more steps it goes on
                 self.stopped = extra.get("stopped", "")
@@ -192,11 +201,8 @@ class TrainingLoop:
                 self.step += 1
                 scores = self._evaluate_in_between()
                 row |= scores
-                if self.step % config.log_every == 0 or scores:
-                    self.metrics.log(self.step, row)
-                if self.step % config.sample_every == 0:
-                    self._log_samples(judged)
-                self._call_back(row, scores)
+                self.average.add(row)
+                self._tell(row, scores, judged)
                 if self.step % config.checkpoint.every == 0:
                     self.save(row)
                 advance(self.step, _note(row, config.reward.all_names))
@@ -294,10 +300,22 @@ class TrainingLoop:
     def _log_samples(self, judged: experience.Judged) -> None:
         images = int((self.rows.judged_rows < SAMPLED_IMAGES).sum())
         rows = experience.sample_rows(judged, self.judge, self.config.reward, images=images)
-        self.samples.log(self.step, processes.gather_list(rows))
+        rows = processes.gather_list(rows)
+        self.samples.log(self.step, rows)
+        if self.metrics.takes_samples and jax.process_count() == 1:  # others hold their own images
+            pictures = [example.image for example in judged.examples[:images]]
+            self.metrics.log_samples(self.step, rows, pictures)
 
-    def _call_back(self, row: dict[str, Any], scores: dict[str, float]) -> None:
+    def _tell(
+        self, row: dict[str, Any], scores: dict[str, float], judged: experience.Judged
+    ) -> None:
+        """Loggers and callbacks hear of this step; where one fails, the run is saved first."""
+        config = self.config
         try:
+            if self.step % config.log_every == 0 or scores or self.step == config.steps:
+                self.metrics.log(self.step, self.average.take())
+            if self.step % config.sample_every == 0:
+                self._log_samples(judged)
             self.callbacks.on_step(self, self.step, row)
             if scores:
                 self.callbacks.on_evaluate(self, self.step, scores)
@@ -374,6 +392,7 @@ class TrainingLoop:
             "seconds": self.seconds + time.perf_counter() - self.started,
             "spent": self.judge.totals,
             "failures": list(self.failures.shares),
+            "average": self.average.state(),
             "callbacks": self.callbacks.state(),
             "stopped": self.stopped,
             "stopped_of": self.config.steps,

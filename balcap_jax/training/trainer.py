@@ -235,10 +235,13 @@ class Trainer:
         policy, params = load_pretrained(trained, dtype=self.config.model.dtype)
         save_pretrained(folder, policy, params, dtype=self.config.model.dtype, source=trained)
 
+    def _start(self) -> Path:
+        return policy_folder(self.config.model.path, revision=self.config.model.revision)
+
     def _captioner_for(self, sampling: dict[str, Any]) -> tuple[Captioner, dict]:
         trained = self.run / POLICY
         done = (trained / "config.json").is_file()
-        folder = trained if done else policy_folder(self.config.model.path)
+        folder = trained if done else self._start()
         policy, params = load_pretrained(folder)
         options = {"max_new_tokens": 128, "temperature": 0.0, **sampling}
         mesh = make_mesh(devices=jax.devices()[:1])

@@ -233,7 +233,7 @@ def test_the_plot_is_a_picture(tmp_path):
     rows = [row, row | {"chips": 64}]
     plot(rows, tmp_path / "deep" / "scaling.png", title="one update")
     assert (tmp_path / "deep" / "scaling.png").read_bytes()[:4] == b"\x89PNG"
-    assert scaling_table(rows).row_count == 2
+    assert [table.row_count for table in scaling_table(rows).renderables] == [2, 2]
 
 
 # Names ------------------------------------------------------------------------------------------
