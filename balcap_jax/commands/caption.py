@@ -25,7 +25,7 @@ def caption(config: CaptionConfig) -> Iterator[tuple[Path, str]]:
       UserError: an image or the policy cannot be read.
     """
     examples = [_example(path, config.prompt) for path in config.images]
-    folder = policy_folder(config.model)
+    folder = policy_folder(config.model, revision=config.revision)
     policy, params = load_pretrained(folder)
     captioner = Captioner(
         policy,

@@ -58,7 +58,7 @@ def _finished(run: Path) -> bool:
 def _last_checkpoint(run: Path) -> tuple[Path, VisionLanguagePolicy, Params, int]:
     """The folder that the run started from, and its policy at the last saved step."""
     config = config_files.load_run(run)
-    source = policy_folder(config.model.path)
+    source = policy_folder(config.model.path, revision=config.model.revision)
     policy = make_policy(load_config(source), dtype=config.model.dtype)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))  # float32, as they are trained
     # The settings of an optimizer do not change what its state is made of.

@@ -131,7 +131,9 @@ class CaptionConfig(Settings):
     """Captions of your own images."""
 
     images: tuple[Path, ...]  # Image files.
-    model: str = "base"  # "base", a run folder or a Hugging Face folder.
+    # Policy: "base", a run, a Hugging Face folder or a name on the hub.
+    model: str = "base"
+    revision: str | None = None  # Branch, tag or commit of a hub name; default: its main branch.
     prompt: str = PROMPT  # The request to the policy.
     max_new_tokens: int = 128  # A caption is cut here.
     temperature: float = 0.0  # 0 takes the most likely token at each position.

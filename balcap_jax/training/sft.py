@@ -140,7 +140,7 @@ def _start(config: SFTConfig, new: Path, mesh: Mesh) -> tuple[Path, VisionLangua
     """
     options = {"attention": config.model.attention, "remat": config.model.remat}
     if config.model.path != SCRATCH:
-        folder = policy_folder(config.model.path)
+        folder = policy_folder(config.model.path, revision=config.model.revision)
         return folder, *load_to_train(folder, mesh=mesh, dtype=config.model.dtype, **options)
     # Imported here: only a new policy needs the tokenizer's trainer.
     from balcap_jax.models.new_policy import write_new_policy  # noqa: PLC0415

@@ -3,28 +3,38 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from small_run import SMALL
 
 import balcap_jax as bj
 from balcap_jax.cli.main import main
-from balcap_jax.config.sections import EvaluationConfig, MeshConfig
+from balcap_jax.config.sections import EvaluationConfig
 from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
+from balcap_jax.training import loop
 
 SCENES = [SceneSource("train", 8)[i] for i in range(8)]
 ROWS = [
     {"id": e.id, "image": e.image, "caption": e.reference, "source": f"s{i}"}
     for i, e in enumerate(SCENES)
 ]
-ONE = MeshConfig(data=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """What is tested here does not depend on the mesh, and one device compiles fastest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
+        yield
 
 
 def small(out, **changes):
-    return dataclasses.replace(SMALL, out=out, mesh=ONE, **changes)
+    return dataclasses.replace(SMALL, out=out, **changes)
 
 
 def short(completions, **columns):
@@ -243,15 +253,16 @@ def test_the_command_line_takes_functions(tmp_path, capsys):
         "    return [1 / (1 + len(c.split())) for c in completions]\n"
     )
     flags = (
-        f"--out {tmp_path} --steps 1 --prompts-per-step 2 --data.heldout 2 --mesh.data 1 "
+        f"--out {tmp_path} --steps 1 --prompts-per-step 2 --data.heldout 2 "
         "--rollout.group-size 2 --rollout.max-new-tokens 8 --reward.weights 1 1 1 0.5 "
         f"--reward.functions {tmp_path}/mine.py:short"
     )
     assert main(["train", *flags.split()]) == 0
     row = read_jsonl(tmp_path / "balcap" / "metrics.jsonl")[0]
     assert row["reward/short/mean"] > 0
-    assert main(["train", *flags.replace("mine.py:short", "mine.py:long").split()]) == 2
-    assert "has no function long; did you mean short?" in capsys.readouterr().err
+    wrong = flags.replace("mine.py:short", "mine.py:shirt") + " --name other"
+    assert main(["train", *wrong.split()]) == 2
+    assert "has no function shirt; did you mean short?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -279,7 +290,7 @@ def test_mistakes_in_data_and_callbacks_leave_no_folder(tmp_path):
         ({"callbacks": [bj.EarlyStopping("heldout/recall")]}, "set evaluation.every to a number"),
         ({"model": tmp_path / "none"}, "none' is not a folder"),
     ):
-        config = dataclasses.replace(SMALL, out=tmp_path / "runs", mesh=ONE)
+        config = dataclasses.replace(SMALL, out=tmp_path / "runs")
         if "train_dataset" in options:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, heldout=9))
         with pytest.raises(bj.UserError, match=said):
