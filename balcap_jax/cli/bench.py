@@ -13,40 +13,40 @@ from balcap_jax.errors import UserError
 
 @dataclass(frozen=True)
 class AdvantageBenchFlags(Settings):
-    """Times the advantage kernels against numpy and, where installed, TRL's torch code."""
+    """Times of the advantage kernels beside numpy and, where installed, TRL's torch code."""
 
-    json: bool = False  # Print JSON instead of a table.
+    json: bool = False  # JSON instead of a table.
 
 
 @dataclass(frozen=True)
 class JudgeBenchFlags(Settings):
-    """Compares the offline judge, and a bag of words, with people's labels."""
+    """Agreement of the offline judge, and of a bag of words, with people's labels."""
 
     data: Path  # Folder of human labels; docs/judges.md lists its files.
-    json: bool = False  # Print JSON instead of a table.
+    json: bool = False  # JSON instead of a table.
 
 
 @dataclass(frozen=True)
 class LoadBenchFlags(Settings):
-    """Times loading a folder and its peak memory beside transformers, a process per load."""
+    """Time and peak memory of loading a folder beside transformers, a process per load."""
 
-    folder: Path  # The Hugging Face folder to load.
-    # Write random weights of this shape to the folder first (3b: 7.5 GB on the disk).
+    folder: Path  # Hugging Face folder to load.
+    # Shape of random weights that are written to the folder first (3b: 7.5 GB on the disk).
     make: Literal["no", "qwen2.5-vl-3b"] = "no"
     rounds: int = 2  # Loads by each side.
-    json: bool = False  # Print JSON instead of a table.
+    json: bool = False  # JSON instead of a table.
 
 
 @dataclass(frozen=True)
 class StepBenchFlags(Settings):
-    """Times rollout and update of a policy with random weights, beside what the device can do."""
+    """Times of rollout and update of a policy with random weights, beside the device's limits."""
 
-    preset: str = "cpu-small"  # What to run: cpu-small, qwen3b, qwen7b or llava7b.
-    # Run the same in Hugging Face transformers on torch, in turns, and print ratios.
+    preset: str = "cpu-small"  # Preset: cpu-small, qwen3b, qwen7b or llava7b.
+    # Other side: the same in Hugging Face transformers on torch, in turns, with ratios.
     against: Literal["none", "hf"] = "none"
     rounds: int = 5  # Rollouts and updates by each side, after a first one of each.
-    profile: bool = False  # Also time the parts of our rollout and update.
-    json: bool = False  # Print one line of JSON instead of tables.
+    profile: bool = False  # Times of the parts of our rollout and update, too.
+    json: bool = False  # One line of JSON instead of tables.
 
 
 def bench(arguments: list[str]) -> None:
@@ -110,7 +110,10 @@ def _step(arguments: list[str]) -> None:
 _BENCHMARKS = {"advantages": _advantages, "judge": _judge, "load": _load, "step": _step}
 
 _HELP = """\
-usage: balcap bench BENCHMARK [FLAGS]
+usage: balcap bench advantages [FLAGS]
+       balcap bench judge DATA [FLAGS]
+       balcap bench load FOLDER [FLAGS]
+       balcap bench step [FLAGS]
 
   advantages  the advantage kernels against numpy and, where installed, TRL's torch code
   judge       the offline judge against people's labels, beside a bag of words

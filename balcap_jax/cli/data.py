@@ -1,4 +1,4 @@
-"""`balcap data`: what a model is asked about a data file before training."""
+"""`balcap data`: what a model makes of a data file before training."""
 
 from balcap_jax.cli.flags import parse
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
@@ -13,7 +13,7 @@ def data(arguments: list[str]) -> None:
         return
     if arguments[0] not in _COMMANDS:
         raise UserError(
-            f"{arguments[0]!r} is nothing that `balcap data` does, known are "
+            f"{arguments[0]!r} is not a command of `balcap data`, known are "
             f"{', '.join(_COMMANDS)}{did_you_mean(arguments[0], _COMMANDS, '`balcap data {}`')}"
         )
     _COMMANDS[arguments[0]](arguments[1:])
@@ -38,9 +38,10 @@ def _recaption(arguments: list[str]) -> None:
 _COMMANDS = {"units": _units, "recaption": _recaption}
 
 _HELP = """\
-usage: balcap data units|recaption [FLAGS]
+usage: balcap data units DATA [FLAGS]
+       balcap data recaption DATA OUT [FLAGS]
 
-  units      split the reference captions into reference units, once, with a model
-  recaption  rewrite the reference captions with a model that sees the images
+  units      reference units of the reference captions, made once by a model
+  recaption  new reference captions, by a model that sees the images
 
 `balcap data units --help` explains the flags."""

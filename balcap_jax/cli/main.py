@@ -86,8 +86,8 @@ def _exit_code(arguments: list[str]) -> int:
 class TrainFlags(Settings):
     """Reinforcement learning of a captioning policy; with no flags: the default run."""
 
-    config: Path | None = None  # Take settings from this TOML file; flags override it.
-    resume: Path | None = None  # Continue this run (its folder) with its own settings.
+    config: Path | None = None  # TOML file of settings, or a name in configs/; flags override it.
+    resume: Path | None = None  # Folder of a run to go on with, with its own settings.
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig()
 
 
@@ -95,7 +95,7 @@ class TrainFlags(Settings):
 class SFTFlags(Settings):
     """Supervised training of a captioning policy on reference captions."""
 
-    config: Path | None = None  # Take settings from this TOML file; flags override it.
+    config: Path | None = None  # TOML file of settings, or a name in configs/; flags override it.
     settings: Annotated[SFTConfig, tyro.conf.arg(name="")] = SFTConfig()
 
 
@@ -201,14 +201,14 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "train": _Command("reinforcement learning of a captioning policy", _train),
     "sft": _Command("supervised training of a policy on reference captions", _sft),
-    "caption": _Command("caption your own images", _caption),
-    "score": _Command("score captions: precision, recall, linguistic, b-CapScore", _score),
-    "bench": _Command("time the kernels side by side with other codes", bench),
-    "plan": _Command("does it fit a TPU slice, and how long would a step take", plan_command),
+    "caption": _Command("captions of your own images", _caption),
+    "score": _Command("precision, recall, linguistic quality and b-CapScore of captions", _score),
+    "bench": _Command("times of loading, rollout and update beside other codes", bench),
+    "plan": _Command("memory and time of a training step on a TPU slice", plan_command),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
     "data": _Command("reference units and new references, made by a model", data),
-    "scenes": _Command("write generated scenes as image files", _scenes),
+    "scenes": _Command("generated scenes as image files", _scenes),
 }
 
 _HELP = f"""\
@@ -222,10 +222,10 @@ commands:
 examples:
   balcap train                                            the default run, minutes on a laptop
   balcap train --rl.advantage grpo --rollout.group-size 4
-  balcap train --config configs/grpo.toml --name grpo-1 --seed 1
+  balcap train --config grpo --name grpo-1 --seed 1
   balcap train --resume runs/balcap --steps 200           go on with a run
   balcap caption photo.jpg --model runs/balcap
-  balcap plan configs/qwen2_5_vl_7b_v5e_64.toml --topology v5e:8x8
+  balcap plan qwen2_5_vl_7b_v5e_64 --topology v5e:8x8
 
 `balcap COMMAND --help` explains the flags of a command; `balcap --version` prints the version."""
 
@@ -287,7 +287,7 @@ def _disk_mistake(error: BaseException) -> str | None:
             continue
         where = cause.filename or "a file"
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"the disk is full while writing {where}; free space or use another --out."
+            return f"the disk is full while writing {where}; free space or use another folder."
         if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return (
                 f"{where} may not be read or written by this user ({cause.strerror}); change its "

@@ -15,33 +15,35 @@ from balcap_jax.errors import UserError
 
 @dataclass(frozen=True)
 class PlanFlags(Settings):
-    """Compiles the programs of a training step for a TPU slice that is not there, and says whether
-    they fit and how long they would take.
+    """Memory and time of a training step on a TPU slice that is not there, from its programs,
+    which are compiled for it.
     """
 
-    config: Path  # A TOML file of settings, as for `balcap train`.
-    topology: str | None = None  # The slice: v5e:8x8, v6e:16x16, v5p:4x4x4, ...
-    # A published shape in place of the folder in model.path: qwen2.5-vl-3b, qwen2.5-vl-7b,
+    config: Path  # TOML file of settings, or a name in configs/, as for `balcap train`.
+    topology: str | None = None  # Slice: v5e:8x8, v6e:16x16, v5p:4x4x4, ...
+    # Published shape in place of the folder in model.path: qwen2.5-vl-3b, qwen2.5-vl-7b,
     # llava-1.5-7b.
     model: str | None = None
     image: str | None = None  # Pixels of an image, as 896x896; default: about 1000 image tokens.
-    text_tokens: int = 24  # Of a prompt, without those of its image.
-    json: bool = False  # Print JSON instead of tables.
-    sweep: bool = False  # Try variants and rank them; the --try flags say which.
+    text_tokens: int = 24  # Tokens of a prompt, without those of its image.
+    json: bool = False  # JSON instead of tables.
+    sweep: bool = False  # Ranking of variants; the --try flags name them.
     try_data: tuple[int, ...] = ()  # Sizes of mesh.data; default: 1.
     try_tensor: tuple[int, ...] = ()  # Sizes of mesh.tensor; default: 1 2 4.
     try_prompts: tuple[int, ...] = ()  # Values of prompts_per_step; default: the config's.
     try_micro_batches: tuple[int, ...] = ()  # Values of rl.micro_batches; default: the config's.
-    try_remat: tuple[Literal["none", "dots", "attention", "full"], ...] = ()  # The same.
-    scaling: tuple[str, ...] = ()  # Compile the update for each of these slices instead.
-    prompts_per_chip: float = 1.0  # Of --scaling.
-    most_fsdp: int = 64  # Of --scaling: beyond this many data shards, `data` grows.
-    plot: Path | None = None  # Of --scaling: a PNG to write.
+    # Values of model.remat; default: the config's.
+    try_remat: tuple[Literal["none", "dots", "attention", "full"], ...] = ()
+    scaling: tuple[str, ...] = ()  # Slices to compile the update for instead.
+    prompts_per_chip: float = 1.0  # Images per chip and step of --scaling.
+    most_fsdp: int = 64  # Data shards of --scaling beyond which `data` grows.
+    plot: Path | None = None  # PNG of --scaling to write.
 
 
 def plan_command(arguments: list[str]) -> None:
     """`balcap plan ARGUMENTS`."""
     flags = parse(PlanFlags, arguments, "plan")
+    config = load_toml(TrainConfig, flags.config)
 
     from rich.console import Console
 
@@ -49,7 +51,6 @@ def plan_command(arguments: list[str]) -> None:
     from balcap_jax.plan.compiler import check_compiler
     from balcap_jax.plan.models import image_of, model_of
 
-    config = load_toml(TrainConfig, flags.config)
     topology = flags.topology or next(iter(flags.scaling), None)
     if topology is None:
         raise UserError(f"--topology is missing; name a slice, such as {EXAMPLES}.")

@@ -26,14 +26,14 @@ def export(config: ExportConfig) -> str:
       What was taken: "its finished policy" or "its checkpoint of step N".
 
     Raises:
-      UserError: `out` exists and holds something, `run` is no run, is being written, or has neither
-        a finished policy nor a checkpoint, or the disk refuses.
+      UserError: `out` exists and holds something, `run` is not a run, is being written, or has
+        neither a finished policy nor a checkpoint, or the disk refuses.
     """
     run, out = config.run, config.out
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
             f"{out} already exists and is not an empty folder, and nothing is overwritten; choose "
-            "another --out."
+            "another OUT."
         )
     if _finished(run):
         source, taken = run / POLICY, "its finished policy"

@@ -5,10 +5,10 @@ file is not asked for again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
 from balcap_jax.data.caption_files import CaptionFile
@@ -56,16 +56,12 @@ def recaption(config: RecaptionConfig) -> Path:
     The rows that were done before stay; `original` holds the caption that stood there.
 
     Raises:
-      UserError: as `make_units`; or `config.out` is the data file or no file of such rows.
+      UserError: as `make_units`; or `config.out` is the data file or not a file of such rows.
     """
     if config.out.resolve() == config.data.resolve():
-        raise UserError(f"out={config.out} is the data file itself; give another --out.")
+        raise UserError(f"out={config.out} is the data file itself; give another OUT.")
     source = CaptionFile(config.data, max_bad_images=config.max_bad_images)
     done = {row["id"] for row in _whole_rows(config.out)}
-
-    with disk_errors(config.out):
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        file = config.out.open("a", encoding="utf-8")
 
     def add(index: int, caption: str) -> None:
         row = source.rows[index]
@@ -78,12 +74,21 @@ def recaption(config: RecaptionConfig) -> Path:
             file.flush()
 
     missing = [i for i, row in enumerate(source.rows) if row.id not in done]
-    with closing(file), closing(LLMJudge(config.judge)) as judge:
+    with closing(LLMJudge(config.judge)) as judge, _appended(config.out) as file:
         lost = _ask_all(
             missing, lambda part: judge.captions_of([source[i] for i in part]), add, config=config
         )
         _complain(lost, len(source), what="new captions", reasons=judge.last_failures)
     return config.out
+
+
+@contextmanager
+def _appended(path: Path) -> Iterator[TextIO]:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+    with file:
+        yield file
 
 
 def _ask_all(
@@ -129,7 +134,7 @@ def _whole_rows(path: Path) -> list[dict]:
         return []
     rows = read_jsonl(path)
     if not all(isinstance(row, dict) and {"id", "original"} <= row.keys() for row in rows):
-        raise UserError(f"{path} is no file of rewritten captions; give another --out.")
+        raise UserError(f"{path} is not a file of rewritten captions; give another OUT.")
     if not path.read_bytes().endswith(b"\n"):
         write_jsonl_atomic(path, rows)
     return rows

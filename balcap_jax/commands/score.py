@@ -128,7 +128,7 @@ class Totals:
 
 
 class Line(NamedTuple):
-    """A line of the input: its row, or why it is none."""
+    """A line of the input: its row, or why it is invalid."""
 
     row: dict[str, Any]
     error: str | None
@@ -205,8 +205,8 @@ def _box(value: Any) -> Box:
         return Box(str(label), *(float(side) for side in sides))
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f'"boxes" holds {json.dumps(value)[:80]}, which is no label with left, top, right, '
-            "bottom"
+            f'"boxes" holds {json.dumps(value)[:80]}, which is not a label with left, top, '
+            "right, bottom"
         ) from None
 
 
@@ -290,7 +290,7 @@ def _go_on(rows: Iterator[Line], target: BinaryIO, totals: Totals, config: Score
             raise UserError(
                 f"{config.output} row {totals.rows or 1} is not what --judge {config.judge.kind} "
                 f"writes of {config.input}, so the command cannot go on with it; give another "
-                "--output or remove the file."
+                "OUTPUT or remove the file."
             )
         end = target.tell()
     target.truncate(end)
@@ -308,7 +308,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         file = path.open("rb")
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); name a .jsonl file with --input."
+            f"{path} cannot be read ({error.strerror}); name a .jsonl file as INPUT."
         ) from error
     with file:
         yield file
@@ -326,7 +326,7 @@ def _appended(path: Path) -> Iterator[BinaryIO]:
         except BlockingIOError:
             raise UserError(
                 f"{path} is being written by another process, and only one may; wait for it or "
-                "give another --output."
+                "give another OUTPUT."
             ) from None
         yield file
 

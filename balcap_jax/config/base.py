@@ -1,14 +1,13 @@
 """What all settings share: checks with a remedy, and the way to dictionaries and back."""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
 from balcap_jax.config.conversion import UnfitError, converted, shown
 from balcap_jax.config.names import advice
-from balcap_jax.errors import UserError
+from balcap_jax.errors import UserError, as_arguments
 
 
 class Settings:
@@ -100,7 +99,7 @@ def from_dict(kind: type[SettingsT], values: Mapping[str, Any], *, source: str =
     try:
         return merged(kind, _dotted(kind, values))
     except UserError as error:
-        sentence = _without_flags(str(error), kind)
+        sentence = as_arguments(str(error))
         raise UserError(f"{source}: {sentence}" if source else sentence) from None
 
 
@@ -193,17 +192,6 @@ def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, A
             yield from _leaves(value, f"{where}{name}.")
         else:
             yield f"{where}{name}", value
-
-
-def _without_flags(sentence: str, kind: type) -> str:
-    """A sentence of ours with the dotted names of the settings in place of their flags."""
-    known = {*names_of(kind), *(f"{kind.room}{name}" for name in names_of(kind))}
-
-    def dotted(flag: re.Match) -> str:
-        name = flag[1].replace("-", "_")
-        return name if name in known else flag[0]
-
-    return re.sub(r"--([a-z0-9]+(?:[.-][a-z0-9]+)*)", dotted, sentence)
 
 
 def _example(item: dataclasses.Field) -> str:

@@ -33,13 +33,13 @@ class TrainConfig(Settings):
     """Reinforcement learning of a captioning policy."""
 
     name: str = "balcap"  # Name of the run.
-    out: Path = Path("runs")  # The run is written to OUT/NAME.
-    seed: int = 0  # Of images, captions and their order: the same seed repeats the run.
+    out: Path = Path("runs")  # Folder of runs; this one is written to OUT/NAME.
+    seed: int = 0  # Seed of images, captions and their order; the same one repeats the run.
     steps: int = 100  # Training steps: one rollout each.
     prompts_per_step: int = 8  # Images per step.
     log_every: int = 1  # Steps between rows of metrics.jsonl.
     sample_every: int = 10  # Steps between samples of captions with their verdicts.
-    # Where rows of metrics go beside metrics.jsonl: "tensorboard", "wandb".
+    # Places where rows of metrics go beside metrics.jsonl: "tensorboard", "wandb".
     loggers: tuple[str, ...] = ("tensorboard",)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -82,20 +82,22 @@ class SFTConfig(Settings):
     """Supervised training of a captioning policy on reference captions."""
 
     name: str = "sft"  # Name of the run.
-    out: Path = Path("runs")  # The policy is written to OUT/NAME as a Hugging Face folder.
-    seed: int = 0  # Of weights, images and their order.
+    # Folder of runs; the policy is written to OUT/NAME as a Hugging Face folder.
+    out: Path = Path("runs")
+    seed: int = 0  # Seed of weights, images and their order.
     steps: int = 2000  # Training steps.
-    # A policy from scratch: steps in which its vision tower learns to name what each image token
-    # shows, before the others.
+    # Steps before the others in which the vision tower of a policy from scratch learns to name what
+    # each image token shows.
     vision_steps: int = 0
     vision_batch_size: int = 4  # Images per step of these.
-    # The first steps are on scenes of one cluster with faultless captions: what objects look like
-    # is learned much faster where there is one of them.
+    # First steps, on scenes of one cluster with faultless captions: what objects look like is
+    # learned much faster where there is one of them.
     easy_steps: int = 0
     batch_size: int = 32  # Images per step.
     captions_per_image: int = 2  # Captions that are learned of each image of a step.
     max_new_tokens: int = 112  # Tokens of a caption; a longer one is cut and does not end.
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"  # Of the written weights.
+    # Type of the written weights.
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
     log_every: int = 50  # Steps between rows of metrics.jsonl.
     save_every: int = 200  # Steps between writes of the policy.
     model: ModelConfig = field(
@@ -134,11 +136,11 @@ class CaptionConfig(Settings):
     # Policy: "base", a run, a Hugging Face folder or a name on the hub.
     model: str = "base"
     revision: str | None = None  # Branch, tag or commit of a hub name; default: its main branch.
-    prompt: str = PROMPT  # The request to the policy.
-    max_new_tokens: int = 128  # A caption is cut here.
-    temperature: float = 0.0  # 0 takes the most likely token at each position.
-    top_p: float = 1.0  # Sample from the most likely tokens that hold this much probability.
-    seed: int = 0  # Of the sampling, for temperatures above 0.
+    prompt: str = PROMPT  # Request to the policy.
+    max_new_tokens: int = 128  # Most tokens of a caption; it is cut there.
+    temperature: float = 0.0  # Temperature; 0 takes the most likely token at each position.
+    top_p: float = 1.0  # Probability of the most likely tokens that are sampled from.
+    seed: int = 0  # Seed of the sampling, for temperatures above 0.
 
     def check(self) -> None:
         self._require(len(self.images) > 0, "images", "is empty", "name an image file.")
@@ -157,10 +159,10 @@ class ScoreConfig(Settings):
     # A .jsonl file of {"caption", "references", "image", "boxes"} rows, or of {"id", "caption"}
     # rows with --data.
     input: Path
-    # Each row with its scores is appended to this .jsonl file, in the order of the input.
+    # The .jsonl file that each row is appended to with its scores, in the order of the input.
     output: Path
-    # --judge lexical reads references and boxes, --judge scene knows generated scenes, --judge llm
-    # asks a model (--judge.model, --judge.base-url) that sees the image.
+    # Judge: --judge lexical reads references and boxes, --judge scene knows generated scenes,
+    # --judge llm asks a model (--judge.model, --judge.base-url) that sees the image.
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="lexical"))
     # The .jsonl file that holds the images, references and scenes of the ids of the input;
     # `balcap scenes` writes one.
@@ -179,7 +181,7 @@ class ScoreConfig(Settings):
             self.input.resolve() != self.output.resolve(),
             "output",
             "is the input, too",
-            "give another file with --output.",
+            "give another file as OUTPUT.",
         )
 
 
@@ -204,8 +206,8 @@ class ScenesConfig(Settings):
 
     out: Path  # Folder to write to.
     count: int = 100  # Number of scenes.
-    split: Literal["train", "heldout"] = "train"  # The splits never share a scene.
-    seed: int = 0  # The same seed gives the same scenes.
+    split: Literal["train", "heldout"] = "train"  # Split of the scenes; the two never share one.
+    seed: int = 0  # Seed of the scenes; the same one gives the same scenes.
 
     def check(self) -> None:
         self._at_least(1, "count")

@@ -39,6 +39,7 @@ SETTINGS = (
     Row("sample_every", "log_completions", "trainer.log_val_generations"),
     Row("loggers", "report_to", "trainer.logger", "metrics_logging_options", "logger wandb"),
     Row("model.path", "model_name_or_path", f"{_MODEL}.path", "", "model model_path model_name"),
+    Row("model.revision", "model_revision"),
     Row("model.dtype", "dtype bf16 fp16", f"{_ROLLOUT}.dtype", "data_type", "torch_dtype"),
     Row("model.attention", "attn_implementation", "", "", "flash_attn"),
     Row("model.train_vision", words="freeze_vit freeze_vision_tower"),
@@ -60,6 +61,10 @@ SETTINGS = (
     Row("rollout.temperature", "temperature", f"{_ROLLOUT}.temperature", "temperature"),
     Row("rollout.top_p", "top_p", f"{_ROLLOUT}.top_p", "top_p"),
     Row("judge.kind", words="judge"),
+    Row(
+        "reward.functions", "", "custom_reward_function.path", "reward_fns",
+        "reward_funcs reward_functions",
+    ),
     Row("reward.weights", "reward_weights"),
     Row(
         "rl.advantage", "multi_objective_aggregation", "algorithm.adv_estimator",

@@ -19,37 +19,37 @@ _READ_BY_KIND = dict.fromkeys(
 
 @dataclass(frozen=True)
 class JudgeConfig(Settings):
-    """Who judges the captions; all below failure_window is for kind=llm."""
+    """The judge of the captions; all below failure_window is for kind=llm."""
 
     # Kind of judge: "scene" (exact, for generated scenes), "lexical" (photos with references,
     # offline), "llm" (a multimodal model behind an OpenAI-compatible endpoint), or "auto": scene
     # for scenes, lexical where the data have references.
     kind: Literal["auto", "scene", "lexical", "llm"] = "auto"
-    # Stop, all saved, when the judge gives no signal for more than this share of captions.
+    # Share of captions without a signal above which the run stops, all saved.
     max_failure_share: float = 0.5
-    failure_window: int = 1  # The steps whose captions that share is taken of: the last ones.
-    base_url: str = "http://127.0.0.1:8000/v1"  # Of the endpoint; the default is vLLM's.
+    failure_window: int = 1  # Last steps, whose captions that share is taken of.
+    base_url: str = "http://127.0.0.1:8000/v1"  # URL of the endpoint; the default is vLLM's.
     model: str = ""  # The model's name at the endpoint.
     key_env: str = "BALCAP_JUDGE_KEY"  # Environment variable that holds the key, if one is needed.
     # One call per caption ("joint"), or one per caption and reward ("separate").
     calls: Literal["joint", "separate"] = "joint"
-    # How the form of the answer is asked for: "none" and "json_object" are for servers without
+    # Way to ask for the form of the answer; "none" and "json_object" are for servers without
     # structured output.
     structured: Literal["json_schema", "json_object", "none"] = "json_schema"
-    temperature: float = 0.0  # Some hosted models accept only 1.
-    max_tokens: int = 4096  # Of an answer; a longer one is cut, and asked for again.
-    image_side: int = 1024  # Images are shrunk to this many pixels on the longer side.
+    temperature: float = 0.0  # Temperature of the model; some hosted ones accept only 1.
+    max_tokens: int = 4096  # Most tokens of an answer; a longer one is cut, and asked for again.
+    image_side: int = 1024  # Pixels on the longer side that larger images are shrunk to.
     concurrency: int = 64  # Calls under way at once.
-    requests_per_minute: int = 0  # 0: no limit.
-    tokens_per_minute: int = 0  # Of prompts and answers; 0: no limit.
+    requests_per_minute: int = 0  # Most requests per minute; 0: no limit.
+    tokens_per_minute: int = 0  # Most tokens of prompts and answers; 0: no limit.
     timeout: float = 120.0  # Seconds for one call.
     retries: int = 6  # Calls after the first, when one fails or its answer is unusable.
     backoff: float = 0.5  # Seconds before the first retry, about; doubled for each further one.
     deadline: float = 900.0  # Seconds for all captions of a step; what is late has no signal.
-    cache: Path = Path("runs/judge_cache.sqlite")  # Answers are kept here, for all runs.
-    replay: bool = False  # Answer from the cache alone, and say what is missing.
-    prompt_price: float = 0.0  # Of a million prompt tokens, to count the cost.
-    completion_price: float = 0.0  # Of a million tokens of answers.
+    cache: Path = Path("runs/judge_cache.sqlite")  # File of all answers, for all runs.
+    replay: bool = False  # Answers from the cache alone; those that are missing are reported.
+    prompt_price: float = 0.0  # Price of a million prompt tokens, to count the cost.
+    completion_price: float = 0.0  # Price of a million tokens of answers.
     room = "judge."
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class UnitsConfig(Settings):
     """Reference units of all images of a data file, made once and stored beside it."""
 
     data: str  # The data file; its units go to DATA.units.jsonl, where training finds them.
-    max_bad_images: int = 10  # Stop when more images than this cannot be read.
+    max_bad_images: int = 10  # Most unreadable images; one more stops the command.
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
 
 
@@ -93,5 +93,5 @@ class RecaptionConfig(Settings):
 
     data: Path  # The .jsonl file of {"image", "caption"} rows.
     out: Path  # The .jsonl file to write, with the new captions; give it as --data.path.
-    max_bad_images: int = 10  # Stop when more images than this cannot be read.
+    max_bad_images: int = 10  # Most unreadable images; one more stops the command.
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))

@@ -22,6 +22,8 @@ _READ_BY_ADVANTAGE = {
     "grpo_scale": ("grpo",),
 }
 _READ_BY_LENGTH_CONTROL = {"mask_mode": ("auto", "mask"), "linear_coefficient": ("linear",)}
+# Names in the scores of an evaluation that no reward may have.
+BESIDE_REWARDS = ("b_capscore", "words", "rho", "captions", "no_signal")
 MEMORY = "memory"  # the data's path in a run whose rows were given in Python
 
 
@@ -33,14 +35,15 @@ class ModelConfig(Settings):
     # run, a Hugging Face folder, or a name on the hub such as Qwen/Qwen2.5-VL-3B-Instruct.
     path: str = "base"
     revision: str | None = None  # Branch, tag or commit of a hub name; default: its main branch.
-    # Of matmuls and of the written policy. Trained parameters, norms, softmax and losses are always
-    # float32: small steps would vanish in the rounding of bfloat16.
+    # Type of matmuls and of the written policy. Trained parameters, norms, softmax and losses are
+    # always float32: small steps would vanish in the rounding of bfloat16.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs), "xla" (anywhere), or "auto": what fits.
+    # Attention kernel: "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs), "xla" (anywhere), or
+    # "auto": what fits.
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    train_vision: bool = False  # Also train the vision tower; it is frozen otherwise.
-    # What the backward pass keeps of a layer and does not compute again, from fast to small: all
-    # ("none"), the outputs of matmuls ("dots"), of attention ("attention"), nothing ("full").
+    train_vision: bool = False  # Training of the vision tower, too; it is frozen otherwise.
+    # Values of a layer that the backward pass keeps and does not compute again, from fast to small:
+    # all ("none"), the outputs of matmuls ("dots"), of attention ("attention"), nothing ("full").
     remat: Literal["none", "dots", "attention", "full"] = "none"
     room = "model."
 
@@ -49,10 +52,10 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Images, prompts and reference captions."""
 
-    # "scenes" (generated, embedded in the package), a .jsonl file of {"image", "caption"} rows, a
-    # .json file of LLaVA, ShareGPT4V or COCO captions, or the folder of a TFDS data set.
+    # Data: "scenes" (generated, embedded in the package), a .jsonl file of {"image", "caption"}
+    # rows, a .json file of LLaVA, ShareGPT4V or COCO captions, or the folder of a TFDS data set.
     path: str = "scenes"
-    # What the data are; "auto" looks into them.
+    # Kind of the data; "auto" looks into them.
     format: Literal["auto", "jsonl", "llava", "coco", "tfds"] = "auto"
     images: str = ""  # Folder that paths of images start from; default: the one of the file.
     boxes: str = ""  # An instances_*.json with the objects of COCO images.
@@ -60,7 +63,7 @@ class DataConfig(Settings):
     heldout: int = 200  # Examples kept apart for the evaluation.
     heldout_path: str = ""  # Data to hold out, of any kind; default: the end of the others.
     heldout_split: str = ""  # Split of a TFDS data set to hold out.
-    max_bad_images: int = 10  # Stop when more images than this cannot be read.
+    max_bad_images: int = 10  # Most unreadable images; one more stops the run.
     workers: int = 4  # Threads that read and process images ahead of the device.
     room = "data."
 
@@ -80,14 +83,15 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class RolloutConfig(Settings):
-    """How captions are sampled in training."""
+    """Sampling of captions in training."""
 
     group_size: int = 8  # Captions per image; they are compared with one another.
-    max_new_tokens: int = 112  # A caption is cut here.
-    temperature: float = 1.0  # Of the softmax that captions are sampled from.
-    top_p: float = 1.0  # Sample from the most likely tokens that hold this much probability.
-    # 1: captions are judged while the next ones are sampled, so that the policy has moved one step
-    # on when it learns from them; 0: strictly on-policy, and the device waits for the judge.
+    max_new_tokens: int = 112  # Most tokens of a caption; it is cut there.
+    temperature: float = 1.0  # Temperature of the softmax that captions are sampled from.
+    top_p: float = 1.0  # Probability of the most likely tokens that are sampled from.
+    # Steps that judging stays behind sampling. 1: captions are judged while the next ones are
+    # sampled, so that the policy has moved one step on when it learns from them; 0: strictly
+    # on-policy, and the device waits for the judge.
     overlap_steps: Literal[0, 1] = 0
     room = "rollout."
 
@@ -118,10 +122,10 @@ class RewardConfig(Settings):
     length_control: Literal["auto", "mask", "linear", "none"] = "auto"
     tau_l: float = 0.5  # Lower bound of rho.
     tau_u: float = 2.0  # Upper bound of rho.
-    # A masked reward becomes 0 ("zero", as in the paper) or no signal ("drop").
+    # Value of a masked reward: 0 ("zero", as in the paper) or no signal ("drop").
     mask_mode: Literal["zero", "drop"] = "zero"
     linear_coefficient: float = 0.5  # Strength of the linear penalty ("linear").
-    length_unit: Literal["words", "tokens"] = "words"  # What lengths are counted in.
+    length_unit: Literal["words", "tokens"] = "words"  # Unit that lengths are counted in.
     room = "reward."
 
     @property
@@ -160,6 +164,13 @@ class RewardConfig(Settings):
             self._require(
                 not (repeated and at_fault), name, "names a reward twice", "name each reward once."
             )
+        taken = [name for name in self.all_names if name in BESIDE_REWARDS]
+        self._require(
+            not taken,
+            "functions",
+            f"has a reward called {', '.join(taken)}, which is a score of another kind",
+            "give the function another name.",
+        )
         count = len(self.all_names)
         self._require(
             len(self.all_weights) == count,
@@ -188,23 +199,24 @@ class RewardConfig(Settings):
 
 @dataclass(frozen=True)
 class RLConfig(Settings):
-    """From rewards to an update of the policy."""
+    """Update of the policy from the rewards."""
 
-    # "gdpo" normalises each reward in its group, then sums and whitens; "grpo" sums first. The
-    # others repeat the conventions of published codes exactly.
+    # Advantages: "gdpo" normalises each reward in its group, then sums and whitens; "grpo" sums
+    # first. The others repeat the conventions of published codes exactly.
     advantage: Advantage = "gdpo"
-    eps: float = 1e-4  # Added to standard deviations (gdpo, grpo).
-    ddof: Literal[0, 1] = 1  # 1: unbiased standard deviation (gdpo, grpo).
-    whiten: bool = True  # Whiten the summed advantages over the batch (gdpo).
-    grpo_scale: Literal["group", "batch", "none"] = "group"  # What grpo divides by.
-    clip_low: float = 0.2  # The ratio is clipped below at 1 - clip_low.
-    clip_high: float = 0.2  # The ratio is clipped above at 1 + clip_high.
-    # Divide the loss by the tokens of the batch ("dapo"), per caption ("grpo") or by the longest
-    # possible caption ("dr_grpo").
+    eps: float = 1e-4  # Number added to standard deviations (gdpo, grpo).
+    ddof: Literal[0, 1] = 1  # Form of the standard deviation; 1: unbiased (gdpo, grpo).
+    whiten: bool = True  # Whitening of the summed advantages over the batch (gdpo).
+    # Standard deviation that grpo divides by: of the group, of the batch, or none.
+    grpo_scale: Literal["group", "batch", "none"] = "group"
+    clip_low: float = 0.2  # Width below 1 of the range that the ratio is clipped to.
+    clip_high: float = 0.2  # Width above 1 of that range.
+    # Divisor of the loss: the tokens of the batch ("dapo"), those of each caption ("grpo") or the
+    # longest possible caption ("dr_grpo").
     loss_normaliser: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
     kl_coef: float = 0.0  # Weight of the KL divergence from the starting policy; 0 is off.
     updates_per_rollout: int = 1  # Optimizer steps on the captions of one rollout.
-    # The batch is updated in this many parts to save memory; the result is the same.
+    # Parts that the batch of an update is split into to save memory; the result is the same.
     micro_batches: int = 1
     room = "rl."
 
@@ -221,12 +233,13 @@ class OptimConfig(Settings):
     """AdamW."""
 
     learning_rate: float = 5e-4  # Peak learning rate.
-    warmup_steps: int = 5  # The learning rate rises linearly over these steps.
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # After the warm-up.
-    weight_decay: float = 0.0  # Not on norms and biases.
+    warmup_steps: int = 5  # Steps over which the learning rate rises linearly.
+    # Schedule of the learning rate after the warm-up.
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = 0.0  # Weight decay, not on norms and biases.
     b1: float = 0.9  # Decay of the mean of gradients.
     b2: float = 0.95  # Decay of the mean of squared gradients.
-    max_grad_norm: float = 1.0  # Gradients are scaled down to this norm.
+    max_grad_norm: float = 1.0  # Norm that larger gradients are scaled down to.
     room = "optim."
 
     def check(self) -> None:
@@ -239,7 +252,7 @@ class OptimConfig(Settings):
 
 @dataclass(frozen=True)
 class MeshConfig(Settings):
-    """How many devices along each axis; the product is the number of devices."""
+    """Devices along each axis; the product is the number of devices."""
 
     data: int = -1  # Copies of the policy, each with its share of the images; -1: all the rest.
     fsdp: int = 1  # Devices that one copy's parameters are spread over; -1: all the rest.
@@ -260,13 +273,13 @@ class MeshConfig(Settings):
 
 @dataclass(frozen=True)
 class DistConfig(Settings):
-    """How the processes of a run on several hosts find one another."""
+    """Processes of a run on several hosts, and how they find one another."""
 
-    # Where process 0 listens, as HOST:PORT; "auto": as the environment says (Cloud TPU, SLURM, Open
-    # MPI), which on a single machine is no other process; "none": this process trains alone.
+    # Address that process 0 listens at, as HOST:PORT; "auto": from the environment (Cloud TPU,
+    # SLURM, Open MPI), and on a single machine this process alone; "none": this process alone.
     coordinator: str = "auto"
-    processes: int = 1  # How many there are, where coordinator is HOST:PORT.
-    process: int = 0  # Which of them this is, from 0, where coordinator is HOST:PORT.
+    processes: int = 1  # Number of processes, where coordinator is HOST:PORT.
+    process: int = 0  # Number of this process, from 0, where coordinator is HOST:PORT.
     start_timeout: float = 300.0  # Seconds in which all processes must have come.
     # Seconds without a sign of life after which a process counts as lost and the others end.
     lost_after: float = 30.0
@@ -300,11 +313,11 @@ class DistConfig(Settings):
 
 @dataclass(frozen=True)
 class CheckpointConfig(Settings):
-    """When the run is saved; SIGTERM and the last step save too."""
+    """Saves of the run; SIGTERM and the last step save too."""
 
     every: int = 25  # Steps between saves.
     keep: int = 2  # Latest checkpoints kept.
-    keep_best: bool = True  # Also keep the checkpoint with the best evaluation.
+    keep_best: bool = True  # Keeping of the checkpoint with the best evaluation, too.
     room = "checkpoint."
 
     def check(self) -> None:
@@ -317,7 +330,7 @@ class EvaluationConfig(Settings):
 
     every: int = 0  # Steps between evaluations; 0: only before and after.
     batch_size: int = 100  # Images captioned at once.
-    # 1 draws from the distribution that training moves; 0 takes the most likely tokens.
+    # Temperature; 1 draws from the distribution that training moves, 0 takes the likeliest tokens.
     temperature: float = 1.0
     room = "evaluation."
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Num
 
-from balcap_jax.config.sections import REWARDS
+from balcap_jax.config.sections import BESIDE_REWARDS, REWARDS
 from balcap_jax.errors import UserError
 from balcap_jax.reporting.gallery import gallery_html
 from balcap_jax.reporting.markdown import gallery_markdown
 from balcap_jax.reporting.pairs import pair_captions
 from balcap_jax.reporting.plots import draw_curves, draw_lengths
 from balcap_jax.reporting.row_files import read_captions, read_metrics, read_summary
-from balcap_jax.reporting.scores import BESIDE_REWARDS, label_of, summary_rows
+from balcap_jax.reporting.scores import label_of, summary_rows
 from balcap_jax.rewards.capscore import b_capscore
 from balcap_jax.runs.folder import SUMMARY, existing_run, write_jsonl_atomic, write_text_atomic
 

@@ -4,10 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from balcap_jax.config.sections import REWARDS
-
-# What an evaluation's summary holds beside its rewards; no reward may have these names.
-BESIDE_REWARDS = ("b_capscore", "words", "rho", "captions", "no_signal")
+from balcap_jax.config.sections import BESIDE_REWARDS, REWARDS
 
 _LABELS = {"b_capscore": "b-CapScore"}
 _DIGITS = {**dict.fromkeys((*REWARDS, "b_capscore"), 1), "words": 1, "rho": 2}

@@ -22,7 +22,7 @@ from balcap_jax.data.loading import Loader
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
-from balcap_jax.models.hf.folders import POLICY, load_to_train, policy_folder
+from balcap_jax.models.hf.folders import POLICY, commit_of, load_to_train, policy_folder
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import BatchRows, local_rows, make_mesh, shard_batch
@@ -97,6 +97,9 @@ class TrainingLoop:
         """Policy and reference policy on the mesh, and the programs that run there."""
         config, model = self.config, self.config.model
         self.folder = policy_folder(model.path, revision=model.revision)
+        if commit := commit_of(model.path, self.folder):  # what a resumed run shall start from, too
+            model = dataclasses.replace(model, revision=commit)
+            self.config = config = dataclasses.replace(config, model=model)
         self.processor = Processor.load(self.folder)
         with waiting("reading the weights", shown=processes.is_process_zero()):
             self.policy, params = load_to_train(
@@ -127,22 +130,22 @@ class TrainingLoop:
         config = self.config
         # Which processes there are is not of the run but of this start of it.
         settings = to_dict(dataclasses.replace(config, dist=DistConfig()))
+        self.metrics = self.samples = NoLog()
+        processes.on_process_zero(lambda: self._open_logs(settings))
         processes.on_process_zero(lambda: write_json_atomic(self.run / "config.json", settings))
         self.checkpoints = Checkpoints(
             self.run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
-        writes = processes.is_process_zero()
-        wanted = (*config.loggers, *self.seams.loggers)
-        self.metrics = (
-            MetricsLog(self.run, loggers=make_loggers(wanted, self.run, config=settings))
-            if writes
-            else NoLog()
-        )
         self.average = StepAverage()
-        self.samples = SampleLog(self.run) if writes else NoLog()
         self.failures = FailureWindow(
             self.run, limit=config.judge.max_failure_share, window=config.judge.failure_window
         )
+
+    def _open_logs(self, settings: dict[str, Any]) -> None:
+        wanted = (*self.config.loggers, *self.seams.loggers)
+        loggers = make_loggers(wanted, self.run, config=settings)
+        self.metrics = MetricsLog(self.run, loggers=loggers)
+        self.samples = SampleLog(self.run)
 
     def _open_queue(self) -> None:
         config = self.config
@@ -303,8 +306,8 @@ class TrainingLoop:
         rows = processes.gather_list(rows)
         self.samples.log(self.step, rows)
         if self.metrics.takes_samples and jax.process_count() == 1:  # others hold their own images
-            pictures = [example.image for example in judged.examples[:images]]
-            self.metrics.log_samples(self.step, rows, pictures)
+            pictures = {example.id: example.image for example in judged.examples[:images]}
+            self.metrics.log_samples(self.step, rows, list(pictures.values()))
 
     def _tell(
         self, row: dict[str, Any], scores: dict[str, float], judged: experience.Judged
@@ -450,9 +453,11 @@ class TrainingLoop:
         return {f"heldout/{name}": value for name, value in scores.items()}
 
     def close(self) -> None:
-        """Ends the threads of judge and data, however the run ended."""
+        """Ends the threads of judge and data and the loggers, however the run ended."""
         self.judge.close()
         self.loader.close()
+        self.metrics.close()
+        self.samples.close()
 
     def finish(self) -> None:
         """The trained policy, summary.json, the pictures, and the table on the screen."""

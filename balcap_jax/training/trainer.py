@@ -26,7 +26,7 @@ from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.compilation import use_persistent_cache
-from balcap_jax.runs.folder import LOCK_FILE, RunLock, run_folder
+from balcap_jax.runs.folder import RunLock, run_folder
 from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback
 from balcap_jax.training.loop import TrainingLoop
@@ -76,13 +76,13 @@ def train(config: TrainConfig, *, resume: Path | None = None, seams: Seams | Non
 
 @contextmanager
 def _new_folder(config: TrainConfig) -> Iterator[None]:
-    """The folder of a new run; gone again where the start fails before it holds anything."""
+    """The folder of a new run; gone again where the start fails before it holds a run."""
     existed = (config.out / config.name).exists()
     folder = run_folder(config.out, config.name)
     try:
         yield
     finally:
-        if not existed and {entry.name for entry in folder.iterdir()} <= {LOCK_FILE}:
+        if not existed and not (folder / "config.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 

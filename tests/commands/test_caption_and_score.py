@@ -123,7 +123,7 @@ def test_the_output_of_another_input_is_not_touched(tmp_path):
     score(config)
     before = config.output.read_bytes()
     write(config.input, [{**GOOD, "caption": "A cat sleeps."}])
-    with pytest.raises(UserError, match="give another --output"):
+    with pytest.raises(UserError, match="give another OUTPUT"):
         score(config)
     assert config.output.read_bytes() == before
 

@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
+import inspect
 import json
+import textwrap
 from pathlib import Path
 
 import jaxtyping
@@ -59,7 +61,7 @@ PACKAGE = Path(rooms.__file__).parents[1]
         (RewardConfig, {"weights": [0, 0, 0]}, "all 0"),
         (
             RewardConfig,
-            {"names": ["precision"], "weights": [1]},
+            {"names": ["precision"], "weights": [1], "length_control": "mask"},
             "set reward.length_control none",
         ),
         (
@@ -70,7 +72,8 @@ PACKAGE = Path(rooms.__file__).parents[1]
         (RewardConfig, {"linear_coefficient": 0.1}, "set reward.length_control linear"),
         (JudgeConfig, {"max_failure_share": 1.5}, "a share from 0 to 1"),
         (JudgeConfig, {"failure_window": 0}, "must be at least 1"),
-        (JudgeConfig, {"model": "m"}, "has no effect with judge.kind='scene'"),
+        (JudgeConfig, {"model": "m"}, "has no effect with judge.kind='auto'"),
+        (JudgeConfig, {"kind": "scene", "model": "m"}, "has no effect with judge.kind='scene'"),
         (JudgeConfig, {"kind": "lexical", "timeout": 1.0}, "set judge.kind llm"),
         (JudgeConfig, {"kind": "llm", "base_url": "localhost:8000"}, "must be a URL"),
         (JudgeConfig, {"kind": "llm", "base_url": "http://me:pw@host/v1"}, "judge.key_env names"),
@@ -155,6 +158,7 @@ OTHER = {
     "out": Path("elsewhere"),
     "loggers": ("wandb", "tensorboard"),
     "model.path": "folder",
+    "model.revision": "v2",
     "model.dtype": "bfloat16",
     "model.attention": "xla",
     "model.remat": "full",
@@ -162,6 +166,7 @@ OTHER = {
     **{f"data.{name}": "a" for name in OF_FILES if name != "format"},
     "data.format": "coco",
     "reward.names": ("recall", "linguistic", "precision"),
+    "reward.functions": ("mine.py:brevity",),
     "reward.tau_l": 0.75,
     "reward.weights": (3.0, 2.0, 1.0),
     "reward.length_control": "linear",
@@ -397,7 +402,8 @@ def reads():
     """(owner, field) of every attribute that the package reads outside the settings themselves.
 
     The owner is the name before the dot: `config.rl.eps` and `rl.eps` both give ("rl", "eps").
-    `to_dict(config.mesh)` reads every field of the room and gives ("mesh", "*").
+    `to_dict(config.mesh)` reads every field of the room and gives ("mesh", "*"). What a property of
+    a room reads is read where the property is.
     """
     found = set()
     for path in PACKAGE.rglob("*.py"):
@@ -408,6 +414,12 @@ def reads():
                 found.add((last_name(node.value), node.attr))
             if isinstance(node, ast.Call) and last_name(node.func) == "to_dict":
                 found.add((last_name(node.args[0]), "*"))
+    for kind in vars(rooms).values():
+        for name, value in vars(kind).items() if isinstance(kind, type) else ():
+            if isinstance(value, property) and (room := kind.room.rstrip(".")):
+                uses = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(value.fget))))
+                attributes = {(room, node.attr) for node in uses if isinstance(node, ast.Attribute)}
+                found |= attributes if (room, name) in found else set()
     return found
 
 

@@ -50,6 +50,11 @@ def policy_folder(path: str | Path, *, revision: str | None = None) -> Path:
     return folder
 
 
+def commit_of(path: str, folder: Path) -> str | None:
+    """The commit of the hub's repository `path` that `folder` is; None where it is no snapshot."""
+    return folder.name if is_hub_name(path) and not Path(path).is_dir() else None
+
+
 def load_to_train(
     folder: Path, *, mesh: Mesh, dtype: str, attention: str, remat: str
 ) -> tuple[VisionLanguagePolicy, Params]:

@@ -53,8 +53,9 @@ class LLMJudge:
         self._ledger = Ledger(
             prompt_price=judge.prompt_price, completion_price=judge.completion_price
         )
-        self._cache = Cache(judge.cache)
+        # In this order: a judge that cannot ask leaves no file behind.
         self._client = Client(judge, self._ledger, clock=clock, sleep=sleep)
+        self._cache = Cache(judge.cache)
         self._units: dict[str, tuple[str, ...]] = {}  # by reference
         self._loop = _LoopThread()
         # Why captions of the last batch have no verdict, the most frequent reasons first.
