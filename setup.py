@@ -17,6 +17,7 @@ TEST = [
     "nbclient>=0.10",
     "nbformat>=5.10",
     "ipykernel>=6.29",
+    "ipywidgets>=8.1",  # progress bars of notebooks
     "ruff>=0.9",
     "import-linter>=2.1",
     "setuptools>=70.1",  # builds the wheel that a test looks into

@@ -16,10 +16,17 @@ def values_of(path: Path, *names: str) -> dict:
     """Runs a notebook and returns some of its variables, as JSON shows them."""
     notebook = nbformat.read(path, as_version=4)
     show = "[np.asarray(x).tolist() for x in (" + "".join(f"{name}, " for name in names) + ")]"
-    notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({show}))"))
+    last = f"import json\nimport numpy as np\nprint(json.dumps({show}))"
+    notebook.cells.append(nbformat.v4.new_code_cell(last))
+    executed(notebook)
+    return dict(zip(names, json.loads(notebook.cells[-1].outputs[-1].text), strict=True))
+
+
+def executed(notebook):
+    """`notebook` with the outputs of its cells."""
     resources = {"metadata": {"path": str(ROOT)}}
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
-    return dict(zip(names, json.loads(notebook.cells[-1].outputs[-1].text), strict=True))
+    return notebook
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +69,28 @@ def test_rewards_and_advantages():
     assert seen["masked['zero']"][6:] == pytest.approx([-1.61, -1.61], abs=0.005)
     assert seen["masked['drop']"][6:] == [0.0, 0.0]
     assert max(seen["masked['drop']"]) == pytest.approx(1.43, abs=0.005)
+
+
+def test_train_with_your_own_reward(tmp_path, monkeypatch):
+    monkeypatch.setenv("BALCAP_STEPS", "2")
+    monkeypatch.setenv("BALCAP_OUT", str(tmp_path))
+    path = ROOT / "notebooks" / "train_with_your_own_reward.ipynb"
+    notebook = executed(nbformat.read(path, as_version=4))
+    cells = notebook.cells
+    printed = {
+        i: "".join(out.get("text", "") for out in cell.outputs if out.output_type == "stream")
+        for i, cell in enumerate(cells)
+        if cell.cell_type == "code"
+    }
+    rows = [json.loads(line) for line in (tmp_path / "brief" / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all({"reward/brief/mean", "brief/over", "heldout/brief"} <= set(row) for row in rows)
+    assert any("b_capscore" in text and "->" in text for text in printed.values())
+    # rich's bar is a widget in a notebook.
+    widgets = json.dumps(notebook.metadata["widgets"])
+    assert "2/2" in widgets
+    assert "b-CapScore" in widgets
+    # Errors speak of settings, as Python calls them.
+    (mistake,) = [text for text in printed.values() if "num_generations" in text]
+    assert "rollout.group_size" in mistake
+    assert "--" not in mistake

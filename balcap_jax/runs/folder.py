@@ -14,8 +14,9 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,27 @@ def run_folder(out: str | Path, name: str) -> Path:
             f"continue it with --resume {folder} or choose another --name."
         )
     return folder
+
+
+@contextmanager
+def new_run(out: str | Path, name: str) -> Iterator[Path]:
+    """`run_folder` for a start: gone again where that fails before the folder holds a config.json.
+
+    Raises:
+      UserError: see `run_folder`.
+    """
+    missing = [
+        path for path in (Path(out) / name, *(Path(out) / name).parents) if not path.exists()
+    ]
+    folder = run_folder(out, name)
+    try:
+        yield folder
+    finally:
+        if folder in missing and not (folder / "config.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in missing[1:]:  # made for it alone
+                with suppress(OSError):
+                    parent.rmdir()
 
 
 def existing_run(folder: str | Path, *, needs: str = "checkpoints") -> Path:

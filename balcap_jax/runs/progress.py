@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import (
@@ -19,8 +20,8 @@ console = Console(stderr=True)
 
 
 def _is_watched() -> bool:
-    """A terminal or a notebook, where something may move."""
-    return console.is_terminal or console.is_jupyter
+    """A terminal, or a notebook with the widgets that rich moves: elsewhere lines are printed."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def announce(line: str, *, shown: bool = True) -> None:

@@ -72,19 +72,24 @@ class EarlyStopping(Callback):
         self._sign = 1.0 if mode == "max" else -1.0
         self._best, self._waited = -math.inf, 0
 
+    @property
+    def reads_heldout(self) -> bool:
+        """Whether `metric` is a score of held-out images."""
+        return self.metric.startswith("heldout/")
+
     def on_start(self, run: Run) -> None:
-        if self.metric.startswith("heldout/") and not run.config.evaluation.every:
+        if self.reads_heldout and not run.config.evaluation.every:
             raise UserError(
                 f"EarlyStopping({self.metric!r}) waits for held-out scores, and evaluation.every=0 "
                 "makes none between steps; set evaluation.every to a number of steps."
             )
 
     def on_step(self, run: Run, step: int, row: Mapping[str, Any]) -> None:
-        if not self.metric.startswith("heldout/"):
+        if not self.reads_heldout:
             self._look(run, step, row)
 
     def on_evaluate(self, run: Run, step: int, scores: Mapping[str, float]) -> None:
-        if self.metric.startswith("heldout/"):
+        if self.reads_heldout:
             self._look(run, step, scores)
 
     def _look(self, run: Run, step: int, row: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ from balcap_jax.rl.train_state import (
     make_optimizer,
     split_trainable,
 )
-from balcap_jax.runs.folder import RunLock, run_folder, write_json_atomic
+from balcap_jax.runs.folder import RunLock, new_run, write_json_atomic
 from balcap_jax.runs.logs import MetricsLog
 from balcap_jax.runs.progress import training_progress
 from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
@@ -57,8 +57,11 @@ def sft(config: SFTConfig) -> Path:
     Raises:
       UserError: the folder holds a run, or data or policy cannot be read.
     """
-    run = run_folder(config.out, config.name)
-    with RunLock(run), tempfile.TemporaryDirectory() as new:
+    with (
+        new_run(config.out, config.name) as run,
+        RunLock(run),
+        tempfile.TemporaryDirectory() as new,
+    ):
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
         source, _ = open_sources(config.data, seed=config.seed)
         folder, policy, params = _start(config, Path(new), mesh)

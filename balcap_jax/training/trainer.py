@@ -1,7 +1,6 @@
 """`balcap train` and `balcap_jax.Trainer`: a run from settings, or from objects in Python."""
 
 import dataclasses
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -26,9 +25,9 @@ from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.compilation import use_persistent_cache
-from balcap_jax.runs.folder import RunLock, run_folder
+from balcap_jax.runs.folder import RunLock, new_run
 from balcap_jax.runs.progress import announce_settings
-from balcap_jax.training.callbacks import Callback
+from balcap_jax.training.callbacks import Callback, EarlyStopping
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.plan_of_run import announce_run
 from balcap_jax.training.seams import Seams
@@ -55,7 +54,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, seams: Seams | Non
         _stop_on_sigterm() as interrupted,
     ):
         if resume is None:
-            processes.on_process_zero(lambda: held.enter_context(_new_folder(config)))
+            processes.on_process_zero(lambda: held.enter_context(new_run(config.out, config.name)))
         processes.on_process_zero(lambda: held.enter_context(RunLock(run)))
         processes.check_shared(run)
         loop = TrainingLoop(config, run, seams or Seams())
@@ -72,18 +71,6 @@ def train(config: TrainConfig, *, resume: Path | None = None, seams: Seams | Non
             loop.evaluate_once("after")
             loop.finish()
     return run
-
-
-@contextmanager
-def _new_folder(config: TrainConfig) -> Iterator[None]:
-    """The folder of a new run; gone again where the start fails before it holds a run."""
-    existed = (config.out / config.name).exists()
-    folder = run_folder(config.out, config.name)
-    try:
-        yield
-    finally:
-        if not existed and not (folder / "config.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -117,7 +104,8 @@ class Trainer:
       reward_weights: one for each of them; default: 1 each.
       judge: an object with the protocol `Judge` for the rewards precision, recall and linguistic.
       loggers: names ("tensorboard", "wandb") and objects with `log(step, row)`.
-      callbacks: see `Callback`.
+      callbacks: see `Callback`. Early stopping by held-out scores evaluates ten times in the run
+        where `evaluation.every` says nothing.
       resume: a run to go on with, with its own settings where `config` is not given.
 
     Raises:
@@ -156,6 +144,7 @@ class Trainer:
         config = _with_data(config, train_dataset)
         config, functions = _with_rewards(config, reward_funcs, reward_weights)
         config, objects = _with_loggers(config, loggers)
+        config = _with_evaluations(config, callbacks)
         if self._resume is not None:
             folder = self._resume.resolve()  # may have been moved since
             here = {"out": folder.parent, "name": folder.name}
@@ -305,6 +294,15 @@ def _with_loggers(
     names = tuple(logger for logger in loggers if isinstance(logger, str))
     objects = tuple(logger for logger in loggers if not isinstance(logger, str))
     return dataclasses.replace(config, loggers=names), objects
+
+
+def _with_evaluations(config: TrainConfig, callbacks: Sequence[Callback]) -> TrainConfig:
+    """Settings that evaluate ten times where a callback waits for that and they say nothing."""
+    waits = any(isinstance(c, EarlyStopping) and c.reads_heldout for c in callbacks)
+    if config.evaluation.every or not waits:
+        return config
+    evaluation = dataclasses.replace(config.evaluation, every=max(1, config.steps // 10))
+    return dataclasses.replace(config, evaluation=evaluation)
 
 
 def _example(image: ImageLike, prompt: str) -> Example:
