@@ -85,7 +85,9 @@ def training_progress(
             nonlocal printed
             speed = progress.tasks[0].speed
             rate = f"{speed:.2f}/s" if speed else ""
-            progress.update(task, completed=step, note=note, rate=rate)
+            # In notebooks rich draws nothing at the end that it has not drawn before.
+            last = step == total and console.is_jupyter
+            progress.update(task, completed=step, note=note, rate=rate, refresh=last)
             due = step - printed >= total / 20 or step == total
             if shown and not _is_watched() and due:
                 printed = step
