@@ -304,12 +304,13 @@ def test_keys_are_those_of_seed_step_image_and_place(run):
 
 def test_every_evaluation_draws_by_the_same_keys_at_its_own_temperature(run):
     calls_each = -(-HELDOUT // 2)
-    evaluations = [
-        run.heldout[i : i + calls_each] for i in range(0, len(run.heldout), calls_each)
-    ]
+    evaluations = [run.heldout[i : i + calls_each] for i in range(0, len(run.heldout), calls_each)]
     # Before the run, and after each of its steps; after the last one perhaps once more.
     assert len(evaluations) >= 1 + STEPS
-    ends = [run.updates[0].before, *(update.after for update in run.updates[UPDATES - 1 :: UPDATES])]
+    ends = [
+        run.updates[0].before,
+        *(update.after for update in run.updates[UPDATES - 1 :: UPDATES]),
+    ]
     outside = []
     for number, calls in enumerate(evaluations):
         for call, first in zip(calls, evaluations[0], strict=True):
