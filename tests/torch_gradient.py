@@ -29,6 +29,8 @@ def our_gradient(
     prompts: Prompts,
     completions: np.ndarray,
     advantages: np.ndarray,
+    *,
+    temperature: float = 1.0,
 ) -> tuple[jax.Array, Params]:
     """Loss and gradient of all parameters, the prompt shared by its completions."""
 
@@ -42,6 +44,7 @@ def our_gradient(
             prompts,
             features,
             completions,
+            temperature=temperature,
             banned_tokens=policy.config.banned_tokens,
         )
         return -jnp.mean(jnp.asarray(advantages)[..., None] * logprobs)
@@ -50,7 +53,12 @@ def our_gradient(
 
 
 def torch_loss(
-    logits_of: Callable, completions: np.ndarray, advantages: np.ndarray, banned: tuple[int, ...]
+    logits_of: Callable,
+    completions: np.ndarray,
+    advantages: np.ndarray,
+    banned: tuple[int, ...],
+    *,
+    temperature: float = 1.0,
 ):
     """The loss in torch, each completion with its own prompt.
 
@@ -62,7 +70,9 @@ def torch_loss(
     total = 0.0
     for b, group in enumerate(completions):
         for g, own in enumerate(group):
-            logits = logits_of(b, own).index_fill(1, torch.tensor(banned), -torch.inf)
+            logits = (logits_of(b, own) / temperature).index_fill(
+                1, torch.tensor(banned), -torch.inf
+            )
             logprobs = torch.log_softmax(logits, dim=-1)
             chosen = logprobs[torch.arange(len(own)), torch.tensor(own).long()]
             total = total - advantages[b, g].item() * chosen.sum()

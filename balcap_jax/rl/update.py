@@ -1,7 +1,8 @@
 """The update of the policy: clipped objective over micro-batches and one optimizer step, jitted."""
 
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
-from balcap_jax.rl.losses import mean_of, policy_loss
+from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
 
 
@@ -64,6 +65,49 @@ def join_micro_batches(tree: Any) -> Any:
     return constrain_batch(jax.tree.map(join, tree))
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """Logprobs of a batch's completions, for the update and for the reference policy alike.
+
+    Attributes:
+      temperature, banned_tokens: as in the sampler.
+      chunk: see `token_logprobs`.
+    """
+
+    policy: VisionLanguagePolicy
+    temperature: float = 1.0
+    banned_tokens: tuple[int, ...] = ()
+    chunk: int = 32
+
+    def __call__(
+        self, params: dict, batch: Batch
+    ) -> tuple[Float[Array, "b g c"], Float[Array, "b g c"]]:
+        """Logprobs and entropies; the images are encoded where `batch.features` is None."""
+        features = batch.features
+        if features is None:
+            features = self.policy.encode_images(params, batch.prompts.images)
+        return completion_logprobs(
+            self.policy,
+            params,
+            batch.prompts,
+            features,
+            batch.tokens,
+            temperature=self.temperature,
+            banned_tokens=self.banned_tokens,
+            chunk=self.chunk,
+        )
+
+
+class _Totals(NamedTuple):
+    """Of a micro-batch, or of all of them: sums over its tokens, and the largest ratio."""
+
+    loss: PolicyLoss
+    entropy: Float[Array, "*n"]
+    ratio: Float[Array, "*n"]
+    logprob_gap: Float[Array, "*n"]
+    ratio_max: Float[Array, "*n"]
+
+
 def make_update(
     policy: VisionLanguagePolicy,
     optimizer: optax.GradientTransformation,
@@ -102,44 +146,14 @@ def make_update(
     Raises:
       UserError: on the first call, when the batch cannot be split as asked.
     """
-
-    def micro_loss(trainable: dict, frozen: dict, batch: Batch):
-        params = {**trainable, **frozen}
-        features = batch.features
-        if features is None:
-            features = policy.encode_images(params, batch.prompts.images)
-        logprobs, entropy = completion_logprobs(
-            policy,
-            params,
-            batch.prompts,
-            features,
-            batch.tokens,
-            temperature=temperature,
-            banned_tokens=banned_tokens,
-            chunk=chunk,
-        )
-        loss = policy_loss(
-            logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            batch.mask,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            normaliser=loss_normaliser,
-            max_length=batch.tokens.shape[-1],
-            valid=batch.valid,
-            reference_logprobs=batch.reference_logprobs,
-            kl_coefficient=kl_coef,
-        )
-        live = batch.mask & batch.valid[..., None]
-        log_ratio = jnp.where(live, jax.lax.stop_gradient(logprobs) - batch.old_logprobs, 0.0)
-        ratio = jnp.where(live, jnp.exp(log_ratio), 0.0)
-        sums = {
-            "entropy": jnp.sum(jnp.where(live, entropy, 0.0)),
-            "ratio": jnp.sum(ratio),
-            "logprob_gap": jnp.sum(jnp.abs(log_ratio)),
-        }
-        return loss.total, (loss, sums, jnp.max(ratio))
+    scorer = Scorer(policy, temperature, banned_tokens, chunk)
+    objective = partial(
+        policy_loss,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        normaliser=loss_normaliser,
+        kl_coefficient=kl_coef,
+    )
 
     def update(state: TrainState, batch: Batch):
         check_split(batch.tokens.shape[0], micro_batches, mesh)
@@ -148,40 +162,84 @@ def make_update(
         )
         if train_vision:
             batch = batch._replace(features=None)
-
-        def accumulate(gradients, micro: Batch):
-            new, aux = jax.grad(micro_loss, has_aux=True)(trainable, frozen, micro)
-            # float32 also where the parameters are not: bfloat16 would swallow the later addends
-            gradients = jax.tree.map(lambda g, n: g + n.astype(g.dtype), gradients, new)
-            return gradients, aux
-
-        gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
-        gradients = _like_parameters(mesh, gradients)
-        gradients, (loss, sums, ratio_max) = jax.lax.scan(
-            accumulate, gradients, split_micro_batches(batch, micro_batches)
+        gradients, totals = _summed_gradients(
+            partial(_micro_loss, frozen=frozen, scorer=scorer, objective=objective),
+            trainable,
+            split_micro_batches(batch, micro_batches),
+            mesh,
         )
-        loss, sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), (loss, sums))
-        share = mean_of(jnp.ones(()), loss.count)  # 0 where no caption had a signal
+        share = mean_of(jnp.ones(()), totals.loss.count)  # 0 where no caption had a signal
         gradients = jax.tree.map(lambda g: g * share, gradients)
         state, grad_norm = apply_gradients(state, optimizer, gradients)
-        metrics = {
-            "loss": mean_of(loss.total, loss.count),
-            "clip_low": mean_of(loss.clipped_low, loss.tokens),
-            "clip_high": mean_of(loss.clipped_high, loss.tokens),
-            "entropy": mean_of(sums["entropy"], loss.tokens),
-            "kl": mean_of(loss.kl, loss.tokens),
-            "drift": mean_of(loss.drift, loss.tokens),
-            "ratio_mean": mean_of(sums["ratio"], loss.tokens),
-            "ratio_max": jnp.max(ratio_max),
-            "logprob_gap": mean_of(sums["logprob_gap"], loss.tokens),
-            "tokens": loss.tokens,
-            "grad_norm": grad_norm,
-            "skipped": state.skipped,
-        }
+        metrics = {**_means(totals), "grad_norm": grad_norm, "skipped": state.skipped}
         # Out as it came in, or the next call would compile again.
         return _like_parameters(mesh, state), metrics
 
     return _on_mesh(mesh, jax.jit(update, donate_argnums=0))
+
+
+def _micro_loss(
+    trainable: dict, batch: Batch, *, frozen: dict, scorer: Scorer, objective: Callable
+) -> tuple[Float[Array, ""], _Totals]:
+    """The loss of a micro-batch, summed and not divided, and what its metrics are made of."""
+    logprobs, entropy = scorer({**trainable, **frozen}, batch)
+    loss = objective(
+        logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        batch.mask,
+        max_length=batch.tokens.shape[-1],
+        valid=batch.valid,
+        reference_logprobs=batch.reference_logprobs,
+    )
+    live = batch.mask & batch.valid[..., None]
+    log_ratio = jnp.where(live, jax.lax.stop_gradient(logprobs) - batch.old_logprobs, 0.0)
+    ratio = jnp.where(live, jnp.exp(log_ratio), 0.0)
+    return loss.total, _Totals(
+        loss=loss,
+        entropy=jnp.sum(jnp.where(live, entropy, 0.0)),
+        ratio=jnp.sum(ratio),
+        logprob_gap=jnp.sum(jnp.abs(log_ratio)),
+        ratio_max=jnp.max(ratio),
+    )
+
+
+def _summed_gradients(
+    loss_of: Callable[[dict, Batch], tuple[Array, _Totals]],
+    trainable: dict,
+    micro_batches: Batch,
+    mesh: Mesh,
+) -> tuple[dict, _Totals]:
+    """Gradients, float32, and totals, one micro-batch after the other: nothing is divided yet."""
+
+    def accumulate(gradients, micro: Batch):
+        new, totals = jax.grad(loss_of, has_aux=True)(trainable, micro)
+        # float32 also where the parameters are not: bfloat16 would swallow the later addends
+        gradients = jax.tree.map(lambda g, n: g + n.astype(g.dtype), gradients, new)
+        return gradients, totals
+
+    gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
+    gradients = _like_parameters(mesh, gradients)
+    gradients, totals = jax.lax.scan(accumulate, gradients, micro_batches)
+    summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
+    return gradients, summed._replace(ratio_max=jnp.max(totals.ratio_max))
+
+
+def _means(totals: _Totals) -> dict[str, Array]:
+    """The metrics that totals are enough for."""
+    loss = totals.loss
+    return {
+        "loss": mean_of(loss.total, loss.count),
+        "clip_low": mean_of(loss.clipped_low, loss.tokens),
+        "clip_high": mean_of(loss.clipped_high, loss.tokens),
+        "entropy": mean_of(totals.entropy, loss.tokens),
+        "kl": mean_of(loss.kl, loss.tokens),
+        "drift": mean_of(loss.drift, loss.tokens),
+        "ratio_mean": mean_of(totals.ratio, loss.tokens),
+        "ratio_max": totals.ratio_max,
+        "logprob_gap": mean_of(totals.logprob_gap, loss.tokens),
+        "tokens": loss.tokens,
+    }
 
 
 def make_reference_logprobs(
@@ -198,28 +256,12 @@ def make_reference_logprobs(
     Images are encoded with the reference's own tower where `Batch.features` is None. Only needed
     where the KL term is on.
     """
+    scorer = Scorer(policy, temperature, banned_tokens, chunk)
 
     def reference(params: dict, batch: Batch):
         check_split(batch.tokens.shape[0], micro_batches, mesh)
-
-        def micro_reference(micro: Batch):
-            features = micro.features
-            if features is None:
-                features = policy.encode_images(params, micro.prompts.images)
-            logprobs, _ = completion_logprobs(
-                policy,
-                params,
-                micro.prompts,
-                features,
-                micro.tokens,
-                temperature=temperature,
-                banned_tokens=banned_tokens,
-                chunk=chunk,
-            )
-            return logprobs
-
         parts = split_micro_batches(batch, micro_batches)
-        return join_micro_batches(jax.lax.map(micro_reference, parts))
+        return join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
 
     return _on_mesh(mesh, jax.jit(reference))
 

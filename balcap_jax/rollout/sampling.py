@@ -191,14 +191,7 @@ def sample(
     # Once, before the loop: a slice of the stacked weights inside it would be a copy every step.
     weights = policy.decode_weights(params)
     prompt_cache = policy.prefill(params, prompts, features)
-
-    def numbers_of(step):  # [n], each from the key of its caption
-        return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(
-            keys.reshape(-1)
-        )
-
-    # All of them at once: made in the loop, they would be many small operations every step.
-    uniforms = jax.vmap(numbers_of)(jnp.arange(max_new_tokens))
+    uniforms = _uniforms(keys.reshape(-1), max_new_tokens)
 
     def unfinished(loop: _Loop):
         return (loop.step < max_new_tokens) & ~jnp.all(loop.rollout.ended)
@@ -217,32 +210,60 @@ def sample(
         logits = policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens, axis=0)
         drawn = draw(logits, uniforms[step], temperature=temperature, top_p=top_p)
         token, logprob = (x.reshape(B, G) for x in drawn)
-
-        running = ~rollout.ended
-        token = jnp.where(running, token, pad_token_id).astype(jnp.int32)
-
-        def write(buffer, value):
-            return jax.lax.dynamic_update_index_in_dim(buffer, value, step, axis=2)
-
-        stopped = jnp.any(token[..., None] == jnp.asarray(stop_tokens)[None, None], axis=-1)
-        rollout = Rollout(
-            tokens=write(rollout.tokens, token),
-            mask=write(rollout.mask, running),
-            logprobs=write(rollout.logprobs, jnp.where(running, logprob, 0.0)),
-            ended=rollout.ended | stopped,
-        )
+        token = jnp.where(rollout.ended, pad_token_id, token).astype(jnp.int32)
+        rollout = _append(rollout, step, token, logprob, stop_tokens=stop_tokens)
         return _Loop(step + 1, token, cache, rollout)
 
-    shape = (B, G, max_new_tokens)
-    nothing = Rollout(
-        tokens=jnp.full(shape, pad_token_id, jnp.int32),
-        mask=jnp.zeros(shape, bool),
-        logprobs=jnp.zeros(shape, jnp.float32),
-        ended=jnp.zeros((B, G), bool),
-    )
-    start = jnp.broadcast_to(prompts.last_token[:, None], (B, G)).astype(jnp.int32)
     cache = policy.init_cache(B, G, max_new_tokens)
-    # Arrays made of constants have no sharding of their own to start the loop with.
-    nothing = constrain_batch(nothing)
+    start = jnp.broadcast_to(prompts.last_token[:, None], (B, G)).astype(jnp.int32)
+    nothing = _empty_rollout((B, G, max_new_tokens), pad_token_id)
     loop = _Loop(jnp.zeros((), jnp.int32), start, cache, nothing)
     return jax.lax.while_loop(unfinished, decode, loop).rollout
+
+
+def _uniforms(keys: Key[Array, " n"], steps: int) -> Float[Array, "{steps} n"]:
+    """The number that caption n draws with in each step.
+
+    All of them at once: made in the loop, they would be many small operations every step.
+    """
+
+    def numbers_of(step):  # [n], each from the key of its caption
+        return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(keys)
+
+    return jax.vmap(numbers_of)(jnp.arange(steps))
+
+
+def _empty_rollout(shape: tuple[int, int, int], pad_token_id: int) -> Rollout:
+    """What the loop starts with, [b g c]: no token yet."""
+    # Arrays made of constants have no sharding of their own to start the loop with.
+    return constrain_batch(
+        Rollout(
+            tokens=jnp.full(shape, pad_token_id, jnp.int32),
+            mask=jnp.zeros(shape, bool),
+            logprobs=jnp.zeros(shape, jnp.float32),
+            ended=jnp.zeros(shape[:2], bool),
+        )
+    )
+
+
+def _append(
+    rollout: Rollout,
+    step: Int[Array, ""],
+    token: Int[Array, "b g"],
+    logprob: Float[Array, "b g"],
+    *,
+    stop_tokens: tuple[int, ...],
+) -> Rollout:
+    """With the tokens of one more step; captions that have ended get padding."""
+    running = ~rollout.ended
+
+    def write(buffer, value):
+        return jax.lax.dynamic_update_index_in_dim(buffer, value, step, axis=2)
+
+    stopped = jnp.any(token[..., None] == jnp.asarray(stop_tokens)[None, None], axis=-1)
+    return Rollout(
+        tokens=write(rollout.tokens, token),
+        mask=write(rollout.mask, running),
+        logprobs=write(rollout.logprobs, jnp.where(running, logprob, 0.0)),
+        ended=rollout.ended | stopped,
+    )

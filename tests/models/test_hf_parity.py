@@ -139,14 +139,16 @@ def test_inputs_of_a_processor(tmp_path):
     np.testing.assert_array_equal(ours, tokens[:, mask.shape[1] :].numpy())
 
 
-@pytest.mark.parametrize("name", ["tied", "untied"])
-def test_policy_gradient_equals_torch(name, tmp_path):
+@pytest.mark.parametrize(("name", "temperature"), [("tied", 1.0), ("untied", 0.7)])
+def test_policy_gradient_equals_torch(name, temperature, tmp_path):
     """-mean(advantage * logprob), all of it trainable, the vision tower included."""
     config = CONFIGS[name]
     hf, policy, params = pair(config, tmp_path)
     prompts = tiny.prompts(3, config=config)
     completions, advantages = torch_gradient.random_completions(policy, 3, first=tiny.FIRST_TEXT)
-    value, gradient = torch_gradient.our_gradient(policy, params, prompts, completions, advantages)
+    value, gradient = torch_gradient.our_gradient(
+        policy, params, prompts, completions, advantages, temperature=temperature
+    )
     pixels, grids = real_pixels(prompts)
     ends = np.cumsum(grids.prod(dim=1).numpy())
 
@@ -161,7 +163,9 @@ def test_policy_gradient_equals_torch(name, tmp_path):
             image_grid_thw=grids[b : b + 1],
         ).logits[0, len(own) : -1]
 
-    reference = torch_gradient.torch_loss(logits_of, completions, advantages, config.banned_tokens)
+    reference = torch_gradient.torch_loss(
+        logits_of, completions, advantages, config.banned_tokens, temperature=temperature
+    )
     reference.backward()
     assert value == pytest.approx(reference.item(), rel=1e-4)
     torch_gradient.assert_equal_gradients(hf, policy, gradient, tower="visual")

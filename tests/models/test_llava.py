@@ -11,6 +11,7 @@ import tiny_llava
 from safetensors.numpy import load_file, save_file
 
 from balcap_jax.errors import UserError
+from balcap_jax.models.decoder.rotary import RopeScaling
 from balcap_jax.models.families import FAMILIES, load_config, make_policy
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.models.llava.config import LlavaConfig
@@ -286,9 +287,10 @@ def test_tower_and_projector_are_frozen_together():
 COUNTS = (1, 2, 0)
 
 
-def test_shared_prompt_and_decoding_equal_the_plain_forward():
+@pytest.mark.parametrize("rope", [None, RopeScaling("yarn", 4.0, 32, attention_factor=1.3)])
+def test_shared_prompt_and_decoding_equal_the_plain_forward(rope):
     """Prompts with one, two and no images; groups of two completions."""
-    model, params = tiny_llava.policy()
+    model, params = tiny_llava.policy(config=tiny_llava.config(text={"rope_scaling": rope}))
     prompts = tiny_llava.prompts(COUNTS)
     rng = np.random.default_rng(0)
     B, G, C = len(COUNTS), 2, 3

@@ -228,8 +228,10 @@ def test_to_transformers_and_back(name, tmp_path):
 # ---- gradients
 
 
-@pytest.mark.parametrize("name", ["grouped", "class token of several layers, tied"])
-def test_policy_gradient_equals_torch(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "temperature"), [("grouped", 0.7), ("class token of several layers, tied", 1.0)]
+)
+def test_policy_gradient_equals_torch(name, temperature, tmp_path):
     """Of the shared prompt, all of it trainable, tower and projector included."""
     config = CONFIGS[name]
     hf, policy, params = pair(config, tmp_path)
@@ -237,7 +239,9 @@ def test_policy_gradient_equals_torch(name, tmp_path):
     completions, advantages = torch_gradient.random_completions(
         policy, len(COUNTS), first=tiny_llava.FIRST_TEXT
     )
-    value, gradient = torch_gradient.our_gradient(policy, params, prompts, completions, advantages)
+    value, gradient = torch_gradient.our_gradient(
+        policy, params, prompts, completions, advantages, temperature=temperature
+    )
     rows, pixels = tiny_llava.rows(COUNTS, config), tiny_llava.images(COUNTS, config)
     ends = np.cumsum(COUNTS)
 
@@ -247,7 +251,9 @@ def test_policy_gradient_equals_torch(name, tmp_path):
         out = hf(input_ids=tokens, **({"pixel_values": own} if COUNTS[b] else {}))
         return out.logits[0, len(rows[b]) - 1 : -1]
 
-    reference = torch_gradient.torch_loss(logits_of, completions, advantages, config.banned_tokens)
+    reference = torch_gradient.torch_loss(
+        logits_of, completions, advantages, config.banned_tokens, temperature=temperature
+    )
     reference.backward()
     assert value == pytest.approx(reference.item(), rel=1e-4)
     # Torch has no gradient above the layer that is read.

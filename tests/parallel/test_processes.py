@@ -304,6 +304,22 @@ def test_what_the_others_say_counts(second, tmp_path):
         processes.on_process_zero(lambda: pytest.fail("only process 0 does it"))
 
 
+def test_gathered_rows_are_in_the_order_of_the_batch(second, monkeypatch):
+    """Whose rows they are alternates, and process 0 has one more than this one."""
+    rows = BatchRows(np.array([1, 3]), (np.array([0, 2, 4]), np.array([1, 3])), 1)
+    own = {"words": np.array([10, 30]), "valid": np.array([[True], [False]])}
+    theirs = {"words": np.array([0, 20, 40]), "valid": np.array([[False], [False], [True]])}
+    parts = {x.dtype: x for x in theirs.values()}
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.process_allgather",
+        lambda x: np.stack([parts[x.dtype], x]),
+    )
+    second(None)
+    found = processes.gather_rows(rows, own)
+    np.testing.assert_array_equal(found["words"], [0, 10, 20, 30, 40])
+    np.testing.assert_array_equal(found["valid"], [[False], [True], [False], [False], [True]])
+
+
 def test_a_prompt_that_is_padded_on_gives_the_same_answer():
     policy, params = tiny.policy()
     short = tiny.prompts(2, grids=((4, 4),))

@@ -1,7 +1,7 @@
 """One update: the same on any mesh and any split, and it does what the objective says."""
 
 import re
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ import pytest
 import tiny
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.parallel.sharding import make_mesh, param_shardings, replicated, shard_batch
 from balcap_jax.plan.costs import costs_of
 from balcap_jax.plan.hlo import Program
@@ -28,15 +27,19 @@ from balcap_jax.rollout.sampling import caption_keys, sample
 BANNED = (tiny.VISION_START, tiny.VISION_END, tiny.IMAGE, tiny.VIDEO)
 B, G, C = 8, 3, 5
 # A second set of options, shared by tests: each set is a compilation of seconds.
-OTHER = {"loss_normaliser": "grpo", "clip_low": 0.1, "clip_high": 0.6}
+OTHER = {"loss_normaliser": "grpo", "clip_low": 0.1, "clip_high": 0.6, "temperature": 0.7}
 ONE = make_mesh(devices=jax.devices()[:1])
 POLICY, PARAMS = tiny.policy()
 encode = jax.jit(POLICY.encode_images)
-exact_logprobs = jax.jit(
-    lambda params, prompts, features, tokens: completion_logprobs(
-        POLICY, params, prompts, features, tokens, banned_tokens=BANNED
-    )[0]
-)
+
+
+@partial(jax.jit, static_argnames="temperature")
+def exact_logprobs(params, prompts, features, tokens, temperature=1.0):
+    """All logits at once: no chunks."""
+    hidden = POLICY.completion_hidden(params, prompts, features, tokens)
+    logits = POLICY.project(params, hidden) / temperature
+    logprobs = jax.nn.log_softmax(logits.at[..., jnp.array(BANNED)].set(-jnp.inf))
+    return jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
 
 
 def make_batch(prompts: int = B, seed: int = 0) -> Batch:
@@ -95,20 +98,35 @@ def reference(batch):
     return run(batch)
 
 
-def test_the_gradient_is_that_of_the_plain_objective(batch, reference):
+@pytest.mark.parametrize(
+    "options",
+    [{}, OTHER, {"loss_normaliser": "dr_grpo", "temperature": 1.4}],
+    ids=["dapo", "grpo", "dr_grpo"],
+)
+def test_the_gradient_is_that_of_the_plain_objective(batch, options):
     """Without micro-batches, chunks or library losses: the formula, differentiated."""
+    temperature = options.get("temperature", 1.0)
+    low, high = 1 - options.get("clip_low", 0.2), 1 + options.get("clip_high", 0.2)
+    live = batch.mask & batch.valid[..., None]
+    lengths = jnp.sum(live, axis=-1)
+    share = {  # of a token in the objective
+        "dapo": jnp.full((B, G), 1 / jnp.sum(lengths)),
+        "grpo": 1 / (jnp.maximum(lengths, 1) * jnp.sum(lengths > 0)),
+        "dr_grpo": jnp.full((B, G), 1 / (jnp.sum(lengths > 0) * C)),
+    }[options.get("loss_normaliser", "dapo")]
 
     def objective(language_model):
         params = {**PARAMS, "language_model": language_model}
-        logprobs = exact_logprobs(params, batch.prompts, batch.features, batch.tokens)
+        logprobs = exact_logprobs(
+            params, batch.prompts, batch.features, batch.tokens, temperature=temperature
+        )
         ratio = jnp.exp(logprobs - batch.old_logprobs)
         advantage = batch.advantages[..., None]
-        loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
-        live = batch.mask & batch.valid[..., None]
-        return jnp.sum(jnp.where(live, loss, 0.0)) / jnp.sum(live)
+        loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
+        return jnp.sum(jnp.where(live, loss * share[..., None], 0.0))
 
     loss, gradient = jax.jit(jax.value_and_grad(objective))(PARAMS["language_model"])
-    state, metrics = reference
+    state, metrics = run(batch, **options)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
     trainable = {"language_model": PARAMS["language_model"]}
@@ -318,7 +336,9 @@ def test_a_fixed_rollout_stops_to_gain_at_the_bound(batch):
 
 def test_the_bounds_are_apart(batch):
     """With bounds 0.9 and 1.6, ratio 1.5 with A > 0 goes on and ratio 0.5 with A < 0 stops."""
-    logprobs = exact_logprobs(PARAMS, batch.prompts, batch.features, batch.tokens)
+    logprobs = exact_logprobs(
+        PARAMS, batch.prompts, batch.features, batch.tokens, temperature=OTHER["temperature"]
+    )
     up = batch._replace(old_logprobs=logprobs - np.log(1.5), advantages=jnp.ones((B, G)))
     _, metrics = run(up, **OTHER)
     assert (metrics["clip_low"], metrics["clip_high"]) == (0, 0)

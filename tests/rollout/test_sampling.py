@@ -78,6 +78,31 @@ def test_logprobs_equal_those_of_the_update(temperature):
     np.testing.assert_allclose(rollout.logprobs, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_each_token_is_drawn_by_a_number_of_its_own():
+    """Word by word, from a sorted list of all words and the number of this caption and step."""
+    prompts = tiny.prompts(2)
+    keys = caption_keys(jax.random.key(3), np.arange(2), group_size=4)
+    options = {"temperature": 0.7, "top_p": 0.9, "stop_tokens": ()}
+    tokens = np.asarray(run(prompts, keys, **options).tokens)
+    hidden = jax.jit(POLICY.completion_hidden)(
+        PARAMS, prompts, encode(PARAMS, prompts.images), tokens
+    )
+    logits = np.array(POLICY.project(PARAMS, hidden), np.float64) / 0.7
+    logits[..., list(BANNED)] = -np.inf
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    found = np.zeros_like(tokens)
+    for b, g, step in np.ndindex(tokens.shape):
+        own = weights[b, g, step]
+        order = np.argsort(-own)
+        likelier = np.cumsum(own[order]) - own[order]
+        kept = np.zeros_like(own)
+        kept[order[likelier < 0.9]] = own[order[likelier < 0.9]]
+        number = float(jax.random.uniform(jax.random.fold_in(keys[b, g], step)))
+        found[b, g, step] = np.searchsorted(np.cumsum(kept), number * kept.sum(), side="right")
+    np.testing.assert_array_equal(tokens, found)
+
+
 def test_a_caption_ends_at_its_first_stop_token(rollout):
     tokens, mask, ended = map(np.asarray, (rollout.tokens, rollout.mask, rollout.ended))
     assert 0 < ended.sum() < ended.size  # the test sees both kinds

@@ -17,7 +17,8 @@ STATE = TrainerState(global_step=0, max_steps=1, epoch=0.0)
 SOURCE = SceneSource("train", 4)
 
 
-def judged(config=None, captions=None, judge=JUDGE):
+def judged(config=None, captions=None, judge=JUDGE, per_word=2, reference_per_word=2):
+    """Of two images; lengths in tokens are those in words times `per_word`."""
     examples = [SOURCE[0], SOURCE[1]]
     if captions is None:
         # The reference, its first sentence, and the reference three times over.
@@ -25,8 +26,8 @@ def judged(config=None, captions=None, judge=JUDGE):
             [e.reference, e.reference.split(".")[0] + ".", " ".join([e.reference] * 3)]
             for e in examples
         ]
-    counts = np.array([[len(c.split()) * 2 for c in texts] for texts in captions])
-    reference_tokens = np.array([len(e.reference.split()) * 2 for e in examples])
+    counts = np.array([[len(c.split()) for c in texts] for texts in captions]) * per_word
+    reference_tokens = np.array([len(e.reference.split()) for e in examples]) * reference_per_word
     pairs = [(e, c) for e, texts in zip(examples, captions, strict=True) for c in texts]
     completions = Completions([e for e, _ in pairs], [c for _, c in pairs], [[1]] * len(pairs))
     answered = JudgeQueue(judge, background=False).score(completions, STATE)
@@ -73,6 +74,36 @@ def test_lengths_in_tokens_give_the_same_rho_here():
     np.testing.assert_array_equal(tokens.lengths, 2 * words.lengths)
     np.testing.assert_array_equal(tokens.kept, words.kept)
     np.testing.assert_array_equal(tokens.words, words.words)
+
+
+def test_lengths_in_tokens_are_compared_with_the_reference_in_tokens():
+    """Captions of 1 to 4 tokens a word, references of 3: rho by hand, in either unit."""
+    per_word = np.array([[1, 2, 4], [3, 2, 1]])
+    found = judged(RewardConfig(length_unit="tokens"), per_word=per_word, reference_per_word=3)
+    words = judged(RewardConfig())
+    rho = words.lengths / words.reference_lengths[:, None]
+    np.testing.assert_allclose(
+        found.lengths / found.reference_lengths[:, None], rho * per_word / 3, rtol=1e-6
+    )
+    inside = (rho * per_word / 3 >= 0.5) & (rho * per_word / 3 <= 2)
+    np.testing.assert_array_equal(found.kept[..., 2], np.where(inside, found.rewards[..., 2], 0))
+    assert (inside != ((rho >= 0.5) & (rho <= 2))).any()
+
+
+def test_the_linear_control_takes_its_coefficient():
+    reward = RewardConfig(length_control="linear", linear_coefficient=0.25)
+    found = judged(reward)
+    rho = found.lengths / found.reference_lengths[:, None]
+    expected = found.rewards[..., 2] - 0.25 * np.abs(rho - 1)
+    np.testing.assert_allclose(found.kept[..., 2], expected, rtol=1e-5)
+
+
+def test_a_caption_whose_only_reward_is_dropped_is_not_learned_from():
+    reward = RewardConfig(names=("linguistic",), weights=(1.0,), mask_mode="drop")
+    found = judged(reward)
+    assert not np.isnan(found.rewards).any()
+    # The references stay; too short and too long captions have nothing left.
+    np.testing.assert_array_equal(found.valid, [[True, False, False]] * 2)
 
 
 def test_length_control_none_changes_nothing():

@@ -1,11 +1,13 @@
 """The training loop with other settings than the default, and with a judge that fails."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from small_run import BASE, params_of, small
 
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import ModelConfig, RewardConfig, RLConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained
@@ -73,17 +75,21 @@ def test_a_judge_failure_is_no_signal(monkeypatch, tmp_path):
 
 
 def test_a_lost_judge_stops_the_run_and_loses_nothing(monkeypatch, tmp_path):
+    config = small(tmp_path, steps=1, judge=JudgeConfig(failure_window=2))
+    run = train(config)
     monkeypatch.setattr("balcap_jax.rewards.judges.SceneJudge", failing(1.0))
-    config = small(tmp_path, steps=2)
-    with pytest.raises(UserError, match="no signal for 100% of the captions of step 1, above"):
-        train(config)
-    assert read_jsonl(tmp_path / config.name / "metrics.jsonl") == []
+    config = dataclasses.replace(config, steps=3)
+    # Half of the captions of two steps is not too much: the step before the stop is remembered.
+    with pytest.raises(UserError, match="no signal for 100% of the captions of step 3, above"):
+        train(config, resume=run)
+    assert [row["no_signal"] for row in read_jsonl(run / "metrics.jsonl")] == [0, 1]
     monkeypatch.undo()
-    run = train(config, resume=tmp_path / config.name)
-    assert json.loads((run / "summary.json").read_text())["steps"] == 2
+    train(config, resume=run)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 3
     # The step that had no judge is made now, as if it had had one.
     rows = read_jsonl(run / "metrics.jsonl")
-    assert all(row["no_signal"] == 0 and row["grad_norm"] > 0 for row in rows)
+    assert [row["no_signal"] for row in rows] == [0, 1, 0]
+    assert [row["grad_norm"] > 0 for row in rows] == [True, False, True]
 
 
 def test_the_share_of_failures_is_taken_over_the_window(tmp_path):
