@@ -10,26 +10,21 @@ texts, or lists of one message where the row's prompt is a list of messages.
 """
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
 import numbers
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from balcap_jax.config.names import did_you_mean
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
+from balcap_jax.rewards.function_names import RewardFunction, described
 
-IN_PYTHON = "in Python:"  # how a run's settings name a function that was given as an object
 _BLAME_SECONDS = 10.0  # for finding the completion at which a function raises
 
 
@@ -68,110 +63,8 @@ class FunctionScores(NamedTuple):
     metrics: dict[str, float]
 
 
-class RewardFunction(NamedTuple):
-    """A function with its name in metrics, samples and settings.
-
-    Attributes:
-      spec: what `reward.functions` of the run's settings holds.
-    """
-
-    name: str
-    spec: str
-    call: Callable[..., Any]
-
-
 class RewardFunctionError(UserError):
     """A reward function raised, or returned what is no reward; the run is saved before it ends."""
-
-
-# ---- from settings and objects to functions
-
-
-def load_function(spec: str) -> RewardFunction:
-    """The function that `FILE.py:NAME` or `MODULE:NAME` names.
-
-    Raises:
-      UserError: there is no such file, module or function, or it fails to be imported.
-    """
-    if spec.startswith(IN_PYTHON):
-        raise UserError(
-            f"The reward {spec.removeprefix(IN_PYTHON)!r} was given to a Trainer in Python, where "
-            "the command line cannot find it; go on there: Trainer(resume=RUN, reward_funcs=[...])."
-        )
-    place, _, name = spec.rpartition(":")
-    if not place or not name.isidentifier():
-        raise UserError(
-            f"reward.functions holds {spec!r}, which must be FILE.py:NAME or MODULE:NAME; write it "
-            "like my_rewards.py:short."
-        )
-    module = _module_of(place, spec)
-    call = getattr(module, name, None)
-    if not callable(call):
-        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        guess = did_you_mean(name, known) or "; define it there."
-        raise UserError(
-            f"reward.functions holds {spec!r}, but {place} has no function {name}{guess}"
-        )
-    return RewardFunction(name, spec, call)
-
-
-def _module_of(place: str, spec: str) -> ModuleType:
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        path = Path(place)
-        if not path.is_file():
-            raise UserError(
-                f"reward.functions holds {spec!r}, but there is no file {place}; check the path."
-            )
-        loader = importlib.util.spec_from_file_location(f"balcap_rewards_{path.stem}", path)
-        assert loader is not None
-        assert loader.loader is not None
-        module = importlib.util.module_from_spec(loader)
-        loader.loader.exec_module(module)
-        return module
-    except UserError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        raise UserError(
-            f"reward.functions holds {spec!r}, but {place} cannot be imported "
-            f"({_described(error)}); fix it."
-        ) from error
-
-
-def name_function(call: Any) -> RewardFunction:
-    """A function given as an object, by the name it was defined with.
-
-    Raises:
-      UserError: it cannot be called, or has no name of its own.
-    """
-    if not callable(call):
-        raise UserError(
-            f"reward_funcs holds {call!r:.80}, which must be a function; give a function or an "
-            "object with __call__."
-        )
-    inner = getattr(call, "func", call)  # of functools.partial
-    name = getattr(call, "__name__", None) or getattr(inner, "__name__", type(inner).__name__)
-    if not str(name).isidentifier():
-        raise UserError(
-            f"reward_funcs holds a function called {name!r}, and rewards are told apart by their "
-            "names; define it with def."
-        )
-    return RewardFunction(name, _spec_of(call, name), call)
-
-
-def _spec_of(call: Any, name: str) -> str:
-    module = getattr(call, "__module__", None)
-    if module and module != "__main__":
-        try:
-            if getattr(importlib.import_module(module), name, None) is call:
-                return f"{module}:{name}"
-        except ImportError:  # a module of a notebook's or a test's making
-            pass
-    return IN_PYTHON + name
-
-
-# ---- calls
 
 
 class RewardFunctions:
@@ -243,7 +136,7 @@ class RewardFunctions:
             else f"the rows {examples[0].id!r} to {examples[-1].id!r}"
         )
         return RewardFunctionError(
-            f"The reward function {function.name} raised at {where}: {_described(error)}; fix it "
+            f"The reward function {function.name} raised at {where}: {described(error)}; fix it "
             "and go on with the run, which is saved."
         )
 
@@ -363,11 +256,6 @@ def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example])
             )
         found.append(float(number))
     return found
-
-
-def _described(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def _plain(value: Any) -> Any:

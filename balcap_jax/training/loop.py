@@ -13,20 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
-from rich.console import Console
 
 from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.sections import DistConfig
 from balcap_jax.data.loading import Loader
-from balcap_jax.data.photos import Photos
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
-from balcap_jax.models.hf.folders import POLICY, commit_of, load_to_train, policy_folder
-from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
+from balcap_jax.models.hf.folders import commit_of, load_to_train, policy_folder
+from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import BatchRows, local_rows, make_mesh, shard_batch
-from balcap_jax.reporting.report import report, summary_table
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
 from balcap_jax.rewards.judges import check_same_judge, judge_record
 from balcap_jax.rl.train_state import init_state
@@ -34,7 +31,7 @@ from balcap_jax.rl.update import Batch, check_split
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.compilation import Compilations
 from balcap_jax.runs.device_clock import DeviceClock
-from balcap_jax.runs.folder import SUMMARY, write_json_atomic
+from balcap_jax.runs.folder import write_json_atomic
 from balcap_jax.runs.loggers import make_loggers
 from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
 from balcap_jax.runs.progress import training_progress, waiting
@@ -458,53 +455,6 @@ class TrainingLoop:
         self.loader.close()
         self.metrics.close()
         self.samples.close()
-
-    def finish(self) -> None:
-        """The trained policy, summary.json, the pictures, and the table on the screen."""
-        params = processes.to_process_zero(self.state.params)
-        self.checkpoints.close()
-        self.clock.close()
-        processes.on_process_zero(lambda: self._write(params))
-
-    def _write(self, params: dict) -> None:
-        save_pretrained(
-            self.run / POLICY,
-            self.policy,
-            params,
-            dtype=self.config.model.dtype,
-            source=self.folder,
-        )
-        self.summary |= {
-            "seconds": round(self.seconds + time.perf_counter() - self.started, 1),
-            "steps": self.step,
-            "peak_memory_mb": round(peak_memory_mb(), 1),
-            "bad_images": len(self.source.bad.reasons) if isinstance(self.source, Photos) else 0,
-            "skipped_updates": int(jax.device_get(self.state.skipped)),
-            "prompt_shapes": sorted(self.programs.captioner.shapes | self.programs.tester.shapes),
-            "programs": self.compilations.programs,
-            "compile_seconds": round(self.compilations.seconds, 1),
-            "judge": self.summary["judge"] | self.judge.totals,
-            **({"stopped": self.stopped} if self.stopped else {}),
-        }
-        write_json_atomic(self.run / SUMMARY, self.summary)
-        self.compilations.close()
-        self.metrics.close()
-        self.samples.close()
-        made = report(self.run, band=(self.config.reward.tau_l, self.config.reward.tau_u))
-        screen = Console()
-        screen.print(summary_table(self.summary))
-        screen.print(self._compiled(), highlight=False, soft_wrap=True)
-        for path in (*made, self.run / SUMMARY, self.run / POLICY):
-            screen.print(f"  {path}", highlight=False, soft_wrap=True)
-
-    def _compiled(self) -> str:
-        """What was compiled, and why."""
-        counts, shapes = self.compilations, self.summary["prompt_shapes"]
-        sizes = ", ".join(f"{t} tokens + {p} patches in {w} windows" for t, p, w in shapes)
-        return (
-            f"{counts.programs} programs were made ready in {counts.seconds:.0f} s, "
-            f"{counts.from_cache} of them from the cache; shapes of prompts: {sizes}"
-        )
 
 
 def _note(row: dict[str, Any], names: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.sources import open_sources
-from balcap_jax.rewards.callables import RewardFunction, RewardFunctions, load_function
+from balcap_jax.rewards.callables import RewardFunctions
+from balcap_jax.rewards.function_names import RewardFunction, load_function
 from balcap_jax.rewards.judges import make_judge, resolve_kind
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.training.callbacks import Callback

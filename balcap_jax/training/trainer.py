@@ -20,7 +20,7 @@ from balcap_jax.models.hf.folders import POLICY, policy_folder
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import make_mesh
-from balcap_jax.rewards.callables import RewardFunction, name_function
+from balcap_jax.rewards.function_names import RewardFunction, name_function
 from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.rollout.rollout import Captioner
@@ -29,6 +29,7 @@ from balcap_jax.runs.folder import RunLock, new_run
 from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 from balcap_jax.training.loop import TrainingLoop
+from balcap_jax.training.outcome import write_outcome
 from balcap_jax.training.plan_of_run import announce_run
 from balcap_jax.training.seams import Seams
 
@@ -69,7 +70,7 @@ def train(config: TrainConfig, *, resume: Path | None = None, seams: Seams | Non
                     print(f"  balcap train --resume {run}")
                 return run
             loop.evaluate_once("after")
-            loop.finish()
+            write_outcome(loop)
     return run
 
 

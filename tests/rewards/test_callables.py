@@ -16,9 +16,8 @@ from balcap_jax.rewards.callables import (
     RewardFunctionError,
     RewardFunctions,
     TrainerState,
-    load_function,
-    name_function,
 )
+from balcap_jax.rewards.function_names import load_function, name_function
 
 STATE = TrainerState(global_step=3, max_steps=10, epoch=0.5)
 IMAGE = Image.new("RGB", (8, 8))

@@ -57,7 +57,7 @@ def _no_faults(server):
 def _no_pictures():
     """They take longer than the runs, and other tests look at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("balcap_jax.training.trainer.report", lambda run, band: [])
+        patch.setattr("balcap_jax.training.outcome.report", lambda run, band: [])
         yield
 
 

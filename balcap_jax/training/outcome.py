@@ -1,0 +1,73 @@
+"""What a finished run leaves: the policy, summary.json, the pictures, and a table on the screen."""
+
+import time
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from balcap_jax.data.photos import Photos
+from balcap_jax.models.hf.folders import POLICY
+from balcap_jax.models.hf.weights import save_pretrained
+from balcap_jax.parallel import processes
+from balcap_jax.reporting.report import report, summary_table
+from balcap_jax.runs.folder import SUMMARY, write_json_atomic
+from balcap_jax.runs.stopwatch import peak_memory_mb
+from balcap_jax.training.loop import TrainingLoop
+
+
+def write_outcome(loop: TrainingLoop) -> None:
+    """Ends the run: process 0 writes, the others hand it their parts of the parameters.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    params = processes.to_process_zero(loop.state.params)
+    loop.checkpoints.close()
+    loop.clock.close()
+    processes.on_process_zero(lambda: _write(loop, params))
+
+
+def _write(loop: TrainingLoop, params: dict) -> None:
+    run, reward = loop.run, loop.config.reward
+    save_pretrained(
+        run / POLICY, loop.policy, params, dtype=loop.config.model.dtype, source=loop.folder
+    )
+    loop.summary |= _facts(loop)
+    write_json_atomic(run / SUMMARY, loop.summary)
+    loop.compilations.close()
+    loop.close()  # before the report: it reads what the loggers have written
+    made = report(run, band=(reward.tau_l, reward.tau_u))
+    screen = Console()
+    screen.print(summary_table(loop.summary))
+    screen.print(_compiled(loop), highlight=False, soft_wrap=True)
+    for path in (*made, run / SUMMARY, run / POLICY):
+        screen.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _facts(loop: TrainingLoop) -> dict[str, Any]:
+    """What summary.json says of the run beside its scores."""
+    bad = loop.source.bad.reasons if isinstance(loop.source, Photos) else ()
+    programs = loop.programs
+    return {
+        "seconds": round(loop.seconds + time.perf_counter() - loop.started, 1),
+        "steps": loop.step,
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "bad_images": len(bad),
+        "skipped_updates": int(jax.device_get(loop.state.skipped)),
+        "prompt_shapes": sorted(programs.captioner.shapes | programs.tester.shapes),
+        "programs": loop.compilations.programs,
+        "compile_seconds": round(loop.compilations.seconds, 1),
+        "judge": loop.summary["judge"] | loop.judge.totals,
+        **({"stopped": loop.stopped} if loop.stopped else {}),
+    }
+
+
+def _compiled(loop: TrainingLoop) -> str:
+    """What was compiled, and why."""
+    counts, shapes = loop.compilations, loop.summary["prompt_shapes"]
+    sizes = ", ".join(f"{t} tokens + {p} patches in {w} windows" for t, p, w in shapes)
+    return (
+        f"{counts.programs} programs were made ready in {counts.seconds:.0f} s, "
+        f"{counts.from_cache} of them from the cache; shapes of prompts: {sizes}"
+    )
