@@ -260,7 +260,7 @@ def test_slices():
 
 
 def test_models_by_folder_by_name_and_by_flag(tmp_path):
-    assert model_of("models/Qwen2.5-VL-3B-Instruct").config.text.num_key_value_heads == 2
+    assert model_of("Qwen/Qwen2.5-VL-3B-Instruct").config.text.num_key_value_heads == 2
     assert model_of("anything", shape="llava-1.5-7b").config.text.num_hidden_layers == 32
     assert model_of("base").config.text.hidden_size < 1000
     folder = tmp_path / "qwen2.5-vl-7b"  # the folder's own sizes, whatever it is called
