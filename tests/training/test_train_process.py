@@ -55,8 +55,9 @@ def test_sigterm_saves_and_kill_loses_only_unsaved_steps(tmp_path):
     process = start(tmp_path, "--steps", "100000")
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 2  # the folder holds a run
-    assert said.count("\n") == 1
-    assert "--resume" in said
+    announced, mistake = said.splitlines()
+    assert mistake.startswith("balcap: error: ")
+    assert "--resume" in mistake
 
     process = subprocess.Popen([sys.executable, "-m", "balcap_jax", "train", "--resume", str(run)])
     wait_for_rows(run, saved + 2, process)
