@@ -57,7 +57,7 @@ def read(text, units=3):
         f"Is {{it}} true?</think>{TEXT}",
         TEXT.replace("[2, 0]", "[2, 0,]").replace('"coherency": 0}', '"coherency": 0, }'),
         TEXT.replace('"fluency": 7', '"fluency": 7.0'),
-        json.dumps(ANSWER | {"covered": [0, 2, 2], "remark": "extra"}),
+        json.dumps(ANSWER | {"covered": [0, 2], "remark": "extra"}),
         json.dumps(ANSWER, indent=4),
     ],
 )
