@@ -1,5 +1,6 @@
 """Settings of the judges, and of the commands that ask a model about the data."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -89,6 +90,7 @@ def _is_endpoint(text: str) -> bool:
             url.scheme in ("http", "https")
             and bool(url.hostname)
             and url.port != 0
+            and not re.search(r"\][^:]", url.netloc)  # behind an address in brackets
             and text.isprintable()
             and not any(character.isspace() or character == "\\" for character in text)
         )

@@ -33,7 +33,7 @@ def check_depth(value: Any) -> None:
       ValueError: they are.
     """
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [
             item
             for container in level
