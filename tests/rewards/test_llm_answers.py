@@ -73,6 +73,7 @@ def read(text, units=3):
         f"<answer>{TEXT}</answer>",
         f"<|begin_of_box|>{TEXT}<|end_of_box|>",
         f"[{TEXT}]",
+        json.dumps(TEXT),
     ],
 )
 def test_what_can_be_read_in_one_way_is_read(text):

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 from balcap_jax.runs import safe_json
@@ -38,6 +39,9 @@ def parse_object(text: str, fields: Collection[str] = ()) -> dict[str, Any]:
       BadAnswer: there is not exactly one whole object.
     """
     body = text.removeprefix("\ufeff").strip()
+    if body.startswith('"'):  # the object as a JSON string
+        with suppress(ValueError):
+            body = str(safe_json.loads(body)).strip()
     if not body.startswith(("{", "`")):  # inside an object the mark would be a quote
         if (end := _THOUGHTS_END.search(body)) is not None:
             body = body[end.end() :].strip() or body

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -41,6 +42,10 @@ class LoopThread:
             future = asyncio.run_coroutine_threadsafe(self._kept(make), self._loop)
         try:
             return future.result()
+        except CancelledError:  # it did not end in time when it was woken
+            if self.closed:
+                return None
+            raise
         except BaseException:
             future.cancel()
             raise
