@@ -11,12 +11,25 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 STALL = 1.0  # seconds
 PAUSE = 0.05  # seconds, of Retry-After
 
 Fault = str | None
+
+
+class Sent(NamedTuple):
+    """A reply in place of the one that the server would make.
+
+    Attributes:
+      body: JSON unless it is a text or bytes, which are sent as they are.
+      headers: whole lines, such as "Retry-After: 1\\r\\n".
+    """
+
+    body: Any
+    status: int = 200
+    headers: str = ""
 
 
 def schedule(number: int) -> Fault:
@@ -38,10 +51,17 @@ class JudgeServer:
       requests: the body of every call, images shortened to their hash.
       faults: how often each fault was made.
       fault: call number -> fault; may be exchanged while the server runs.
+      reply: request, the completion for it -> what is sent in its place, or None to send it.
     """
 
-    def __init__(self, *, fault: Callable[[int], Fault] = lambda _: None, latency: float = 0.0):
-        self.fault, self.latency = fault, latency
+    def __init__(
+        self,
+        *,
+        fault: Callable[[int], Fault] = lambda _: None,
+        latency: float = 0.0,
+        reply: Callable[[dict[str, Any], dict[str, Any]], Sent | None] = lambda *_: None,
+    ):
+        self.fault, self.latency, self.reply = fault, latency, reply
         self.requests: list[dict[str, Any]] = []
         self.faults: Counter[str] = Counter()
         self.most_at_once = 0
@@ -113,7 +133,26 @@ class JudgeServer:
             await asyncio.sleep(self.latency + (STALL if fault == "stall" else 0))
         finally:
             self._at_once -= 1
+        if fault is None:
+            made = completion(json.dumps(judge(body)), body)
+            if (sent := self.reply(body, made)) is not None:
+                return await _send(writer, sent)
         return await _respond(writer, body, fault, headers)
+
+
+async def _send(writer: asyncio.StreamWriter, sent: Sent) -> bool:
+    payload = sent.body
+    if not isinstance(payload, bytes):
+        text = payload if isinstance(payload, str) else json.dumps(payload)
+        payload = text.encode("utf-8", "surrogatepass")
+    kind = "" if "content-type" in sent.headers.lower() else "Content-Type: application/json\r\n"
+    writer.write(
+        f"HTTP/1.1 {sent.status} X\r\n{kind}{sent.headers}"
+        f"Content-Length: {len(payload)}\r\n\r\n".encode()
+        + payload
+    )
+    await writer.drain()
+    return True
 
 
 async def _respond(

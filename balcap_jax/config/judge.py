@@ -1,5 +1,6 @@
 """Settings of the judges, and of the commands that ask a model about the data."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -61,21 +62,40 @@ class JudgeConfig(Settings):
         self._at_least(0, "temperature", "requests_per_minute", "tokens_per_minute", "retries")
         self._at_least(0, "backoff", "prompt_price", "completion_price")
         self._positive("timeout", "deadline")
-        url = urlsplit(self.base_url)
+        # The longest side of a JPEG.
+        self._require(self.image_side <= 65500, "image_side", "must be at most 65500")
+        self._require(self.model.isprintable(), "model", "holds characters that no name has")
         self._require(
-            url.scheme in ("http", "https") and bool(url.netloc),
+            _is_endpoint(self.base_url),
             "base_url",
-            "must be a URL",
+            "must be a URL with a host and, where there is one, a port from 1 to 65535",
             "write it like http://127.0.0.1:8000/v1.",
         )
+        url = urlsplit(self.base_url)
         # The settings are written into the run; keys must not be.
-        if url.username or url.password or url.query:
+        if url.username or url.password or url.query or url.fragment:
             self._require(
                 False,  # noqa: FBT003
                 "base_url" if not url.password else "key_env",
-                "goes with a base_url that carries a user, a password or a query",
+                "goes with a base_url that carries a user, a password, a query or a fragment",
                 "put the key alone into the environment variable that judge.key_env names.",
             )
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        (url.hostname or "").encode("idna")  # refuses empty and endless parts of a name
+        return (
+            url.scheme in ("http", "https")
+            and bool(url.hostname)
+            and url.port != 0
+            and not re.search(r"\][^:]", url.netloc)  # behind an address in brackets
+            and text.isprintable()
+            and not any(character.isspace() or character == "\\" for character in text)
+        )
+    except ValueError:  # of the port, of an address in brackets, of the name
+        return False
 
 
 @dataclass(frozen=True)

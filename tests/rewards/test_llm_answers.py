@@ -1,6 +1,7 @@
 """From answers to findings: repaired where there is one way to, else refused."""
 
 import json
+import unicodedata
 
 import pytest
 
@@ -57,8 +58,22 @@ def read(text, units=3):
         f"Is {{it}} true?</think>{TEXT}",
         TEXT.replace("[2, 0]", "[2, 0,]").replace('"coherency": 0}', '"coherency": 0, }'),
         TEXT.replace('"fluency": 7', '"fluency": 7.0'),
-        json.dumps(ANSWER | {"covered": [0, 2, 2], "remark": "extra"}),
+        json.dumps(ANSWER | {"covered": [0, 2], "remark": "extra"}),
         json.dumps(ANSWER, indent=4),
+        TEXT.replace('"It feels calm."', '"It feels\ncalm.\t"'),  # raw, which JSON does not allow
+        f"The set {{car, bikes}} is {{ both }}: {TEXT} {{ }}",
+        f'In the form {{}} of {{"quote": "..."}} it is:\n{TEXT}',
+        f'A 5" pipe, ] and {{so}}: {TEXT.replace("[2, 0]", "[2, 0,]")}',
+        f"```\nIs it?\n```\n```json\n{TEXT}\n```",
+        f"<thinking>{TEXT}?</thinking>{TEXT}",
+        f"[THINK]{{[/THINK]{TEXT}",
+        f"◁think▷{TEXT}◁/think▷{TEXT}",
+        "<|channel|>analysis<|message|>Hm {.<|end|><|start|>assistant"
+        f"<|channel|>final<|message|>{TEXT}",
+        f"<answer>{TEXT}</answer>",
+        f"<|begin_of_box|>{TEXT}<|end_of_box|>",
+        f"[{TEXT}]",
+        json.dumps(TEXT),
     ],
 )
 def test_what_can_be_read_in_one_way_is_read(text):
@@ -83,6 +98,30 @@ def test_what_can_be_read_in_one_way_is_read(text):
         (TEXT.replace('"fluency": 7', '"fluency": 11'), "out of range"),
         (TEXT.replace('"fluency": 7', '"fluency": -1'), "out of range"),
         (TEXT.replace('"fluency": 7, ', ""), "no field 'fluency'"),
+        (TEXT.replace('"fluency": 7', '"fluency": "4/5"'), "whole number"),
+        (TEXT.replace('"fluency": 7', '"fluency": Infinity'), "a number that is none"),
+        (TEXT.replace('"fluency": 7', f'"fluency": {"9" * 5000}'), "cut or broken"),
+        (TEXT.replace('"fluency": 7', '"fluency": 1e999'), "whole number"),
+        (TEXT.replace('"', "'"), "cut or broken"),
+        (f"<think>{TEXT}", "thoughts without an end"),
+        # The caption's own words before an answer that is cut are not the answer.
+        (f"The caption says {TEXT}. Now mine: {TEXT[:-1]}", "cut or broken"),
+        (f"{TEXT[:-1]} The caption says {TEXT}", "cut or broken"),
+        (f'{TEXT[:-1]}, "x": {"[" * 300}{"]" * 300}}}', "nested too deeply"),
+        ("{}" * 100_000, "more than one"),
+        (TEXT.replace("[2, 0]", "[0, 2, 2]"), "given twice"),
+        (TEXT.replace("[2, 0]", "[1, 1, 1]"), "given twice"),
+        (TEXT.replace("[2, 0]", "[1, 0, 1]"), "given twice"),
+        (TEXT.replace("[2, 0]", "[true, false, true]"), "whole number"),
+        (TEXT.replace("[2, 0]", '["0", "2"]'), "whole number"),
+        (TEXT.replace("[2, 0]", "null"), "no list"),
+        (TEXT.replace("small red car", "a"), "states nothing"),
+        (TEXT.replace("small red car", "of"), "states nothing"),
+        (TEXT.replace("small red car", "It of."), "does not make"),
+        (TEXT.replace('"verified": true', '"verified": 1'), "another type"),
+        (TEXT.replace('"verified": true', '"verified": "true"'), "another type"),
+        (TEXT.replace('"verified": true', '"verified": null'), "another type"),
+        (json.dumps(ANSWER | {"assertions": []}), "no assertion of a caption that makes some"),
         (TEXT.replace("[2, 0]", "[3]"), "does not exist"),
         (TEXT.replace("[2, 0]", "[-1]"), "does not exist"),
         (TEXT.replace("[2, 0]", '"all"'), "no list"),
@@ -106,6 +145,37 @@ def test_parts_make_the_same_verdict():
     assert verdict_of(found) == VERDICT
 
 
+@pytest.mark.parametrize(
+    "again", ["small red car", "A small, RED car!", " small  red car", "a ... small red car"]
+)
+def test_an_assertion_counts_once_however_often_it_is_given(again):
+    first = ANSWER["assertions"][0]
+    more = json.dumps(
+        ANSWER | {"assertions": [first, *[first | {"quote": again}] * 5, *ANSWER["assertions"]]}
+    )
+    assert read(more) == VERDICT
+    # Another finding on the same words is another fact of a sentence that was quoted whole.
+    other = json.dumps(ANSWER | {"assertions": [first, first | {"verified": False}, *[first] * 4]})
+    assert [a.verified for a in read(other).assertions] == [True, False]
+
+
+def test_a_caption_that_states_nothing_has_no_assertions():
+    for caption in ("!!!", "It is there.", "the the the"):
+        text = json.dumps(ANSWER | {"assertions": []})
+        assert findings(JOINT, text, caption=caption, units=3).assertions == ()
+
+
+def test_one_spelling_of_a_letter():
+    caption = "A cafe\u0301 with a nai\u0308ve sign."  # as two characters each
+    for quote in ("A café", "naïve sign", "cafe\u0301 naïve"):
+        listed = [{"quote": quote, "verified": True, "pointable": True}]
+        text = json.dumps(ANSWER | {"assertions": listed})
+        found = findings(JOINT, text, caption=caption, units=3)
+        composed = findings(JOINT, text, caption="A café with a naïve sign.", units=3)
+        assert found == composed
+        assert found.assertions[0].text == unicodedata.normalize("NFC", quote)
+
+
 def test_grounding_is_by_words_in_order():
     assert grounded("A SMALL, red car!", CAPTION)
     assert grounded("car left bikes", CAPTION)
@@ -116,15 +186,38 @@ def test_grounding_is_by_words_in_order():
     assert not grounded("蓝色的车", "左边有一辆红色的车。")
 
 
+REFERENCE = "A red car stands at the corner. It is parked on grass."
+
+
+def units_in(listed, reference=REFERENCE):
+    return unit_texts(json.dumps({"units": listed}, ensure_ascii=False), reference=reference)
+
+
 def test_units():
-    reference = "A red car stands at the corner. It is parked."
     units = ["A red car is there.", "The car is at the corner.", "A red car is there."]
-    assert unit_texts(json.dumps({"units": units}), reference=reference) == tuple(units[:2])
-    for wrong in (["Two dogs sleep under trees."], [], [""], "a", [1], None):
+    assert units_in(units) == tuple(units[:2])
+    for wrong in (["Two dogs sleep under trees."], [], [""], "a", [1], None, {"0": "A car."}):
         with pytest.raises(BadAnswer):
-            unit_texts(json.dumps({"units": wrong}), reference=reference)
-    text = json.dumps({"units": ["红色的车"]}, ensure_ascii=False)
-    assert unit_texts(text, reference="左边有一辆红色的车。") == ("红色的车",)
+            units_in(wrong)
+    assert units_in(["红色的车"], "左边有一辆红色的车。") == ("红色的车",)
+
+
+def test_one_bad_unit_is_left_out_and_the_others_stay():
+    # Four words of which one says something, and that is the reference's.
+    assert units_in(["There is grass."]) == ("There is grass.",)
+    assert units_in(["There are cars.", "Something is parking."]) == ("There are cars.",)
+    good = ["There is a car.", "The car is red."]
+    for bad in ("There is a dog.", "It is there.", "", "...", 3, None, {"unit": "A car."}, ["car"]):
+        assert units_in([good[0], bad, good[1]]) == tuple(good), bad
+    assert units_in(["There is a car.", "there is a CAR!", "A car"]) == ("There is a car.",)
+    with pytest.raises(BadAnswer, match="units that the reference does not state"):
+        units_in([good[0], "A dog sleeps.", "Two cats play."])
+
+
+def test_units_in_another_spelling_are_stated():
+    reference = "Ein Ma\u0308dchen sitzt im Cafe\u0301."
+    listed = ["Ein Mädchen sitzt.", "Ein Ma\u0308dchen sitzt.", "Es ist im Café."]
+    assert units_in(listed, reference) == ("Ein Mädchen sitzt.", "Es ist im Café.")
 
 
 def test_new_captions():

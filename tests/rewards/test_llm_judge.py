@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -131,9 +132,27 @@ def test_stored_units_come_before_any_call(server, tmp_path):
     assert judge.reference_units(SOURCE[2]._replace(units=("Five.",))) == ("Five.",)
     judge.close()
     assert server.calls == 0
-    stored.path.write_text('{"id": 3}\n')
+    row = {"id": "a", "reference": "b", "units": ["One."]}
+    for line in (
+        '{"id": 3}', "[]", "3", "null", "[" * 100_000, '{"a":' * 100_000, "9" * 5000, "\ufffd",
+        json.dumps(row | {"units": "abc"}), json.dumps(row | {"units": {"a": 1}}),
+        json.dumps(row | {"units": [3]}), json.dumps(row | {"units": [" "]}),
+        json.dumps(row | {"units": None}), json.dumps(row | {"reference": 3}),
+        json.dumps(row)[:-1] + ', "x": ' + "[" * 600 + "]" * 600 + "}",
+    ):  # fmt: skip
+        stored.path.write_text(line + "\n")
+        with pytest.raises(UserError, match="line 1 is no row of reference units"):
+            StoredUnits(stored.path)
+    stored.path.write_bytes(b"\xff\xfe\x00\n")
     with pytest.raises(UserError, match="line 1 is no row of reference units"):
         StoredUnits(stored.path)
+
+
+def test_stored_units_are_of_the_reference_in_any_spelling(tmp_path):
+    stored = StoredUnits(units_path(tmp_path / "data.jsonl"))
+    example = SOURCE[0]._replace(reference="A café.")
+    stored.add(example, ["A café."], model="m", version="1")
+    assert stored.get(example._replace(reference="A cafe\u0301.")) == ("A café.",)
 
 
 def test_what_judging_costs(server, tmp_path):
@@ -161,6 +180,19 @@ def test_what_a_judge_needs(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x" * 5000)
     with pytest.raises(UserError, match="judge.cache=.* cannot be used"):
         LLMJudge(settings(server, tmp_path, cache=tmp_path / "file"))
+    for url in (
+        "http://h:99999/v1", "http://h:-1/v1", "http://h:0/v1", "http://h:a/v1", "http://h: 80/v1",
+        "http://[::1/v1", "http://[::1]x/v1", "http://:8000/v1", "http://a..b/v1", "http:///v1",
+        f"http://{'a' * 70}.org/v1", "http://h/v1\n", "http://h\x00/v1", "http://h\\v1", "h:8000",
+        "ftp://h/v1", "http://h/v1#part", "http://\ud800/v1",
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="judge.base_url="):
+            settings(server, tmp_path, base_url=url)
+    for url in ("http://vllm_server:65535/v1", "http://[::1]:8000/v1", "https://münchen.de/v1"):
+        LLMJudge(settings(server, tmp_path, base_url=url)).close()
+    for wrong in ({"model": "m\n"}, {"model": "\udcff"}, {"image_side": 10**20}):
+        with pytest.raises(UserError, match=f"judge.{next(iter(wrong))}="):
+            settings(server, tmp_path, **wrong)
     monkeypatch.setenv("BALCAP_JUDGE_KEY", "a\nb")
     with pytest.raises(UserError, match="BALCAP_JUDGE_KEY holds characters") as error:
         LLMJudge(settings(server, tmp_path))
@@ -264,6 +296,25 @@ def test_retry_after():
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert 55 < retry_after_seconds({"retry-after": later}) <= 60
     assert retry_after_seconds({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    for wrong in ("nan", "inf", "1e999", "Mon, 01 Jan 99999999999 00:00:00 GMT", "", "\ud800"):
+        assert retry_after_seconds({"retry-after": wrong}) is None
+    assert retry_after_seconds({"retry-after": "-5"}) == 0.0
+
+
+def test_a_date_without_a_zone_is_in_utc(monkeypatch):
+    later = datetime.now(UTC) + timedelta(seconds=60)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        text = later.strftime("%a, %d %b %Y %H:%M:%S -0000")
+        assert 55 < retry_after_seconds({"retry-after": text}) <= 60
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_the_thousandth_wait_is_as_long_as_the_tenth():
+    assert 30 <= backoff_seconds(5000, first=0.5, rng=random.Random(0)) <= 60
 
 
 # Commentary -------------------------------------------------------------------------------------

@@ -20,17 +20,24 @@ class Ledger:
         self._counts: Counter[str] = Counter()
         self._latencies: list[float] = []
 
-    def call(self, *, seconds: float, prompt_tokens: int, completion_tokens: int) -> None:
-        """A call that was answered, usably or not."""
-        self._latencies.append(seconds)
-        self._counts["prompt_tokens"] += prompt_tokens
-        self._counts["completion_tokens"] += completion_tokens
-        self._counts["calls"] += 1
+    def call(self, *, seconds: float, tokens: tuple[int, int]) -> None:
+        """A call that was answered, usably or not.
 
-    def error(self) -> None:
-        """A call that brought no answer."""
-        self._counts["calls"] += 1
+        Args:
+          tokens: what it took, of the prompt and of the answer.
+        """
+        self._latencies.append(seconds)
+        self._spend(tokens)
+
+    def error(self, tokens: tuple[int, int] = (0, 0)) -> None:
+        """A call that brought no answer, and what it took where the server told."""
         self._counts["errors"] += 1
+        self._spend(tokens)
+
+    def _spend(self, tokens: tuple[int, int]) -> None:
+        self._counts["calls"] += 1
+        self._counts["prompt_tokens"] += tokens[0]
+        self._counts["completion_tokens"] += tokens[1]
 
     def bad_answer(self) -> None:
         """An answer that could not be used."""

@@ -1,26 +1,38 @@
 """From the text of an answer to findings: parsed, repaired where there is one way to, checked.
 
 What is checked: the form, that every assertion is made of words of the caption, that the ids of
-units exist, that scores lie in their range. An answer that fails is refused as a whole, because
-what is left of it would be another verdict than the model's.
+units exist, that scores lie in their range. A verdict that fails is refused as a whole, because
+what is left of it would be another than the model's; of a list of units the bad ones are left out.
+
+By hand and not with pydantic: the form is four lines, and the rest of the checks compare texts.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from balcap_jax.rewards.lexical.words import (
+    AUXILIARIES,
+    CONJUNCTIONS,
+    DETERMINERS,
+    NEGATIONS,
+    PREPOSITIONS,
+    PRONOUNS,
+    QUANTIFIERS,
+    RELATIVES,
+)
+from balcap_jax.rewards.llm.answer_text import BadAnswer, parse_object
 from balcap_jax.rewards.llm.prompts import MAX_SCORE, Part, clean
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)\n?\s*```", re.DOTALL)
-_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(\s*[}\]])', re.DOTALL)
 _WORD = re.compile(r"\w+")
-
-
-class BadAnswer(Exception):  # noqa: N818
-    """An answer that cannot be used; the message is the reason, in our words alone."""
+# Words that state nothing alone, and those that a repetition may have more or less of.
+_STOP_WORDS = (
+    DETERMINERS | QUANTIFIERS | PREPOSITIONS | CONJUNCTIONS | RELATIVES | PRONOUNS | AUXILIARIES
+    | NEGATIONS | {"to", "s", "t"}
+)  # fmt: skip
+_FILLERS = frozenset("a an the there is are was were".split())
 
 
 class Findings(NamedTuple):
@@ -29,53 +41,6 @@ class Findings(NamedTuple):
     assertions: tuple[Assertion, ...] | None = None
     covered: tuple[bool, ...] | None = None
     scores: tuple[float, float, float] | None = None
-
-
-def parse_object(text: str) -> dict[str, Any]:
-    """The one JSON object in `text`.
-
-    Repaired, because there is one way to: thoughts before it (`<think>`), a code fence or prose
-    around it, commas before a closing bracket. An answer with two objects, a repeated field, or an
-    end that is missing is refused.
-
-    Raises:
-      BadAnswer: there is not exactly one whole object.
-    """
-    body = text.removeprefix("\ufeff").strip()
-    if not body.startswith(("{", "`")):  # thoughts; inside an object the mark would be a quote
-        body = body.partition("</think>")[2].strip() or body
-    fenced = _FENCE.findall(body)
-    if len(fenced) == 1:
-        body = fenced[0].strip()
-    start = body.find("{")
-    if start < 0:
-        raise BadAnswer("no JSON object")
-    body = _TRAILING_COMMA.sub(lambda match: match[1] or match[2], body[start:])
-    try:
-        found, end = _DECODER.raw_decode(body)
-    except RecursionError:
-        raise BadAnswer("JSON nested too deeply") from None
-    except ValueError as error:
-        if isinstance(error, json.JSONDecodeError):
-            raise BadAnswer("JSON that is cut or broken") from None
-        raise BadAnswer(str(error)) from None
-    if "{" in body[end:]:
-        raise BadAnswer("more than one JSON object")
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a field given twice")
-    return fields
-
-
-def _no_constant(_: str) -> None:
-    raise ValueError("a number that is none")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def findings(part: Part, text: str, *, caption: str, units: int) -> Findings:
@@ -89,7 +54,7 @@ def findings(part: Part, text: str, *, caption: str, units: int) -> Findings:
       BadAnswer: the answer breaks the form or says what cannot be.
     """
     fields = part.schema["properties"]
-    answer = parse_object(text)
+    answer = parse_object(text, fields)
     if missing := [name for name in fields if name not in answer]:
         raise BadAnswer(f"no field {missing[0]!r}")
     return Findings(
@@ -109,28 +74,43 @@ def verdict_of(parts: Sequence[Findings]) -> Verdict:
 
 
 def unit_texts(text: str, *, reference: str) -> tuple[str, ...]:
-    """The reference units of an answer.
+    """The reference units of an answer, without those that the reference does not state and those
+    that repeat another.
 
     Raises:
-      BadAnswer: there are none, or one is not about what the reference says.
+      BadAnswer: there are none, or more than half are not about what the reference says.
     """
-    units = parse_object(text).get("units")
-    if not isinstance(units, list) or not all(isinstance(unit, str) for unit in units):
+    units = parse_object(text, ("units",)).get("units")
+    if not isinstance(units, list) or not units:
         raise BadAnswer("no list of texts 'units'")
-    texts = tuple(dict.fromkeys(clean(unit) for unit in units))
-    if not any(texts):
-        raise BadAnswer("no units")
-    said = set(_words(clean(reference)))
-    for unit in texts:
-        words = _words(unit)
-        if not words or 2 * sum(_said(word, said, reference) for word in words) < len(words):
-            raise BadAnswer("a unit that the reference does not state")
-    return texts
+    stated: dict[tuple[str, ...], str] = {}
+    bad = 0
+    for unit in units:
+        if isinstance(unit, str) and _states(reference, clean(unit)):
+            stated.setdefault(_gist(unit), clean(unit))
+        else:
+            bad += 1
+    if 2 * bad > len(units):
+        raise BadAnswer("units that the reference does not state")
+    return tuple(stated.values())
+
+
+def _states(reference: str, unit: str) -> bool:
+    """Whether the words of `unit` that say something are, for a half or more, the reference's."""
+    told = _content(unit)
+    said = _folded(clean(reference))
+    words = set(_words(said))
+    return bool(told) and 2 * sum(_said(word, words, said) for word in told) >= len(told)
 
 
 def _said(word: str, words: set[str], text: str) -> bool:
-    """By character where words are not set apart by spaces."""
-    return word in words or (not word.isascii() and 2 * sum(c in text for c in word) > len(word))
+    """By the beginning, of words that end in another way; by character where words are not set
+    apart by spaces.
+    """
+    if word in words or (not word.isascii() and 2 * sum(c in text for c in word) > len(word)):
+        return True
+    sizes = ((max(3, min(len(word), len(other)) - 1), other) for other in words)
+    return any(len(word) >= size and word[:size] == other[:size] for size, other in sizes)
 
 
 def new_caption(text: str) -> str:
@@ -139,7 +119,7 @@ def new_caption(text: str) -> str:
     Raises:
       BadAnswer: there is none.
     """
-    caption = parse_object(text).get("caption")
+    caption = parse_object(text, ("caption",)).get("caption")
     if not isinstance(caption, str) or not clean(caption):
         raise BadAnswer("no text 'caption'")
     return clean(caption)
@@ -149,12 +129,16 @@ def new_caption(text: str) -> str:
 
 
 def _assertions(listed: Any, caption: str) -> tuple[Assertion, ...]:
+    """The assertions, each once: a judge that repeats one says no more of the caption."""
     if not isinstance(listed, list):
         raise BadAnswer("assertions that are no list")
     said = clean(caption)
+    says_something = bool(_content(said))
+    if not listed and says_something:
+        raise BadAnswer("no assertion of a caption that makes some")
     if len(listed) > max(len(_words(said)), len(said) // 2):
         raise BadAnswer("more assertions than the caption can hold")
-    found = []
+    found: dict[tuple[tuple[str, ...], bool, bool], Assertion] = {}
     for item in listed:
         if not isinstance(item, dict) or not {"quote", "verified", "pointable"} <= item.keys():
             raise BadAnswer("an assertion without its fields")
@@ -165,8 +149,12 @@ def _assertions(listed: Any, caption: str) -> tuple[Assertion, ...]:
             raise BadAnswer("an assertion with fields of another type")
         if not grounded(quote, said):
             raise BadAnswer("an assertion that the caption does not make")
-        found.append(Assertion(clean(quote), verified, pointable))
-    return tuple(found)
+        if says_something and not _content(quote):
+            raise BadAnswer("an assertion that states nothing")
+        # The findings belong to it: some judges quote a whole sentence for each of its facts.
+        name = (_gist(quote), verified, pointable)
+        found.setdefault(name, Assertion(clean(quote), verified, pointable))
+    return tuple(found.values())
 
 
 def grounded(quote: str, caption: str) -> bool:
@@ -184,7 +172,22 @@ def grounded(quote: str, caption: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(_folded(text))
+
+
+def _folded(text: str) -> str:
+    """`text` in one spelling: its composed form, without case."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _content(text: str) -> list[str]:
+    """The words that say something."""
+    return [word for word in _words(text) if word not in _STOP_WORDS]
+
+
+def _gist(text: str) -> tuple[str, ...]:
+    """What two texts share of which one repeats the other."""
+    return tuple(word for word in _words(text) if word not in _FILLERS)
 
 
 def _covered(listed: Any, units: int) -> tuple[bool, ...]:
@@ -193,6 +196,8 @@ def _covered(listed: Any, units: int) -> tuple[bool, ...]:
     ids = {_whole(item) for item in listed}
     if not ids <= set(range(units)):
         raise BadAnswer("the id of a unit that does not exist")
+    if len(ids) < len(listed):  # such as [1, 1, 1]: a flag per unit, and no id at all
+        raise BadAnswer("the id of a unit given twice")
     return tuple(i in ids for i in range(units))
 
 

@@ -5,17 +5,19 @@ goes into no message before the key is struck out of it: some repeat what they w
 """
 
 import asyncio
-import json
+import logging
 import os
 import random
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.errors import UserError
+from balcap_jax.rewards.llm import causes
 from balcap_jax.rewards.llm.accounting import Ledger
 from balcap_jax.rewards.llm.answers import BadAnswer
+from balcap_jax.rewards.llm.causes import Retry, Trouble
 from balcap_jax.rewards.llm.limits import (
     Clock,
     Gate,
@@ -24,40 +26,30 @@ from balcap_jax.rewards.llm.limits import (
     backoff_seconds,
     retry_after_seconds,
 )
-from balcap_jax.rewards.llm.prompts import Part, response_format
+from balcap_jax.rewards.llm.prompts import Part
+from balcap_jax.rewards.llm.replies import ErrorReply, Reply, read
+from balcap_jax.rewards.llm.request_form import RequestForm
+from balcap_jax.rewards.llm.server_words import ServerError, error_of, shown
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 _NO_KEY = "none"  # the client insists on one; servers without keys ignore it
-_RETRIED_STATUS = (408, 409, 425, 429)  # and all from 500 on
-_EXPLAINED_STATUS = (400, 404, 413, 422)  # where the server's words help to fix the request
 _TOKENS_OF_ANSWER = 400  # a guess, corrected when the answer is there
 _PIXELS_PER_TOKEN = 784  # of an image, 28 x 28: a guess likewise
+_DOUBLINGS = 2  # of judge.max_tokens, for answers that were cut
 
 
 class CallFailed(Exception):  # noqa: N818
     """No usable answer after all retries; the message is the reason of the last failure."""
 
 
-class Reply(NamedTuple):
-    """An answer and what it took."""
+class _Plainer(Trouble):
+    """A field of the request was refused; `form` is the one to try in its place."""
 
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class _Trouble(Exception):  # noqa: N818
-    """One call failed.
-
-    Attributes:
-      again: whether it may go better the next time.
-      pause: the seconds that the server asked to wait.
-    """
-
-    def __init__(self, reason: str, *, again: bool = True, pause: float | None = None):
-        super().__init__(reason)
-        self.again, self.pause = again, pause
+    def __init__(self, form: RequestForm, details: str, *, tokens: tuple[int, int]):
+        super().__init__(causes.UNKNOWN_FIELD, details, tokens=tokens)
+        self.form = form
 
 
 class Client:
@@ -104,6 +96,7 @@ class Client:
         self._tokens = Pace(judge.tokens_per_minute, clock=clock, sleep=sleep)
         self._gate = Gate(clock=clock, sleep=sleep)
         self._rng = random.Random()  # of waiting times alone
+        self._form = RequestForm.of(judge.structured)  # the best that the endpoint understands
 
     async def ask(
         self,
@@ -122,40 +115,70 @@ class Client:
         Raises:
           CallFailed: every try failed, or one failed in a way that no retry fixes.
         """
-        attempt = 0
-        bad_answers = 0
+        # A loop and not tenacity: what is asked changes with the cause, and a pause that the server
+        # asked for is no failed try.
+        form = self._form
+        failed = different = cuts = 0
         while True:
+            form = form.plainer(self._form)
+            fields = form.fields(
+                part,
+                limit=self.judge.max_tokens * 2**cuts,
+                temperature=max(self.judge.temperature, min(0.25 * different, 1.0)),
+                seed=different or None,  # a server that repeats itself would repeat the bad answer
+            )
             try:
-                reply = await self._send(part, messages, bad_answers=bad_answers, pixels=pixels)
-                return check(reply.text), reply
-            except BadAnswer as error:
+                reply = await self._send(messages, fields, form, pixels=pixels)
+                return _checked(reply, check), reply
+            except _Plainer as refusal:  # no failed try: the forms have an end
+                self._ledger.error(refusal.tokens)
+                form = refusal.form
+                continue
+            except Trouble as caught:
+                trouble = caught
+            if trouble.cause.counted == causes.BAD_ANSWER:
                 self._ledger.bad_answer()
-                reason, wait = f"an unusable answer: {error}", 0.0
-                bad_answers += 1
-            except _Trouble as trouble:
-                self._ledger.error()
-                reason = str(trouble)
-                if not trouble.again:
-                    raise CallFailed(reason) from None
-                if trouble.pause is not None:
-                    # The server is there and has said when: that is no failed try. The deadline of
-                    # the step ends the waiting.
-                    self._gate.close_for(max(trouble.pause, self.judge.backoff))
-                    continue
-                wait = backoff_seconds(attempt, first=self.judge.backoff, rng=self._rng)
-            attempt += 1
-            if attempt > self.judge.retries:
-                raise CallFailed(reason)
-            if wait:
+            else:
+                self._ledger.error(trouble.tokens)
+            retry = trouble.cause.retry
+            if retry is Retry.LATER and trouble.pause is not None:
+                # The server is there and has said when: that is no failed try. The deadline of
+                # the step ends the waiting.
+                self._gate.close_for(max(trouble.pause, self.judge.backoff))
+                continue
+            failed += 1
+            if (
+                retry is Retry.NEVER
+                or failed > self.judge.retries
+                or (retry is Retry.LONGER and cuts == _DOUBLINGS)
+            ):
+                raise CallFailed(str(trouble))
+            if retry is Retry.LATER:
+                wait = backoff_seconds(failed - 1, first=self.judge.backoff, rng=self._rng)
                 await self._sleep(wait)
+            elif retry is Retry.LONGER:
+                different += cuts > 0  # a model that goes round in circles needs more than room
+                cuts += 1
+            else:
+                different += 1
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
     async def _send(
-        self, part: Part, messages: list[dict[str, Any]], *, bad_answers: int, pixels: int
+        self,
+        messages: list[dict[str, Any]],
+        fields: dict[str, Any],
+        form: RequestForm,
+        *,
+        pixels: int,
     ) -> Reply:
+        """One call, in its turn, timed and counted.
+
+        Raises:
+          Trouble: there is no answer.
+        """
         guess = _letters(messages) / 4 + pixels / _PIXELS_PER_TOKEN + _TOKENS_OF_ANSWER
         async with self._slots:
             await self._requests.take()
@@ -164,69 +187,88 @@ class Client:
             began = self._clock()
             try:
                 async with asyncio.timeout(self.judge.timeout):  # a reply that trickles, too
-                    reply = await self._create(part, messages, bad_answers=bad_answers)
+                    reply = await self._create({"messages": messages} | fields, form)
             except TimeoutError:
-                raise _Trouble("timeout") from None
-        used = reply.prompt_tokens + reply.completion_tokens
-        if used:
+                raise Trouble(causes.TIMEOUT) from None
+        if used := sum(reply.tokens):
             self._tokens.correct(used - guess)
-        self._ledger.call(
-            seconds=self._clock() - began,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-        )
+        self._ledger.call(seconds=self._clock() - began, tokens=reply.tokens)
+        self._remember(form)
         return reply
 
-    async def _create(
-        self, part: Part, messages: list[dict[str, Any]], *, bad_answers: int
-    ) -> Reply:
+    async def _create(self, asked: dict[str, Any], form: RequestForm) -> Reply:
         """One call.
 
         Raises:
-          _Trouble: the server cannot be reached, or refuses.
-          BadAnswer: what it sent is no whole chat completion.
+          Trouble: the server cannot be reached, refuses, or sends no chat completion.
         """
-        judge, openai = self.judge, self._openai
-        asked: dict[str, Any] = {
-            "messages": messages,
-            "max_completion_tokens": judge.max_tokens,
-            "temperature": judge.temperature,
-        }
-        if (form := response_format(part, structured=judge.structured)) is not None:
-            asked["response_format"] = form
-        if bad_answers:  # a server that repeats itself would repeat the unusable answer
-            asked["seed"] = bad_answers
-            asked["temperature"] = max(judge.temperature, min(0.25 * bad_answers, 1.0))
+        openai = self._openai
         try:
             # As extra_body: the client would walk through every message and schema, which takes a
             # third of the time of a call. Raw: what a server sends is checked by us alone.
             raw = await self._client.chat.completions.with_raw_response.create(
-                model=judge.model, messages=[], extra_body=asked
+                model=self.judge.model, messages=[], extra_body=asked
             )
-            return _read(raw.text)
+            return read(raw.text, key=self._key)
+        except Trouble:
+            raise
+        except ErrorReply as reply:
+            raise self._refusal(
+                200, reply.error, raw.headers, form, asked, tokens=reply.tokens
+            ) from None
         except openai.APITimeoutError:
-            raise _Trouble("timeout") from None
+            raise Trouble(causes.TIMEOUT) from None
         except openai.APIConnectionError:
-            raise _Trouble("no connection, or a broken one") from None
+            raise Trouble(causes.NO_CONNECTION) from None
         except openai.APIStatusError as error:
-            raise self._refusal(error.status_code, error.response) from None
-        except openai.OpenAIError as error:
-            raise _Trouble(type(error).__name__) from None
+            found = error_of(error.response.text)
+            headers = error.response.headers
+            raise self._refusal(error.status_code, found, headers, form, asked) from None
+        except Exception as error:  # of the client or a library below it: a call that failed
+            raise Trouble(causes.CLIENT, type(error).__name__) from None
 
-    def _refusal(self, status: int, response: Any) -> _Trouble:
-        reason = f"HTTP {status}"
-        if status in _EXPLAINED_STATUS:
-            reason += f" {self._without_key(response.text)!r}"
-        again = status in _RETRIED_STATUS or status >= 500
-        pause = retry_after_seconds(response.headers) if again else None
-        return _Trouble(reason, again=again, pause=pause)
+    def _refusal(
+        self,
+        status: int,
+        error: ServerError,
+        headers: Any,
+        form: RequestForm,
+        asked: dict[str, Any],
+        *,
+        tokens: tuple[int, int] = (0, 0),
+    ) -> Trouble:
+        """The trouble that an error means."""
+        named = error.status or status
+        cause = causes.of_error(named, error.code)
+        reason = f"HTTP {named}"
+        if status == 200:
+            reason += " (an error in a reply of status 200)" if named != 200 else " with an error"
+        if status in causes.EXPLAINED_STATUS or named in causes.EXPLAINED_STATUS:
+            reason += f" {shown(error.words, key=self._key)!r}"
+        plainer = form.refused(error.words, param=error.param, status=named, seeded="seed" in asked)
+        if plainer is not None:
+            return _Plainer(plainer, reason, tokens=tokens)
+        pause = retry_after_seconds(headers) if cause.retry is Retry.LATER else None
+        return Trouble(cause, reason, pause=pause, tokens=tokens)
 
-    def _without_key(self, text: str) -> str:
-        """The server's words, short, on one line, and without the key."""
-        text = " ".join(text.split())
-        if self._key:
-            text = text.replace(self._key, "***")
-        return text[:200]
+    def _remember(self, form: RequestForm) -> None:
+        """Keeps a form that worked, for all calls to come."""
+        form = form.plainer(self._form)
+        if changes := form.changes(self._form):
+            _log.warning("%s: %s", self.judge.base_url, "; ".join(changes))
+        self._form = form
+
+
+def _checked(reply: Reply, check: Callable[[str], T]) -> T:
+    """What `check` makes of a reply.
+
+    Raises:
+      Trouble: it is no usable answer.
+    """
+    try:
+        return check(reply.text)
+    except BadAnswer as error:
+        raise reply.doubt or Trouble(causes.UNUSABLE, str(error)) from None
 
 
 def _key(name: str) -> str:
@@ -238,27 +280,6 @@ def _key(name: str) -> str:
             "set it again."
         )
     return key
-
-
-def _read(body: str) -> Reply:
-    """The answer in a chat completion.
-
-    Raises:
-      BadAnswer: it is none, or not whole.
-    """
-    try:
-        completion = json.loads(body)
-        choice = completion["choices"][0]
-        text, ended = choice["message"]["content"], choice.get("finish_reason")
-        usage = completion.get("usage") or {}
-        counts = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise BadAnswer("a reply that is no chat completion") from None
-    if not isinstance(text, str) or not all(isinstance(count, int) for count in counts):
-        raise BadAnswer("a reply without a text")
-    if ended == "length":
-        raise BadAnswer("longer than judge.max_tokens")
-    return Reply(text, *counts)
 
 
 def _letters(messages: list[dict[str, Any]]) -> int:

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-import threading
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -14,10 +14,12 @@ from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm import answers, prompts
 from balcap_jax.rewards.llm.accounting import Ledger, listing
+from balcap_jax.rewards.llm.answer_text import BadAnswer
 from balcap_jax.rewards.llm.cache import Cache, key_of
 from balcap_jax.rewards.llm.client import CallFailed, Client
 from balcap_jax.rewards.llm.images import SentImage, make_ready
 from balcap_jax.rewards.llm.limits import Clock, Sleep
+from balcap_jax.rewards.llm.loop_thread import LoopThread
 from balcap_jax.rewards.llm.prompts import JOINT, RECAPTION, SEPARATE, UNITS, VERSION, Part
 from balcap_jax.rewards.llm.stored_units import StoredUnits
 from balcap_jax.rewards.verdicts import Verdict
@@ -25,6 +27,7 @@ from balcap_jax.rewards.verdicts import Verdict
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
+_CLOSED = "the judge was closed"
 _EMPTY = (0.0, 0.0, 0.0)  # the scores of a caption without a word, which no model need be asked
 
 
@@ -57,7 +60,7 @@ class LLMJudge:
         self._client = Client(judge, self._ledger, clock=clock, sleep=sleep)
         self._cache = Cache(judge.cache)
         self._units: dict[str, tuple[str, ...]] = {}  # by reference
-        self._loop = _LoopThread()
+        self._loop = LoopThread()
         # Why captions of the last batch have no verdict, the most frequent reasons first.
         self.last_failures = ""
 
@@ -120,33 +123,41 @@ class LLMJudge:
         return self._ledger.lap()
 
     def close(self) -> None:
-        """Cancels what is under way and closes connections and cache; twice is fine."""
+        """Cancels what is under way and closes connections and cache; twice is fine.
+
+        A call that another thread waits for returns at once what is answered, None for the rest.
+        """
         self._loop.close(self._client.close)
         self._cache.close()
 
     # ---- one batch
 
     def _all(self, jobs: Sequence["_Job[T]"], *, what: str, warn: bool = True) -> list[T | None]:
-        return self._loop.run(lambda: self._gather(jobs, what=what, warn=warn))
+        answers = self._loop.run(lambda: self._gather(jobs, what=what, warn=warn))
+        if answers is None:  # closed before it began
+            self._ledger.failures(len(jobs))
+            self.last_failures = f"{_CLOSED} ({len(jobs)})" if jobs else ""
+            return [None] * len(jobs)
+        return answers
 
     async def _gather(self, jobs: Sequence["_Job[T]"], *, what: str, warn: bool) -> list[T | None]:
         """The results of all jobs, which run at once; None for what failed or was late."""
         batch = _Batch(side=self.judge.image_side)
         tasks = [asyncio.ensure_future(job(batch)) for job in jobs]
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=self.judge.deadline)
+            await self._loop.wait(tasks, timeout=self.judge.deadline)
         finally:
             for task in tasks:
                 task.cancel()
             await batch.end()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        closed = self._loop.closed
         failures: Counter[str] = Counter()
         for outcome in outcomes:
             if isinstance(outcome, CallFailed):
                 failures[str(outcome)] += 1
             elif isinstance(outcome, asyncio.CancelledError):
-                failures["not answered within judge.deadline"] += 1
+                failures[_CLOSED if closed else "not answered within judge.deadline"] += 1
             elif isinstance(outcome, BaseException):
                 raise outcome
         self._ledger.failures(failures.total())
@@ -156,7 +167,7 @@ class LLMJudge:
         return [None if isinstance(o, BaseException) else o for o in outcomes]
 
     def _say(self, lost: int, count: int, *, what: str, warn: bool) -> None:
-        if self.judge.replay:
+        if self.judge.replay and not self._loop.closed:
             raise UserError(
                 f"judge.replay=True found no {what} {lost} of {count} in {self.judge.cache}: "
                 f"{self.last_failures}; ask the model, without --judge.replay."
@@ -238,6 +249,9 @@ class LLMJudge:
     ) -> T:
         """The checked answer, from the cache or the model; equal questions are asked once."""
         judge = self.judge
+        # One spelling of a letter (NFC), as it is sent: an equal question has an equal key.
+        text = unicodedata.normalize("NFC", text)
+        units = tuple(unicodedata.normalize("NFC", unit) for unit in units)
         key = key_of(
             model=judge.model,
             version=VERSION,
@@ -248,11 +262,17 @@ class LLMJudge:
             text=text,
             temperature=judge.temperature,
         )
-        if (stored := self._cache.get(key)) is not None:
-            with suppress(answers.BadAnswer):  # kept by a version that checked less
+        stored = self._cache.get(key)
+        if stored is not None:
+            with suppress(BadAnswer):  # kept by a version that checked less, or damaged
                 found = check(stored)
                 self._ledger.cache_hit()
                 return found
+        if judge.replay and self._cache.locked:
+            raise UserError(
+                f"judge.replay=True cannot read judge.cache={judge.cache}, which another program "
+                "has locked; end that program, or copy the file and name the copy."
+            )
         if judge.replay:
             raise CallFailed(f"{about} is missing")
         if key not in batch.asked:
@@ -261,7 +281,7 @@ class LLMJudge:
             )
             pixels = image.pixels if image else 0
             batch.asked[key] = asyncio.ensure_future(
-                self._buy(key, part, asked, check, pixels=pixels)
+                self._buy(key, part, asked, check, pixels=pixels, replace=stored is not None)
             )
         return await asyncio.shield(batch.asked[key])
 
@@ -273,6 +293,7 @@ class LLMJudge:
         check: Callable[[str], T],
         *,
         pixels: int,
+        replace: bool,
     ) -> T:
         """Asks the model and keeps its answer."""
         found, reply = await self._client.ask(part, asked, check, pixels=pixels)
@@ -282,8 +303,9 @@ class LLMJudge:
             part=part.name,
             model=self.judge.model,
             version=VERSION,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
+            prompt_tokens=reply.tokens[0],
+            completion_tokens=reply.tokens[1],
+            replace=replace,
         )
         return found
 
@@ -316,53 +338,3 @@ class _Batch:
 
 
 _Job = Callable[[_Batch], Coroutine[Any, Any, T]]
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, so that connections outlive a batch."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The result of a coroutine; Ctrl-C ends it, too."""
-        with self._lock:
-            assert not self._closed
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="judge-calls", daemon=True
-                )
-                self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(make(), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Cancels everything, runs `last`, ends the thread."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        if self._loop is None:
-            return
-
-        async def end() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            await last()
-
-        with suppress(Exception):  # the connections may be broken already
-            asyncio.run_coroutine_threadsafe(end(), self._loop).result(timeout=10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        if self._thread is not None:
-            self._thread.join()
-        self._loop.close()

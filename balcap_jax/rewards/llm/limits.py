@@ -1,9 +1,11 @@
 """How fast a server may be asked, and how long to wait after it failed."""
 
 import email.utils
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
@@ -61,7 +63,7 @@ def backoff_seconds(attempt: int, *, first: float, rng: random.Random) -> float:
     Between half and all of the doubled wait, so that calls that failed together do not come back
     together.
     """
-    longest = min(first * 2.0**attempt, _LONGEST_BACKOFF)
+    longest = min(first * 2.0 ** min(attempt, 99), _LONGEST_BACKOFF)  # 2**1024 is no float
     return longest * (0.5 + 0.5 * rng.random())
 
 
@@ -70,10 +72,12 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     if (value := headers.get("retry-after")) is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            date = email.utils.parsedate_to_datetime(value)
+            # Without a zone it is in UTC (RFC 5322), not where this machine stands.
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -152,13 +152,14 @@ _MEANINGFUL = re.compile(r"[<>\[\]{}|`&\\]")
 
 
 def clean(text: str) -> str:
-    """`text` as the model sees it: no control or invisible characters, of limited length.
+    """`text` as the model sees it: no control or invisible characters, composed letters (NFC), of
+    limited length.
 
     The cut is at a space where there is one.
     """
     head = text[: 8 * MAX_CHARACTERS]  # what is dropped below should not shorten what is sent
     kept = "".join(_visible(character) for character in head)
-    kept = " ".join(kept.split())
+    kept = " ".join(unicodedata.normalize("NFC", kept).split())
     if len(kept) <= MAX_CHARACTERS:
         return kept
     return kept[:MAX_CHARACTERS].rpartition(" ")[0] or kept[:MAX_CHARACTERS]

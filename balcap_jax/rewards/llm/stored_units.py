@@ -5,12 +5,13 @@ places, not their units.
 """
 
 import hashlib
-import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
+from balcap_jax.runs import safe_json
 from balcap_jax.runs.folder import disk_errors, to_json
 
 
@@ -84,10 +85,13 @@ class StoredUnits:
     @staticmethod
     def _row(line: bytes, where: str) -> dict:
         try:
-            row = json.loads(line)
+            row = safe_json.loads(line)
             if not isinstance(row["id"], str) or not isinstance(row["reference"], str):
                 raise TypeError
-            if not all(isinstance(unit, str) for unit in row["units"]):
+            units = row["units"]
+            if not isinstance(units, list) or not all(
+                isinstance(unit, str) and unit.strip() for unit in units
+            ):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             raise UserError(
@@ -98,4 +102,5 @@ class StoredUnits:
 
 
 def _digest(reference: str) -> str:
-    return hashlib.sha256(reference.encode("utf-8", "replace")).hexdigest()[:16]
+    text = unicodedata.normalize("NFC", reference)  # one spelling of a letter
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
