@@ -18,7 +18,7 @@ from balcap_jax.models.json_files import read_json, reason_of, shown
 # Of the folder alone: no file of it is run, no other one is fetched.
 _OPTIONS = {"local_files_only": True, "trust_remote_code": False}
 # An image is brought to this many pixels at most, and one side of it to this many.
-_MOST_PIXELS, _MOST_SIDE = 1 << 24, 1 << 13
+_MOST_PIXELS, _MOST_SIDE = 1 << 24, 1 << 12
 _FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_pad", "do_convert_rgb")
 
 
@@ -165,7 +165,10 @@ def _wrong_size(processor: Any, name: str) -> Iterator[str]:
     size = getattr(processor, name, None)
     # Qwen's processor has numbers of pixels there, and the largest may be anything.
     area = hasattr(processor, "merge_size")
-    entries = dict(size.items()) if hasattr(size, "items") else {}
+    try:
+        entries = dict(size or {})  # pairs of what is given, of a class of transformers
+    except (TypeError, ValueError):
+        entries = {"value": size}
     for side, value in entries.items():
         most = (1 << 40 if side == "longest_edge" else _MOST_PIXELS) if area else _MOST_SIDE
         if value is not None and not _is_size(value, most):

@@ -126,11 +126,11 @@ def shard_names(folder: Path) -> list[str]:
             f"{folder / INDEX} has as weight_map {shown(shards)}, not keys with names of files; "
             "fetch it again."
         )
-    wrong = next((name for name in shards.values() if not _is_shard_name(name)), None)
-    if wrong is not None:
+    wrong = [name for name in shards.values() if not _is_shard_name(name)]
+    if wrong:
         raise UserError(
-            f"{folder / INDEX} names {shown(wrong)} but a shard must be a .safetensors file in its "
-            "folder; fetch the index again."
+            f"{folder / INDEX} names {shown(wrong[0])} but a shard must be a .safetensors file in "
+            "its folder; fetch the index again."
         )
     return sorted(set(shards.values()))
 

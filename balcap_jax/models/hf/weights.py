@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,7 +165,8 @@ def stored_shapes(policy: VisionLanguagePolicy) -> dict[str, tuple[int, ...]]:
     return {key: weight.stored_shape for weight in _weights(policy) for key in weight.keys}
 
 
-def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
+@lru_cache(maxsize=8)  # tracing `init` takes longer than reading a small file
+def _weights(policy: VisionLanguagePolicy) -> tuple[Weight, ...]:
     """All weights of `policy`, from the shapes its `init` would give."""
     table = family_of(policy.config).keys(policy.config)
     weights = []
@@ -182,7 +183,7 @@ def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
                 _stored_shape(path, shape, table),
             )
         )
-    return weights
+    return tuple(weights)
 
 
 def _shapes(policy: VisionLanguagePolicy) -> Params:
@@ -246,6 +247,9 @@ def _read_part(
         # While it is in the processor's cache: this takes a tenth of reading it.
         check_finite(layer, tensors[key])
 
+    if len(keys) == 1:
+        fill(part[0], keys[0])
+        return part if weight.stacked else part[0]
     # Reading and copying leave Python, so that threads share the work.
     with ThreadPoolExecutor(min(READERS, len(keys))) as readers:
         for _ in readers.map(fill, part, keys):

@@ -138,6 +138,7 @@ class Qwen2_5_VLConfig(PolicyConfig):  # noqa: N801 - the name in Hugging Face
         Raises:
           UserError: a missing entry, or a setting that is not supported.
         """
+        check_entries("", config, QWEN_RULES)
         # The published layout keeps the decoder's entries at the top level.
         text = config.get("text_config") or config
         try:
@@ -196,7 +197,6 @@ class Qwen2_5_VLConfig(PolicyConfig):  # noqa: N801 - the name in Hugging Face
 def _read(
     config: Mapping[str, Any], text: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> Qwen2_5_VLConfig:
-    check_entries("", config, QWEN_RULES)
     vision = config["vision_config"]
     check_entries("text_config", text, schema.DECODER)
     check_entries("vision_config", vision, VISION_RULES)
