@@ -69,17 +69,18 @@ def copy_companions(source: Path, folder: Path) -> None:
 
 def with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
     """config.json for weights stored as `dtype`, wherever it names one; None: of several."""
-    named = {
-        name: with_dtype(value, dtype) if isinstance(value, Mapping) else value
-        for name, value in config.items()
-        if name not in ("dtype", "torch_dtype")
-    }
-    sections = {
-        name: value if dtype is None else {**value, "dtype": dtype}
-        for name, value in named.items()
-        if isinstance(value, Mapping) and {"dtype", "torch_dtype"} & set(config[name])
-    }
-    return named | sections | ({} if dtype is None else {"dtype": dtype})
+    named = ("dtype", "torch_dtype")
+
+    def replaced(section: Mapping[str, Any]) -> dict[str, Any]:
+        inner = {
+            name: replaced(value) if isinstance(value, Mapping) else value
+            for name, value in section.items()
+            if name not in named
+        }
+        says = dtype is not None and any(name in section for name in named)
+        return inner | {"dtype": dtype} if says else inner
+
+    return replaced({**config, "dtype": None})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -238,7 +238,8 @@ class LlavaConfig(PolicyConfig):
         vision = {**CLIP_DEFAULTS, **(config.get("vision_config") or {})}
         layer = config.get("vision_feature_layer", -2)
         generation = generation or {}
-        stop, pad = ending_tokens(generation, asked, config, default_stop=text["eos_token_id"])
+        default = TEXT_DEFAULTS[model_type]["eos_token_id"]
+        stop, pad = ending_tokens(generation, asked, config, default_stop=default)
         image_token = config.get("image_token_index", config.get("image_token_id"))
         return cls(
             text=_decoder(text, model_type),
