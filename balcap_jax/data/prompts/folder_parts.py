@@ -79,14 +79,15 @@ def choose_template(folder: Path, tokenizer: Any) -> tuple[str, str]:
         from transformers.processing_utils import ProcessorMixin
 
         chosen = ProcessorMixin.get_processor_dict(folder, local_files_only=True)[0]
-        template = chosen.get("chat_template")
-        name = _template_file(folder) if template is not None else "tokenizer_config.json"
-        if template is None:
+        template, name = chosen.get("chat_template"), _template_file(folder)
+        if template is None:  # a tokenizer reads chat_template.jinja too, if none of a processor
+            own = (folder / "chat_template.jinja").is_file()
+            name = "chat_template.jinja" if own else "tokenizer_config.json"
             template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if isinstance(template, list):  # as tokenizer_config.json has several
-        template = {part["name"]: part["template"] for part in template}.get("default")
+        if isinstance(template, list):  # as tokenizer_config.json has several
+            template = {part["name"]: part["template"] for part in template}
+        if isinstance(template, dict):
+            template = template.get("default")
     if template is None:
         raise UserError(
             f"{folder} has no chat template; add the chat_template.jinja or chat_template.json "
