@@ -1,7 +1,8 @@
 """Mutated model folders: each loads, or is refused in one sentence, in time.
 
-300 mutations of each file, 150 on each of two folders, the same ones whenever it runs. What a
-mutation does not touch is not read again: weights are not loaded for a changed tokenizer.
+300 mutations of each file of two folders, the same ones whenever it runs. What a mutation does not
+touch is not read again (weights are not loaded for a changed tokenizer), and one process for trials
+serves all.
 """
 
 import json
@@ -28,7 +29,7 @@ from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.slow
 
-MUTATIONS = 150  # of each file of each folder
+MUTATIONS = 300  # of each file of each folder
 SECONDS = 15.0  # for one load, a trial that is cut off among them
 BASE = Path(balcap_jax.__file__).parent / "assets" / "base"
 EXTREMES = (0, -1, 1, 2.5, 1e308, -1e308, 2**31, 2**63, 2**64, 10**30, 1e-320, 999999, float("nan"),

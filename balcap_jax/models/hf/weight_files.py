@@ -19,7 +19,7 @@ DTYPES = {
     "BF16": np.dtype(jnp.bfloat16),
     "F64": np.dtype(np.float64),
 }
-_BLOCK = 1 << 20  # bytes that stay in a processor's cache
+_BLOCK = 1 << 18  # bytes that stay in a processor's cache
 
 
 class Stored(NamedTuple):

@@ -25,6 +25,7 @@ from balcap_jax.models.families import family_of, load_config, make_policy
 from balcap_jax.models.hf.companions import COMPANIONS, copy_companions, with_dtype, write_json
 from balcap_jax.models.hf.keys import KeyTable
 from balcap_jax.models.hf.weight_files import DTYPES, INDEX, WEIGHTS, Stored, check_finite, scan
+from balcap_jax.models.json_files import printable
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
 
@@ -301,7 +302,7 @@ def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored
     shapes = {key: stored.shape for key, stored in tensors.items()}
     problems = {
         "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],
-        "unexpected": [f"{key} {shapes[key]}" for key in shapes if key not in needed],
+        "unexpected": [f"{printable(key)} {shapes[key]}" for key in shapes if key not in needed],
         "of another shape": [
             f"{key} {shapes[key]}, not {needed[key]}"
             for key in needed
