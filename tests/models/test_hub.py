@@ -386,3 +386,10 @@ def test_the_single_file_is_fetched_where_shards_are_too(hub, repository):
     folder = policy_folder(NAME)
     assert (folder / "model.safetensors").is_file()
     assert not list(folder.glob("[ab].safetensors"))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "quantize_config.json"])
+def test_what_a_repository_says_of_its_weights_is_seen(hub, repository, name):
+    (repository / name).write_text("{}")
+    with pytest.raises(UserError, match=name):
+        balcap_jax.load_pretrained(NAME)

@@ -13,12 +13,16 @@ from pathlib import Path
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.companions import COMPANIONS, PAPERS, TEMPLATES
+from balcap_jax.models.hf.declarations import ADAPTERS, QUANTIZED_FILES
 from balcap_jax.models.hf.weight_files import INDEX, WEIGHTS, shard_names
 
 # What is read before the weights: it says which files they are in. But for the templates a name has
 # no "/" here, so files of the same name in folders of the repository stay there.
 _CONFIG = "config.json"
-_SMALL = (_CONFIG, *COMPANIONS, f"{TEMPLATES}/*.jinja", *PAPERS, INDEX)
+_SMALL = (
+    *(_CONFIG, *COMPANIONS, f"{TEMPLATES}/*.jinja", *PAPERS, INDEX),
+    *(ADAPTERS[0], *QUANTIZED_FILES),  # to be refused
+)
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?", re.ASCII)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
