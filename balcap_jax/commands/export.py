@@ -18,6 +18,8 @@ from balcap_jax.rl.train_state import make_optimizer, state_shapes
 from balcap_jax.runs.folder import SUMMARY, RunLock, existing_run
 from balcap_jax.training.checkpoint import FOLDER, Checkpoints
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def export(config: ExportConfig) -> str:
     """Writes the policy of `config.run` to `config.out`, a folder that transformers and vLLM load.
@@ -37,7 +39,9 @@ def export(config: ExportConfig) -> str:
         )
     if _finished(run):
         source, taken = run / POLICY, "its finished policy"
-        stored = read_json(source / "config.json").get("dtype", "float32")
+        stored = read_json(source / "config.json").get("dtype")
+        if stored not in DTYPES:  # several, or nothing that weights are stored as
+            stored = "float32"
         policy, params = load_pretrained(source, dtype=stored)
     else:
         source, policy, params, step = _last_checkpoint(existing_run(run, needs=FOLDER))

@@ -1,14 +1,22 @@
 """Sizes that all families share, read from and written as Hugging Face's config.json."""
 
-import json
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from balcap_jax.errors import UserError
+from balcap_jax.models import schema
 from balcap_jax.models.decoder.rotary import RopeScaling
+from balcap_jax.models.json_files import read_json, shown
+from balcap_jax.models.schema import check_entries
+
+__all__ = ["DECODER_SIZES", "DecoderConfig", "PolicyConfig", "read_json"]
+
+# Entries of a published config.json that hold for its folder alone: Python files that are not
+# copied, the name of a weight file.
+NOT_WRITTEN = ("auto_map", "transformers_weights")
 
 # Entries of a decoder that are numbers above 0 in every config.json.
 DECODER_SIZES = (
@@ -86,6 +94,8 @@ class PolicyConfig(ABC):
       image_token_id: the placeholder of one image feature.
       stop_tokens: a caption ends with the first of these.
       pad_token_id: fills what is masked; never read by the model's real tokens.
+      published: the config.json that this was read from; what is not read of it goes along when the
+        policy is written. No part of the policy's identity.
     """
 
     text: DecoderConfig
@@ -94,6 +104,7 @@ class PolicyConfig(ABC):
     pad_token_id: int
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+    published: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         ids = (*self.banned_tokens, *self.stop_tokens, self.pad_token_id)
@@ -106,6 +117,12 @@ class PolicyConfig(ABC):
             raise UserError(
                 "stop_tokens is empty but captions must be able to end; give eos_token_id in "
                 "generation_config.json or config.json."
+            )
+        both = set(self.banned_tokens) & set(self.stop_tokens)
+        if both:
+            raise UserError(
+                f"Token ids {sorted(both)} cannot both stand for images and end a caption; correct "
+                "the ids in config.json or generation_config.json."
             )
 
     @property
@@ -125,8 +142,21 @@ class PolicyConfig(ABC):
         """From the content of config.json and of generation_config.json."""
 
     @abstractmethod
+    def own_entries(self) -> dict[str, Any]:
+        """The content of config.json in the layout of transformers v5, with all that is read."""
+
     def to_hf(self) -> dict[str, Any]:
-        """The content of config.json in the layout of transformers v5."""
+        """The content of config.json: that which was published, changed only where it must be.
+
+        Without a published one, or after a change of sizes: see `own_entries`.
+        """
+        own = self.own_entries()
+        if self.published is None:
+            return own
+        base = {k: copy.deepcopy(v) for k, v in self.published.items() if k not in NOT_WRITTEN}
+        if type(self).from_hf(self.published, self.to_hf_generation()) != self:
+            base = _merged(_nested(base, own), own)
+        return {"architectures": own["architectures"]} | base
 
     def decoder_to_hf(self) -> dict[str, Any]:
         """The entries of text_config that all families have."""
@@ -146,29 +176,53 @@ class PolicyConfig(ABC):
         return {"eos_token_id": list(self.stop_tokens), "pad_token_id": self.pad_token_id}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def _nested(published: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config.json with the decoder's entries in text_config, as `own` has them."""
+    if published.get("text_config"):
+        return published
+    top = {*own, "vision_config", "text_config", "transformers_version", "dtype", "torch_dtype"}
+    text = {name: value for name, value in published.items() if name not in top}
+    return {name: value for name, value in published.items() if name in top} | {"text_config": text}
 
-    Raises:
-      UserError: the file cannot be read or holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be a JSON file but is not ({error}); restore it.") from error
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path} must hold a JSON object, not a {type(content).__name__}; restore it."
-        )
-    return content
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `own` in their places."""
+    merged = {**base, **own}
+    for name, value in own.items():
+        # The rotary entries belong together: a factor of another type must not stay.
+        both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+        if both and name != "rope_parameters":
+            merged[name] = _merged(base[name], value)
+    if "rope_parameters" in own:
+        for name in ("rope_scaling", "rope_theta"):
+            merged.pop(name, None)
+    return merged
 
 
 # ---- entries of config.json that the families read alike
 
 
 def rope_of(text: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rotary entries, in the layout of transformers v5 or the one before."""
-    return text.get("rope_parameters") or text.get("rope_scaling") or {}
+    """The rotary entries, in the layout of transformers v5 or the one before.
+
+    Raises:
+      UserError: an entry that cannot be.
+    """
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    check_entries("rope_parameters", rope, schema.ROPE)
+    low, high = rope.get("low_freq_factor"), rope.get("high_freq_factor")
+    if low is not None and high is not None and not low < high:
+        raise UserError(
+            f"low_freq_factor is {low} but must be below high_freq_factor {high}; take the "
+            "config.json that was published with the weights."
+        )
+    slow, fast = rope.get("beta_slow") or 1.0, rope.get("beta_fast") or 32.0
+    if not slow < fast:
+        raise UserError(
+            f"beta_slow is {slow} but must be below beta_fast {fast}; take the config.json that "
+            "was published with the weights."
+        )
+    return rope
 
 
 def decoder_sizes(text: Mapping[str, Any]) -> dict[str, int]:
@@ -195,6 +249,9 @@ def ending_tokens(
     """Stop tokens and pad token: those of generation_config.json, else of the first config with
     them. Without a pad token the last stop token pads.
     """
+    check_entries("", generation, schema.GENERATION, file="generation_config.json")
+    for config in configs:
+        check_entries("", config, schema.GENERATION)
     sources = (generation, *configs)
     stops = [source.get("eos_token_id") for source in sources] + [default_stop]
     stop = next((stop for stop in stops if stop not in (None, [])), ())
@@ -215,19 +272,8 @@ def check_supported(entries: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> None:
     for name, (value, allowed) in entries.items():
         if value not in allowed:
             raise UserError(
-                f"{name} is {value!r} in config.json but this implementation supports "
+                f"{name} is {shown(value)} in config.json but this implementation supports "
                 f"{' or '.join(map(repr, allowed))}; use a model with that setting."
-            )
-
-
-def check_sizes(section: str, entries: Mapping[str, Any], names: Sequence[str]) -> None:
-    """What `entries` has of `names` are whole numbers above 0, or a UserError names one."""
-    for name in names:
-        size = entries.get(name, 1)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise UserError(
-                f"{section}.{name} is {size!r} in config.json but must be a whole number above 0; "
-                "take the config.json that was published with the weights."
             )
 
 

@@ -5,8 +5,14 @@ from pathlib import Path
 from jax.typing import DTypeLike
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.config import PolicyConfig, read_json
+from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.family import Family
+from balcap_jax.models.hf.declarations import (
+    check_adapter,
+    check_original_llava,
+    check_plain_weights,
+)
+from balcap_jax.models.json_files import read_json, reason_of, shown
 from balcap_jax.models.layout import Layout
 from balcap_jax.models.llava.config import MODEL_TYPE as LLAVA
 from balcap_jax.models.llava.family import FAMILY as LLAVA_FAMILY
@@ -31,24 +37,28 @@ def load_config(folder: str | Path) -> PolicyConfig:
     """The configuration in a folder: config.json and, where there is one, generation_config.json.
 
     Raises:
-      UserError: no such folder, no readable config.json, or not a supported model.
+      UserError: no such folder, no readable config.json, not a supported model, or the folder says
+        that its weights are not to be read as they are: quantised, or with an adapter.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not a folder; give a local folder with config.json and safetensors files."
         )
+    check_adapter(folder)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} has no config.json; give the folder that holds the model's config.json."
         )
     config = read_json(folder / "config.json")
+    check_original_llava(folder, config)
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise UserError(
-            f"model_type {config.get('model_type')!r} is not supported; give a folder with a model "
-            f"of type {' or '.join(map(repr, FAMILIES))}."
+            f"model_type {shown(config.get('model_type'))} is not supported; give a folder with a "
+            f"model of type {' or '.join(map(repr, FAMILIES))}."
         )
+    check_plain_weights(folder, config)
     generation = folder / "generation_config.json"
     stops = read_json(generation) if generation.is_file() else None
     try:
@@ -56,12 +66,11 @@ def load_config(folder: str | Path) -> PolicyConfig:
     except UserError:
         raise
     # A file may hold anything anywhere: a text where a number is wanted, a list for a section.
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{folder / 'config.json'} has an entry of the wrong kind for a model of type "
-            f"{config['model_type']!r} ({reason}); take the config.json that was published with "
-            "the weights."
+            f"{config['model_type']!r} ({reason_of(error)}); take the config.json that was "
+            "published with the weights."
         ) from error
 
 

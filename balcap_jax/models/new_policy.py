@@ -71,7 +71,9 @@ def write_new_policy(folder: Path) -> Qwen2_5_VLConfig:
     from transformers import AutoTokenizer
 
     write_tokenizer(folder)
-    config = tiny_config(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    config = tiny_config(
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    )
     write_image_processor(folder, config)
     for name, content in (
         ("config.json", config.to_hf()),

@@ -73,6 +73,26 @@ def test_last_checkpoint_of_an_unfinished_run(run, start, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+def test_what_the_start_had_goes_along(run, start, tmp_path):
+    """Into the finished policy, into an unfinished run's, and so on from each."""
+    (start / "LICENSE").write_text("a licence")
+    (start / "mine.py").write_text("raise SystemExit")
+    config = json.loads((start / "config.json").read_text())
+    config["vision_config"] |= {"tokens_per_second": 2}
+    config["text_config"] |= {"attention_dropout": 0.25, "bos_token_id": 4}
+    (start / "config.json").write_text(json.dumps(config))
+    save_checkpoint(run, 3, seed=1)
+    export(ExportConfig(run=run, out=tmp_path / "unfinished"))
+    policy, params = load_pretrained(start)
+    save_pretrained(run / "policy", policy, params, source=start)
+    (run / "summary.json").write_text(json.dumps({"steps": 3}))
+    export(ExportConfig(run=run, out=tmp_path / "finished"))
+    for out in ("unfinished", "finished"):
+        assert json.loads((tmp_path / out / "config.json").read_text()) == config
+        assert (tmp_path / out / "LICENSE").read_text() == "a licence"
+        assert not (tmp_path / out / "mine.py").exists()
+
+
 def test_finished_policy_with_its_own_dtype(run, tmp_path):
     save_checkpoint(run, 3, seed=1)
     write_policy(run, seed=2, dtype="float16", steps=3)

@@ -105,13 +105,13 @@ def edit(folder, name, value):
     [
         ("model_type", "opt", "model_type 'opt' is not supported"),
         ("model_type", ["llava"], "is not supported"),
-        ("text_config", "text", "an entry of the wrong kind"),
+        ("text_config", "text", "text_config is 'text'"),
         ("text_config.hidden_size", None, "text_config.hidden_size is None"),
         ("text_config.hidden_size", "64", "text_config.hidden_size is '64'"),
         ("text_config.num_hidden_layers", 0, "text_config.num_hidden_layers is 0"),
         ("text_config.num_attention_heads", True, "num_attention_heads is True"),
-        ("text_config.rms_norm_eps", None, "an entry of the wrong kind"),
-        ("vision_config", [1], "an entry of the wrong kind"),
+        ("text_config.rms_norm_eps", None, "text_config.rms_norm_eps is None"),
+        ("vision_config", [1], "vision_config is [1]"),
         ("vision_config.hidden_size", "16", "vision_config.hidden_size is '16'"),
     ],
 )
@@ -126,7 +126,7 @@ def test_bad_entries_of_the_config(folder, name, value, message):
         ("image_token_index", 99, "must be within the vocabulary of 48"),
         ("text_config.model_type", "phi", "text_config.model_type is 'phi'"),
         ("vision_config.model_type", "siglip", "vision_config.model_type is 'siglip'"),
-        ("vision_feature_layer", "last", "an entry of the wrong kind"),
+        ("vision_feature_layer", "last", "vision_feature_layer is 'last'"),
         ("text_config.rope_parameters", {"rope_type": "llama3"}, "lacks 'factor'"),
     ],
 )
@@ -147,14 +147,22 @@ def test_a_config_without_its_sizes_does_not_fit_the_weights(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "name"),
+    ("spoil", "name", "message"),
     [
-        (lambda path: path.unlink(), "tokenizer.json"),
-        (lambda path: path.write_text("{"), "tokenizer.json"),
-        (lambda path: path.unlink(), "preprocessor_config.json"),
-        (lambda path: path.write_text("{"), "preprocessor_config.json"),
+        (lambda path: path.unlink(), "tokenizer.json", "has no usable tokenizer.json"),
+        (lambda path: path.write_text("{"), "tokenizer.json", "tokenizer.json must be a JSON file"),
+        (
+            lambda path: path.unlink(),
+            "preprocessor_config.json",
+            "has no usable preprocessor_config.json",
+        ),
+        (
+            lambda path: path.write_text("{"),
+            "preprocessor_config.json",
+            "preprocessor_config.json must be a JSON file",
+        ),
     ],
 )
-def test_damaged_processor(folder, spoil, name):
+def test_damaged_processor(folder, spoil, name, message):
     spoil(folder / name)
-    assert f"has no usable {name}" in refusal(Processor.load, folder)
+    assert message in refusal(Processor.load, folder)

@@ -123,7 +123,8 @@ def test_an_existing_folder_wins(hub, tmp_path, monkeypatch):
 
 def test_only_what_a_policy_needs_is_fetched_and_once(hub, monkeypatch):
     folder = policy_folder(NAME)
-    assert names(folder) == names(BASE)
+    # The weights and what goes along when the policy is written again, its licence too.
+    assert names(folder) == names(BASE) | {"README.md"}
     assert set(hub.fetched.values()) == {1}
     for name in names(BASE):
         assert (folder / name).read_bytes() == (BASE / name).read_bytes()
@@ -139,7 +140,7 @@ def test_only_what_a_policy_needs_is_fetched_and_once(hub, monkeypatch):
 def test_shards_are_those_of_the_index(hub, repository):
     shard(repository)
     folder = policy_folder(NAME)
-    wanted = names(BASE) - {"model.safetensors"}
+    wanted = names(BASE) - {"model.safetensors"} | {"README.md"}
     assert names(folder) == wanted | {
         "a.safetensors", "b.safetensors", "model.safetensors.index.json",
     }  # fmt: skip
@@ -273,7 +274,7 @@ def test_a_full_disk(hub, cache, monkeypatch):
     assert f"The disk of the cache {cache} is full" in message
     assert "set HF_HOME" in message
     assert not list(cache.rglob("*.incomplete"))
-    assert names(policy_folder(NAME)) == names(BASE)
+    assert names(BASE) < names(policy_folder(NAME))
 
 
 def test_a_cache_that_cannot_be_written(hub, cache):
@@ -360,7 +361,35 @@ def test_an_index_without_its_shard(hub, repository):
     assert "has no b.safetensors at commit" in refusal()
 
 
-@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}'])
 def test_an_index_of_nothing(hub, repository, index):
+    (repository / "model.safetensors").unlink()
     (repository / "model.safetensors.index.json").write_text(index)
     assert "names no files in its weight_map" in refusal()
+
+
+@pytest.mark.parametrize("name", ["../b.safetensors", "/b.safetensors", "*", "*.safetensors", 1])
+def test_an_index_cannot_name_what_is_no_shard(hub, repository, name):
+    """As a pattern it would fetch what else is there."""
+    (repository / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": name}}
+    (repository / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "a shard must be a .safetensors file in its folder" in refusal()
+    assert "pytorch_model.bin" not in hub.fetched
+
+
+def test_the_single_file_is_fetched_where_shards_are_too(hub, repository):
+    """The choice of transformers."""
+    whole = (repository / "model.safetensors").read_bytes()
+    shard(repository)
+    (repository / "model.safetensors").write_bytes(whole)
+    folder = policy_folder(NAME)
+    assert (folder / "model.safetensors").is_file()
+    assert not list(folder.glob("[ab].safetensors"))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "quantize_config.json"])
+def test_what_a_repository_says_of_its_weights_is_seen(hub, repository, name):
+    (repository / name).write_text("{}")
+    with pytest.raises(UserError, match=name):
+        balcap_jax.load_pretrained(NAME)

@@ -5,10 +5,9 @@ without torch. Ids, grids, positions and windows of a prompt all come from one c
 disagree.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,23 @@ from jaxtyping import Bool, Int
 from PIL import Image
 
 from balcap_jax.data.examples import Example
+from balcap_jax.data.prompts.folder_parts import (
+    as_user_error,
+    check_files,
+    choose_template,
+    load_image_processor,
+    load_tokenizer,
+)
+from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
-from balcap_jax.models.config import PolicyConfig, read_json
+from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import layout_of, load_config
 from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.layout import Layout
 from balcap_jax.models.padding import pad_rows
+
+# Words, numbers, marks, spaces and signs of several alphabets: what patterns tell apart.
+_TRIAL_TEXT = "Describe this image: 2 cats aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!   éß 猫 🐈\n" * 4
 
 
 @dataclass(frozen=True)
@@ -63,30 +73,34 @@ class Processor:
         """
         folder = Path(folder)
         config = load_config(folder)
-        # transformers notes on import that it found no torch; none is needed here.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoImageProcessor, AutoTokenizer
+        check_files(folder)
+        with trials() as trial:
+            # In the other process while transformers is imported here.
+            if (folder / "tokenizer.json").is_file():
+                trial.tokenizer(folder / "tokenizer.json", _TRIAL_TEXT)
+                import transformers  # noqa: F401
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise _unreadable(folder, "tokenizer.json", error) from error
-        try:
-            # The PIL backend is the one that works without torch.
-            image_processor = AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, backend="pil"
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise _unreadable(folder, "preprocessor_config.json", error) from error
+                trial.check()
+            tokenizer = load_tokenizer(folder)
+            template, name = choose_template(folder, tokenizer)
+            conversations = [conversation(example) for example in _trial_examples()]
+            tokens = {
+                key: value
+                for key, value in getattr(tokenizer, "special_tokens_map", {}).items()
+                if isinstance(value, str)
+            }
+            trial.template(str(folder / name), template, conversations, tokens)
+            image_processor = load_image_processor(folder)
+            trial.check()
         processor = cls(
             config=config,
             tokenizer=tokenizer,
             image_processor=image_processor,
-            chat_template=_chat_template(folder, tokenizer),
+            chat_template=template,
             prefix_step=prefix_step,
             patch_step=patch_step,
         )
-        processor.check(folder)
+        processor.check(folder, template_file=name)
         return processor
 
     @cached_property
@@ -94,13 +108,44 @@ class Processor:
         """How this family cuts images and counts positions."""
         return layout_of(self.config)
 
-    def check(self, folder: Path) -> None:
-        """Raises a UserError where the image processor is not the one of the model."""
+    def check(self, folder: Path, *, template_file: str) -> None:
+        """Raises a UserError where tokenizer, template or image processor are not of the model: by
+        the prompt of a small image.
+        """
         try:
             self.layout.check_image_processor(self.image_processor)
-            self._cut(Image.new("RGB", (64, 48)))
+            with as_user_error(
+                lambda reason: (
+                    f"preprocessor_config.json makes nothing of an image ({reason}); "
+                    "take the one that was published with the weights."
+                )
+            ):
+                images = self._cut(_trial_examples()[0].image)
+            if not all(np.isfinite(image.pixels).all() for image in images):
+                raise UserError(
+                    "the image processor makes pixels that are no numbers; take the "
+                    "preprocessor_config.json that was published with the weights."
+                )
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
+        with as_user_error(
+            lambda reason: (
+                f"{folder} has no usable tokenizer.json ({reason}); add the one of the model."
+            )
+        ):
+            largest = max(self.tokenizer.get_vocab().values())
+        if largest >= self.config.vocab_size:
+            raise UserError(
+                f"{folder}: the tokenizer has the token {largest} but the vocabulary of "
+                f"config.json is {self.config.vocab_size}; use the files of one model."
+            )
+        with as_user_error(
+            lambda reason: (
+                f"The chat template in {folder / template_file} makes no prompt of an "
+                f"image and a text ({reason}); take the one that was published with the weights."
+            )
+        ):
+            self.layout.expand(self._ids(_trial_examples()[0]), images)
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -136,6 +181,16 @@ class Processor:
         Raises:
           UserError: see `prompts`.
         """
+        sentence = partial(_no_prompt, example.id)
+        with as_user_error(sentence):
+            ids = self._ids(example)
+        try:
+            return self.layout.expand(ids, self._cut(example.image))
+        except (ValueError, OSError) as error:
+            raise UserError(sentence(str(error))) from error
+
+    def _ids(self, example: Example) -> list[int]:
+        """Tokens of the prompt, one placeholder for each image."""
         text = self.tokenizer.apply_chat_template(
             conversation(example),
             chat_template=self.chat_template,
@@ -144,14 +199,7 @@ class Processor:
         )
         # As processors of transformers do: what the template has written is not added again.
         begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        ids = self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
-        try:
-            return self.layout.expand(ids, self._cut(example.image))
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"Example {example.id!r} makes no prompt ({error}); it needs a readable image with "
-                "sides at most 200 : 1 and a text without image placeholders: fix or remove it."
-            ) from error
+        return self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
 
     def _cut(self, image: Image.Image) -> list[CutImage]:
         return self.layout.cut(
@@ -211,21 +259,21 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     return [{"type": "image"} if part["type"] == "image" else dict(part) for part in content]
 
 
-def _chat_template(folder: Path, tokenizer: Any) -> str:
-    """The template a processor of transformers would use: its own file before the tokenizer's."""
-    published = folder / "chat_template.json"
-    if published.is_file() and not (folder / "chat_template.jinja").is_file():
-        template = read_json(published).get("chat_template")
-    else:
-        template = tokenizer.chat_template
-    if not isinstance(template, str):
-        raise UserError(
-            f"{folder} has no chat template; add the chat_template.jinja or chat_template.json "
-            "that was published with the weights."
-        )
-    return template
+def _no_prompt(name: str, reason: str) -> str:
+    return (
+        f"Example {name!r} makes no prompt ({reason}); it needs a readable image with sides at "
+        "most 200 : 1 and a text without image placeholders that the chat template takes: fix or "
+        "remove it."
+    )
 
 
-def _unreadable(folder: Path, name: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"{folder} has no usable {name} ({reason}); add the one of the model.")
+def _trial_examples() -> list[Example]:
+    """What any folder of a captioner can make a prompt of, the plainest first."""
+    image = Image.new("RGB", (64, 48))
+    turns = [("system", "the image"), ("user", _TRIAL_TEXT), ("assistant", "a red square .")]
+    messages = tuple({"role": role, "content": text} for role, text in (*turns, turns[1]))
+    return [
+        Example("trial", image, "describe the image", ""),
+        Example("trial", image, _TRIAL_TEXT, ""),
+        Example("trial", image, "", "", messages=messages),
+    ]

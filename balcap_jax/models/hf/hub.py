@@ -12,13 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.config import read_json
-from balcap_jax.models.hf.weights import COMPANIONS, INDEX, WEIGHTS
+from balcap_jax.models.hf.companions import COMPANIONS, PAPERS, TEMPLATES
+from balcap_jax.models.hf.declarations import ADAPTERS, QUANTIZED_FILES
+from balcap_jax.models.hf.weight_files import INDEX, WEIGHTS, shard_names
 
-# What is read before the weights: it says which files they are in. A name here has no "/", so files
-# of the same name in folders of the repository stay there.
+# What is read before the weights: it says which files they are in. But for the templates a name has
+# no "/" here, so files of the same name in folders of the repository stay there.
 _CONFIG = "config.json"
-_SMALL = (_CONFIG, *COMPANIONS, "tokenizer.model", INDEX)
+_SMALL = (
+    *(_CONFIG, *COMPANIONS, f"{TEMPLATES}/*.jinja", *PAPERS, INDEX),
+    *(ADAPTERS[0], *QUANTIZED_FILES),  # to be refused
+)
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?", re.ASCII)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -33,8 +37,8 @@ def snapshot(name: str, *, revision: str | None = None) -> Path:
     """The folder in the cache with a whole policy: configuration, processor and safetensors.
 
     What is missing there is fetched; where the hub cannot be reached, what is there is used. The
-    weights are those that the index names, else model.safetensors: no second copy in another
-    format, no pickle.
+    weights are those that transformers would take, model.safetensors, else those that the index
+    names: no second copy in another format, no pickle.
 
     Args:
       name: "owner/name".
@@ -46,9 +50,11 @@ def snapshot(name: str, *, revision: str | None = None) -> Path:
     """
     with _one_sentence(name, revision):
         folder = _fetch(name, revision, _SMALL)
+        # By its commit: all calls see the same state of a branch that moves in between.
+        _fetch(name, folder.name, (WEIGHTS,))
         weights = _weights_of(folder)
-        # By its commit: both calls see the same state of a branch that moves in between.
-        _fetch(name, folder.name, weights)
+        if weights != (WEIGHTS,):
+            _fetch(name, folder.name, weights)
     missing = [file for file in (_CONFIG, *weights) if not (folder / file).is_file()]
     if missing:
         raise UserError(
@@ -60,15 +66,16 @@ def snapshot(name: str, *, revision: str | None = None) -> Path:
 
 
 def _weights_of(folder: Path) -> tuple[str, ...]:
-    if not (folder / INDEX).is_file():
+    """The files of the weights, where config.json and model.safetensors have been asked for."""
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return (WEIGHTS,)
-    shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
+    shards = tuple(shard_names(folder))
+    if not shards:
         raise UserError(
             f"{folder / INDEX} names no files in its weight_map; choose a repository or revision "
             "with a whole index."
         )
-    return tuple(sorted({str(shard) for shard in shards.values()}))
+    return shards
 
 
 def _fetch(name: str, revision: str | None, files: tuple[str, ...]) -> Path:

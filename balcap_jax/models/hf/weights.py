@@ -5,14 +5,12 @@ arrays themselves are the same: nothing is transposed.
 Both directions are strict: every weight is set exactly once and every key is used.
 """
 
-import json
 import math
 import os
 import shutil
-import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,73 +20,28 @@ import numpy as np
 from jax.sharding import Mesh
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.config import read_json
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.families import family_of, load_config, make_policy
-from balcap_jax.models.hf.keys import BUFFERS, KeyTable
+from balcap_jax.models.hf.companions import COMPANIONS, copy_companions, with_dtype, write_json
+from balcap_jax.models.hf.keys import KeyTable
+from balcap_jax.models.hf.weight_files import DTYPES, INDEX, WEIGHTS, Stored, check_finite, scan
+from balcap_jax.models.json_files import printable
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-DTYPES = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(jnp.bfloat16),
-}
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
 
-# What a policy folder holds besides config.json and weights; copied as it is.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 
-
-class Stored(NamedTuple):
-    """A tensor in a safetensors file, under the key it has there.
-
-    Attributes:
-      dtype: as safetensors writes it, "BF16".
-      start: its first byte in the file.
-    """
-
-    path: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
-    start: int
-
-    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """What `index` takes of the tensor; nothing else is read."""
-        from safetensors import safe_open
-
-        # Opened for this tensor alone: an open file is mapped, and what was read of it would stay
-        # in memory until it is closed.
-        with safe_open(self.path, framework="numpy") as file:
-            return file.get_slice(self.key)[index] if index else file.get_tensor(self.key)
-
-    def read_to(self, out: np.ndarray) -> None:
-        """The bytes of the whole tensor straight to their place, with no copy on the way."""
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            rest = memoryview(out.view(np.uint8).reshape(-1))
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise UserError(f"{self.path} ends within {self.key}; fetch it again.")
-                rest = rest[count:]
+__all__ = [
+    "COMPANIONS",
+    "INDEX",
+    "WEIGHTS",
+    "Stored",
+    "load_pretrained",
+    "save_pretrained",
+    "stored_shapes",
+]
 
 
 class Weight(NamedTuple):
@@ -128,7 +81,7 @@ def load_pretrained(
     folder = Path(folder)
     policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
     weights = _weights(policy)
-    tensors = _scan(folder, family_of(policy.config).keys(policy.config))
+    tensors = scan(folder, family_of(policy.config).keys(policy.config))
     _check(folder, policy, tensors)
     params: Params = {}
     shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
@@ -159,7 +112,8 @@ def save_pretrained(
 
     Args:
       dtype: of the stored weights; that of `params` by default.
-      source: folder whose tokenizer, processor, chat template and generation settings go along.
+      source: folder whose files go along: tokenizer, processor, chat templates, generation
+        settings, licence; see `companions`.
 
     Raises:
       UserError: `folder` cannot be written, or holds a sharded model whose index would stay behind.
@@ -176,15 +130,14 @@ def save_pretrained(
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     tensors = _export(policy, params, dtype)
     stored = {str(tensor.dtype) for tensor in tensors.values()}
-    config = policy.config.to_hf() | ({"dtype": stored.pop()} if len(stored) == 1 else {})
+    config = with_dtype(policy.config.to_hf(), stored.pop() if len(stored) == 1 else None)
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        _write_json(beside / "config.json", config)
-        _write_json(beside / "generation_config.json", policy.config.to_hf_generation())
-        for name in COMPANIONS:
-            if source is not None and (Path(source) / name).is_file():
-                shutil.copyfile(Path(source) / name, beside / name)
+        write_json(beside / "config.json", config)
+        write_json(beside / "generation_config.json", policy.config.to_hf_generation())
+        if source is not None:
+            copy_companions(Path(source), beside)
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
         # safetensors writes for the owner alone; a policy may be read by whom its config may.
         shutil.copymode(beside / "config.json", beside / WEIGHTS)
@@ -193,6 +146,8 @@ def save_pretrained(
             return
         # The weights last: a folder with new weights has everything else of the new policy too.
         for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
+            if path.is_dir():  # chat templates; a folder replaces only an empty one
+                shutil.rmtree(folder / path.name, ignore_errors=True)
             os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -211,7 +166,8 @@ def stored_shapes(policy: VisionLanguagePolicy) -> dict[str, tuple[int, ...]]:
     return {key: weight.stored_shape for weight in _weights(policy) for key in weight.keys}
 
 
-def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
+@lru_cache(maxsize=8)  # tracing `init` takes longer than reading a small file
+def _weights(policy: VisionLanguagePolicy) -> tuple[Weight, ...]:
     """All weights of `policy`, from the shapes its `init` would give."""
     table = family_of(policy.config).keys(policy.config)
     weights = []
@@ -228,7 +184,7 @@ def _weights(policy: VisionLanguagePolicy) -> list[Weight]:
                 _stored_shape(path, shape, table),
             )
         )
-    return weights
+    return tuple(weights)
 
 
 def _shapes(policy: VisionLanguagePolicy) -> Params:
@@ -289,7 +245,12 @@ def _read_part(
 
     def fill(layer: np.ndarray, key: str) -> None:
         _read_into(layer, tensors[key], weight, index)
+        # While it is in the processor's cache: this takes a tenth of reading it.
+        check_finite(layer, tensors[key])
 
+    if len(keys) == 1:
+        fill(part[0], keys[0])
+        return part if weight.stacked else part[0]
     # Reading and copying leave Python, so that threads share the work.
     with ThreadPoolExecutor(min(READERS, len(keys))) as readers:
         for _ in readers.map(fill, part, keys):
@@ -323,65 +284,6 @@ def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[sli
 # ---- files
 
 
-def _scan(folder: Path, table: KeyTable) -> dict[str, Stored]:
-    """Published key -> where it is stored, over all shards."""
-    from safetensors import SafetensorError, safe_open
-
-    tensors = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="numpy"):  # which checks all that the header says
-                stored = _stored(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path} is not a whole safetensors file ({error}); fetch it again."
-            ) from error
-        for tensor in stored:
-            if BUFFERS.search(tensor.key):
-                continue
-            published = table.normalise(tensor.key)
-            if published in tensors:
-                raise UserError(
-                    f"{folder} holds {tensor.key} twice; keep one of the files that have it."
-                )
-            tensors[published] = tensor
-    return tensors
-
-
-def _stored(path: Path) -> list[Stored]:
-    """The tensors of a safetensors file, by its header: the length of the header (uint64), the
-    header (JSON), the tensors.
-    """
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return [
-        Stored(path, key, tuple(of["shape"]), of["dtype"], start=8 + length + of["data_offsets"][0])
-        for key, of in header.items()
-        if key != "__metadata__"
-    ]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        absent = [name for name in shards if not (folder / name).is_file()]
-        if absent or not shards:
-            raise UserError(
-                f"{folder / INDEX} names {len(shards)} files of which {absent[:3]} are missing; "
-                "fetch them again."
-            )
-        return [folder / name for name in shards]
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if any(folder.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{folder} has its weights as pytorch_model.bin, a pickle, which can run any code when "
-            "read; give a folder with safetensors."
-        )
-    raise UserError(f"{folder} has no {WEIGHTS}; give a folder with the weights as safetensors.")
-
-
 def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored]) -> None:
     """Every weight is there once with its shape, and nothing else is."""
     table = family_of(policy.config).keys(policy.config)
@@ -389,13 +291,18 @@ def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored
     if policy.config.tie_word_embeddings and {head, embedding} <= tensors.keys():
         # Some writers store the tied weight twice. Equal, it says nothing new.
         first, second = (tensors[key].read() for key in (head, embedding))
-        if np.array_equal(first, second):
-            del tensors[head]
+        if not np.array_equal(first, second):
+            raise UserError(
+                f"{folder} has tie_word_embeddings true in config.json but a {head} that is not "
+                "the embedding; unexpected: "
+                f"{head}; set tie_word_embeddings to false to use it, or remove it."
+            )
+        del tensors[head]
     needed = stored_shapes(policy)
     shapes = {key: stored.shape for key, stored in tensors.items()}
     problems = {
         "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],
-        "unexpected": [f"{key} {shapes[key]}" for key in shapes if key not in needed],
+        "unexpected": [f"{printable(key)} {shapes[key]}" for key in shapes if key not in needed],
         "of another shape": [
             f"{key} {shapes[key]}, not {needed[key]}"
             for key in needed
@@ -412,10 +319,6 @@ def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored
             f"The weights in {folder} do not fit its config.json ({', '.join(found)}); use the "
             "config.json and weights of one model."
         )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 # ---- nested dicts

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from balcap_jax.errors import UserError
+from balcap_jax.models import schema
 from balcap_jax.models.config import (
-    DECODER_SIZES,
     DecoderConfig,
     PolicyConfig,
     check_divides,
-    check_sizes,
     check_supported,
     decoder_sizes,
     ending_tokens,
@@ -19,6 +18,7 @@ from balcap_jax.models.config import (
 )
 from balcap_jax.models.decoder.layers import ACTIVATIONS
 from balcap_jax.models.decoder.rotary import RopeScaling
+from balcap_jax.models.schema import COUNT, FLAG, NAME, SECTION, SIZE, TOKEN, check_entries
 
 MODEL_TYPE = "llava"
 ARCHITECTURE = "LlavaForConditionalGeneration"
@@ -71,6 +71,34 @@ TEXT_DEFAULTS = {
     "llama": LLAMA_DEFAULTS,
     "mistral": LLAMA_DEFAULTS | MISTRAL_DEFAULTS,
     "qwen2": LLAMA_DEFAULTS | QWEN2_DEFAULTS,
+}
+
+CLIP_RULES = {
+    "model_type": NAME,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "num_hidden_layers": COUNT,
+    "num_attention_heads": COUNT,
+    "num_channels": schema.whole(1, 16),
+    "image_size": schema.whole(1, 2**14),
+    "patch_size": schema.whole(1, 2**10),
+    "hidden_act": NAME,
+    "layer_norm_eps": schema.EPSILON,
+    "projection_dim": SIZE,
+    "attention_dropout": schema.optional(schema.SHARE),
+}
+_LAYER = schema.whole(-1025, 1024)
+LLAVA_RULES = {
+    "text_config": schema.optional(SECTION),
+    "vision_config": schema.optional(SECTION),
+    "image_token_index": schema.optional(TOKEN),
+    "image_token_id": schema.optional(TOKEN),
+    "image_seq_length": schema.optional(schema.whole(1, 2**24)),
+    "vision_feature_layer": schema.either(_LAYER, schema.several(_LAYER, least=1)),
+    "vision_feature_select_strategy": NAME,
+    "projector_hidden_act": NAME,
+    "multimodal_projector_bias": FLAG,
+    "tie_word_embeddings": schema.optional(FLAG),
 }
 
 
@@ -143,6 +171,11 @@ class LlavaConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.bos_token_id is not None and not 0 <= self.bos_token_id < self.vocab_size:
+            raise UserError(
+                f"bos_token_id {self.bos_token_id} must be within the vocabulary of "
+                f"{self.vocab_size}; correct the id or vocab_size in config.json."
+            )
         count = self.vision.num_hidden_layers
         asked = self.vision_feature_layer
         if (
@@ -190,7 +223,9 @@ class LlavaConfig(PolicyConfig):
         Raises:
           UserError: a setting that is not supported or does not fit the others.
         """
+        check_entries("", config, LLAVA_RULES)
         asked = config.get("text_config") or {}
+        check_entries("vision_config", config.get("vision_config") or {}, CLIP_RULES)
         model_type = asked.get("model_type", "llama")
         vision_type = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
         check_supported(
@@ -201,11 +236,10 @@ class LlavaConfig(PolicyConfig):
         )
         text = {**TEXT_DEFAULTS[model_type], **asked}
         vision = {**CLIP_DEFAULTS, **(config.get("vision_config") or {})}
-        sizes = [name for name, value in CLIP_DEFAULTS.items() if isinstance(value, int)]
-        check_sizes("vision_config", vision, sizes)
         layer = config.get("vision_feature_layer", -2)
         generation = generation or {}
-        stop, pad = ending_tokens(generation, asked, config, default_stop=text["eos_token_id"])
+        default = TEXT_DEFAULTS[model_type]["eos_token_id"]
+        stop, pad = ending_tokens(generation, asked, config, default_stop=default)
         image_token = config.get("image_token_index", config.get("image_token_id"))
         return cls(
             text=_decoder(text, model_type),
@@ -221,9 +255,10 @@ class LlavaConfig(PolicyConfig):
             bos_token_id=text["bos_token_id"],
             tie_word_embeddings=ties_embeddings(config, asked),
             initializer_range=float(text["initializer_range"]),
+            published=config,
         )
 
-    def to_hf(self) -> dict[str, Any]:
+    def own_entries(self) -> dict[str, Any]:
         text, vision, layer = self.text, self.vision, self.vision_feature_layer
         rope = {"rope_type": "default"} if text.rope_scaling is None else text.rope_scaling.to_hf()
         decoder = {
@@ -260,7 +295,7 @@ class LlavaConfig(PolicyConfig):
 
 def _decoder(text: Mapping[str, Any], model_type: str) -> DecoderConfig:
     """`text` is text_config with the defaults of its `model_type` filled in."""
-    check_sizes("text_config", text, DECODER_SIZES)
+    check_entries("text_config", text, schema.DECODER)
     window = text.get("sliding_window") if model_type == "mistral" else None
     check_supported(
         {

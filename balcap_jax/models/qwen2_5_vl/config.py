@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from balcap_jax.errors import UserError
+from balcap_jax.models import schema
 from balcap_jax.models.config import (
-    DECODER_SIZES,
     DecoderConfig,
     PolicyConfig,
     check_divides,
-    check_sizes,
     check_supported,
     decoder_sizes,
     ending_tokens,
@@ -18,22 +17,37 @@ from balcap_jax.models.config import (
     ties_embeddings,
 )
 from balcap_jax.models.decoder.rotary import PLAIN
+from balcap_jax.models.schema import COUNT, FLAG, NAME, SECTION, SIZE, TOKEN, check_entries
 
 MODEL_TYPE = "qwen2_5_vl"
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 
-# Entries of the tower that are numbers above 0.
-VISION_SIZES = (
-    "depth",
-    "hidden_size",
-    "intermediate_size",
-    "num_heads",
-    "patch_size",
-    "temporal_patch_size",
-    "in_channels",
-    "spatial_merge_size",
-    "window_size",
-)
+VISION_RULES = {
+    "depth": COUNT,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "num_heads": COUNT,
+    "patch_size": schema.whole(1, 2**10),
+    "temporal_patch_size": schema.whole(1, 64),
+    "in_channels": schema.whole(1, 16),
+    "in_chans": schema.whole(1, 16),
+    "spatial_merge_size": schema.whole(1, 64),
+    "window_size": schema.whole(1, 2**16),
+    "fullatt_block_indexes": schema.several(schema.whole(0, 1023)),
+    "out_hidden_size": SIZE,
+    "hidden_act": NAME,
+    "rope_parameters": schema.optional(SECTION),
+    "tokens_per_second": schema.number(0, 1e6, above=True),
+}
+QWEN_RULES = {
+    "text_config": schema.optional(SECTION),
+    "vision_config": SECTION,
+    "image_token_id": TOKEN,
+    "video_token_id": TOKEN,
+    "vision_start_token_id": TOKEN,
+    "vision_end_token_id": TOKEN,
+    "tie_word_embeddings": schema.optional(FLAG),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,12 @@ class VisionConfig:
             "window_size",
             self.window_size,
         )
+        blocks = self.fullatt_block_indexes
+        if len(set(blocks)) < len(blocks) or not all(0 <= block < self.depth for block in blocks):
+            raise UserError(
+                f"fullatt_block_indexes {list(blocks)[:8]} must be different blocks of a tower of "
+                f"{self.depth}, 0 to {self.depth - 1}; correct them in config.json."
+            )
 
     @property
     def head_dim(self) -> int:
@@ -118,6 +138,7 @@ class Qwen2_5_VLConfig(PolicyConfig):  # noqa: N801 - the name in Hugging Face
         Raises:
           UserError: a missing entry, or a setting that is not supported.
         """
+        check_entries("", config, QWEN_RULES)
         # The published layout keeps the decoder's entries at the top level.
         text = config.get("text_config") or config
         try:
@@ -128,7 +149,7 @@ class Qwen2_5_VLConfig(PolicyConfig):  # noqa: N801 - the name in Hugging Face
                 "config.json that was published with the weights."
             ) from error
 
-    def to_hf(self) -> dict[str, Any]:
+    def own_entries(self) -> dict[str, Any]:
         """The content of config.json in the layout of transformers v5."""
         text, vision = self.text, self.vision
         special = {
@@ -177,10 +198,11 @@ def _read(
     config: Mapping[str, Any], text: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> Qwen2_5_VLConfig:
     vision = config["vision_config"]
-    check_sizes("text_config", text, DECODER_SIZES)
-    check_sizes("vision_config", vision, VISION_SIZES)
+    check_entries("text_config", text, schema.DECODER)
+    check_entries("vision_config", vision, VISION_RULES)
     rope = rope_of(text)
     vision_rope = vision.get("rope_parameters") or {}
+    check_entries("vision_config.rope_parameters", vision_rope, {"rope_theta": schema.THETA})
     _check_supported(text, vision, rope)
     stop, pad = ending_tokens(generation, text)
     return Qwen2_5_VLConfig(
@@ -200,7 +222,7 @@ def _read(
             in_channels=vision.get("in_channels", 3),
             spatial_merge_size=vision.get("spatial_merge_size", 2),
             window_size=vision.get("window_size", 112),
-            fullatt_block_indexes=tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
+            fullatt_block_indexes=_full_blocks(vision),
             rope_theta=float(vision_rope.get("rope_theta", 10000.0)),
         ),
         image_token_id=config["image_token_id"],
@@ -211,7 +233,14 @@ def _read(
         pad_token_id=pad,
         tie_word_embeddings=ties_embeddings(config, text),
         initializer_range=float(text.get("initializer_range", 0.02)),
+        published=config,
     )
+
+
+def _full_blocks(vision: Mapping[str, Any]) -> tuple[int, ...]:
+    """Where nothing is said, those of the published towers as far as this one has them."""
+    default = [block for block in (7, 15, 23, 31) if block < vision["depth"]]
+    return tuple(vision.get("fullatt_block_indexes", default))
 
 
 def _check_supported(
