@@ -4,7 +4,7 @@ The comment beside a field is its text in `--help`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from balcap_jax.config.base import Settings
 from balcap_jax.config.names import did_you_mean
@@ -84,14 +84,20 @@ class DataConfig(Settings):
                     "has no effect with data.path='scenes'",
                     "leave it out or give a --data.path.",
                 )
-        self._at_least(0, "max_bad_images", "min_pixels")
-        self._at_least(56 * 56, "max_pixels")  # what towers make a few tokens of
-        self._at_least(1, "max_file_pixels")
-        self._require(
-            self.min_pixels <= self.max_pixels,
-            "min_pixels",
-            f"must be at most data.max_pixels={self.max_pixels}",
-        )
+        self._at_least(0, "max_bad_images")
+        check_pixels(self)
+
+
+def check_pixels(settings: Any) -> None:
+    """Refuses bounds of images that nothing fits between."""
+    settings._at_least(56 * 56, "max_pixels")  # what towers make a few tokens of
+    settings._at_least(0, "min_pixels")
+    settings._at_least(1, "max_file_pixels")
+    settings._require(
+        settings.min_pixels <= settings.max_pixels,
+        "min_pixels",
+        f"must be at most {settings.room}max_pixels={settings.max_pixels}",
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import io
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -69,11 +71,17 @@ def open_image(image: ImageLike, *, pixels: Pixels = AS_IS) -> Image.Image:
     if not in_memory and not _is_file(image):
         raise BadImageError("there is no such file")
     source = io.BytesIO(image) if in_memory else image
+    with _pillow_errors(image, pixels), Image.open(source, formats=_formats()) as opened:
+        _check_header(opened, pixels)
+        _draft(opened, pixels)
+        return _upright_rgb(opened, pixels)
+
+
+@contextmanager
+def _pillow_errors(image: str | Path | bytes, pixels: Pixels) -> Iterator[None]:
+    """Whatever Pillow raises, as a BadImageError."""
     try:
-        with Image.open(source, formats=_formats()) as opened:
-            _check_header(opened, pixels)
-            _draft(opened, pixels)
-            return _upright_rgb(opened, pixels)
+        yield
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -86,6 +94,18 @@ def open_image(image: ImageLike, *, pixels: Pixels = AS_IS) -> Image.Image:
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadImageError(f"it cannot be read ({reason})") from error
+
+
+def check_file(path: Path, *, pixels: Pixels = AS_IS) -> None:
+    """Reads the head of an image file and decodes nothing.
+
+    Raises:
+      BadImageError: as `open_image`, as far as the head tells.
+    """
+    if not _is_file(path):
+        raise BadImageError("there is no such file")
+    with _pillow_errors(path, pixels), Image.open(path, formats=_formats()) as opened:
+        _check_header(opened, pixels)
 
 
 def image_key(image: ImageLike) -> str:
