@@ -261,7 +261,12 @@ def test_buckets_are_few_and_hold_little_padding():
         ((64, 32), 0, 10_000, 10),
         ((16, 8), 0, None, 2),
         ((16, 8), 512, None, 8),  # twice both
-        ((16, 8), 4096, None, 18),  # bounded by 1024: 45.3 and 22.6, rounded up as transformers does
+        (
+            (16, 8),
+            4096,
+            None,
+            18,
+        ),  # bounded by 1024: 45.3 and 22.6, rounded up as transformers does
     ],
 )
 def test_images_have_the_pixels_that_are_asked_for(processor, size, least, most, tokens):
