@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from balcap_jax.data.examples import NO_COLUMNS, Box
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.json_text import is_encodable
+from balcap_jax.data.visible_text import visible
 from balcap_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def unique(captions: Iterable[str]) -> tuple[str, ...]:
     """
     found: dict[str, str] = {}
     for caption in captions:
-        found.setdefault(unicodedata.normalize("NFC", caption), caption)
+        found.setdefault(visible(caption), caption)
     return tuple(found.values())
 
 
