@@ -39,6 +39,7 @@ from balcap_jax.parallel.control import exit_alone
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SFTConfig)
 
+_EXIT_NOTHING = 1  # a command that ended in order, and what it was to do came to nothing
 _EXIT_MISTAKE = 2
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _EXIT_PIPE = 141  # 128 + SIGPIPE
@@ -162,8 +163,16 @@ def _score(arguments: list[str]) -> None:
     from balcap_jax.commands.score import score, table
 
     console = Console()
-    console.print(table(score(config)))
+    summary = score(config)
+    console.print(table(summary))
     console.print(f"{config.output} holds every row with its scores.", highlight=False)
+    if not summary["scored"]:
+        print(
+            f"balcap: error: none of the {summary['rows']} rows of {config.input} has a score; "
+            f"{config.output} says why of each, and the same command asks again.",
+            file=sys.stderr,
+        )
+        raise SystemExit(_EXIT_NOTHING)
 
 
 def _report(arguments: list[str]) -> None:

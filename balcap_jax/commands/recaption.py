@@ -4,23 +4,33 @@ Both write one row per image as the answers come and go on where they were stopp
 file is not asked for again.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
+from balcap_jax.commands.appended import appended
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
-from balcap_jax.data.caption_files import CaptionFile
+from balcap_jax.config.sections import DataConfig
+from balcap_jax.data.caption_files import CAPTIONS
+from balcap_jax.data.examples import Example
+from balcap_jax.data.images import ImageLike
+from balcap_jax.data.photos import Photos
+from balcap_jax.data.rows import BadRowError, Row
+from balcap_jax.data.sources import open_rows
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.llm.prompts import VERSION
 from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
-from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json, write_jsonl_atomic
+from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json
 from balcap_jax.runs.progress import training_progress
 
 T = TypeVar("T")
 
+# Fields of a row that are written from what was read of it.
+_OWN = ("image", "prompt", "id", "boxes", "units", "original")
 _CHUNKS = 4  # calls in a chunk, times the calls under way at once: few wait at its end
 
 
@@ -31,82 +41,118 @@ def make_units(config: UnitsConfig) -> Path:
       The file beside the data.
 
     Raises:
-      UserError: the data cannot be read, the judge lacks a setting, or some units could not be
-        made (the others are kept).
+      UserError: the data cannot be read, the judge lacks a setting, another process is at it, or
+        some units could not be made (the others are kept).
     """
-    source = CaptionFile(Path(config.data), max_bad_images=config.max_bad_images)
-    stored = StoredUnits(units_path(config.data))
+    source = _opened(Path(config.data), max_bad_images=config.max_bad_images)
+    path = units_path(config.data)
+    with closing(LLMJudge(config.judge)) as judge, appended(path, what="data file"):
+        stored = StoredUnits(path)
 
-    def add(index: int, units: tuple[str, ...]) -> None:
-        stored.add(source[index], units, model=config.judge.model, version=VERSION)
+        def add(example: Example, units: tuple[str, ...]) -> None:
+            stored.add(example, units, model=config.judge.model, version=VERSION)
 
-    # By row: the images are not needed to see what is there.
-    missing = [i for i, row in enumerate(source.rows) if not stored.has(row.id, row.reference)]
-    with closing(LLMJudge(config.judge)) as judge:
-        lost = _ask_all(
-            missing, lambda part: judge.units_of([source[i] for i in part]), add, config=config
-        )
+        # By row: the images are not needed to see what is there.
+        missing = [i for i, row in _rows(source) if not stored.has(row.id, row.reference)]
+        lost = _ask_all(source, missing, judge.units_of, add, config=config)
         _complain(lost, len(source), what="reference units", reasons=judge.last_failures)
-    return stored.path
+    return path
 
 
 def recaption(config: RecaptionConfig) -> Path:
     """Writes `config.out`: the rows of `config.data` with a rewritten caption.
 
-    The rows that were done before stay; `original` holds the caption that stood there.
+    All else of a row stays: its other references, boxes, units, prompt and further fields. The rows
+    that were done before stay; `original` holds the caption that stood there.
 
     Raises:
       UserError: as `make_units`; or `config.out` is the data file or not a file of such rows.
     """
     if config.out.resolve() == config.data.resolve():
         raise UserError(f"out={config.out} is the data file itself; give another OUT.")
-    source = CaptionFile(config.data, max_bad_images=config.max_bad_images)
-    done = {row["id"] for row in _whole_rows(config.out)}
+    source = _opened(config.data, max_bad_images=config.max_bad_images)
+    places = {row.id: index for index, row in _rows(source)}
+    with closing(LLMJudge(config.judge)) as judge, appended(config.out, what="OUT") as file:
+        done = {row["id"] for row in _whole_rows(config.out, file)}
 
-    def add(index: int, caption: str) -> None:
-        row = source.rows[index]
-        image = row.image.resolve()
-        folder = config.out.parent.resolve()
-        shown = image.relative_to(folder) if image.is_relative_to(folder) else image
-        new = {"image": str(shown), "caption": caption, "id": row.id, "prompt": row.prompt}
-        with disk_errors(config.out):
-            file.write(to_json(new | {"original": row.reference}) + "\n")
-            file.flush()
+        def add(example: Example, caption: str) -> None:
+            row = _recaptioned(source.row(places[example.id]), caption, folder=config.out.parent)
+            with disk_errors(config.out):
+                file.write((to_json(row) + "\n").encode())
+                file.flush()
 
-    missing = [i for i, row in enumerate(source.rows) if row.id not in done]
-    with closing(LLMJudge(config.judge)) as judge, _appended(config.out) as file:
-        lost = _ask_all(
-            missing, lambda part: judge.captions_of([source[i] for i in part]), add, config=config
-        )
+        missing = [index for id_, index in places.items() if id_ not in done]
+        lost = _ask_all(source, missing, judge.captions_of, add, config=config)
         _complain(lost, len(source), what="new captions", reasons=judge.last_failures)
     return config.out
 
 
-@contextmanager
-def _appended(path: Path) -> Iterator[TextIO]:
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
-    with file:
-        yield file
+def _opened(path: Path, *, max_bad_images: int) -> Photos:
+    rows = open_rows(DataConfig(path=str(path)), path, split="train")
+    return Photos(rows, name=str(path), max_bad_images=max_bad_images)
+
+
+def _rows(source: Photos) -> Iterator[tuple[int, Row]]:
+    """(index, row) of all rows; those that are none are counted when they are asked for."""
+    for index in range(len(source)):
+        with suppress(BadRowError):
+            yield index, source.row(index)
+
+
+def _recaptioned(row: Row, caption: str, *, folder: Path) -> dict[str, Any]:
+    """`row` as a row of a file in `folder`, with another caption in place of its reference."""
+    others = [text for text in row.references if text != row.reference]
+    kept = {name: value for name, value in row.columns.items() if name not in CAPTIONS}
+    boxes = [{"label": label, "box": sides} for label, *sides in row.boxes]
+    return {
+        "image": _shown(row.image, folder=folder),
+        "caption": caption,
+        "id": row.id,
+        "prompt": list(row.messages) or row.prompt,
+        **({"references": others} if others else {}),
+        **({"boxes": boxes} if boxes else {}),
+        **({"units": row.units} if row.units else {}),
+        **{name: value for name, value in kept.items() if name not in _OWN},
+        "original": row.reference,
+    }
+
+
+def _shown(image: ImageLike, *, folder: Path) -> str:
+    """The path of an image as a row in `folder` names it; links stay links.
+
+    Raises:
+      UserError: the image is in no file of its own.
+    """
+    if not isinstance(image, str | Path):
+        raise UserError(
+            "The images of these data are in no files of their own, and rows of new captions name "
+            "files; write them to a folder with a .jsonl file first."
+        )
+    path, start = Path(os.path.abspath(image)), Path(os.path.abspath(folder))
+    return str(path.relative_to(start) if path.is_relative_to(start) else path)
 
 
 def _ask_all(
+    source: Photos,
     missing: Sequence[int],
-    ask: Callable[[Sequence[int]], Sequence[T | None]],
-    add: Callable[[int, T], None],
+    ask: Callable[[Sequence[Example]], Sequence[T | None]],
+    add: Callable[[Example, T], None],
     *,
     config: UnitsConfig | RecaptionConfig,
 ) -> int:
-    """Asks for the missing rows chunk by chunk and adds what comes; how many did not."""
+    """Asks for the missing examples chunk by chunk and adds what comes; how many did not.
+
+    Examples whose image or row is bad are left out, and counted by `source`.
+    """
     lost = seen = 0
     with training_progress("images", len(missing)) as advance:
         for part in _chunks(missing, _CHUNKS * config.judge.concurrency):
-            for index, answer in zip(part, ask(part), strict=True):
+            examples = [example for i in part if (example := source.exactly(i)) is not None]
+            for example, answer in zip(examples, ask(examples), strict=True):
                 if answer is None:
                     lost += 1
                 else:
-                    add(index, answer)
+                    add(example, answer)
             seen += len(part)
             advance(seen, f"{lost} without an answer" if lost else "")
             if lost == seen:  # nobody is there
@@ -128,13 +174,16 @@ def _complain(lost: int, count: int, *, what: str, reasons: str) -> None:
         )
 
 
-def _whole_rows(path: Path) -> list[dict]:
+def _whole_rows(path: Path, file: BinaryIO) -> list[dict]:
     """The rows of an earlier start; a torn last one is cut off."""
-    if not path.exists():
-        return []
     rows = read_jsonl(path)
-    if not all(isinstance(row, dict) and {"id", "original"} <= row.keys() for row in rows):
+    known = {"id", "original"}
+    if not all(isinstance(row, dict) and known <= row.keys() for row in rows):
         raise UserError(f"{path} is not a file of rewritten captions; give another OUT.")
-    if not path.read_bytes().endswith(b"\n"):
-        write_jsonl_atomic(path, rows)
+    file.seek(0)
+    end = 0
+    while (line := file.readline()).endswith(b"\n"):
+        end += len(line)
+    with disk_errors(path):
+        file.truncate(end)
     return rows

@@ -1,43 +1,37 @@
 """`balcap score`: precision, recall, linguistic quality and b-CapScore of captions from anywhere.
 
 Rows stream from one JSONL file to another, in order. What is written is whole rows only, so the
-same command goes on after any death of the process.
+same command goes on after any death of the process; rows that failed are then asked again.
 """
 
-import fcntl
 import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 from rich import box
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from balcap_jax.commands.appended import appended, lock
+from balcap_jax.commands.score_rows import JUDGE_FIELDS, Input, Known, Line, Scorer
 from balcap_jax.config.commands import ScoreConfig
-from balcap_jax.config.sections import PROMPT, REWARDS
-from balcap_jax.data.caption_files import CaptionRows
-from balcap_jax.data.examples import Box, Example
-from balcap_jax.data.images import BadImageError, open_image
-from balcap_jax.data.rows import Row
+from balcap_jax.config.sections import REWARDS
+from balcap_jax.data.json_text import is_encodable
 from balcap_jax.errors import UserError
-from balcap_jax.reporting.rows import assertion_row
 from balcap_jax.rewards.capscore import harmonic_mean
-from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.judges import make_judge
-from balcap_jax.rewards.verdicts import Judge, MeteredJudge, Verdict
-from balcap_jax.runs.folder import disk_errors, to_json
+from balcap_jax.rewards.verdicts import Judge, MeteredJudge
+from balcap_jax.runs.folder import disk_errors, plain, to_json
 from balcap_jax.runs.progress import console
 
-_NO_IMAGE = Image.new("RGB", (1, 1))  # these judges read and do not look
-_WRITTEN = frozenset({*REWARDS, "judge", "b_capscore", "assertions", "units", "error"})
-_LONGEST_ERROR = 300  # characters
+_SCORES = frozenset({*REWARDS, "b_capscore", "assertions", "units", "error"})
+_WRITTEN = _SCORES | frozenset(JUDGE_FIELDS.values()) | {"data_digest"}
 
 
 def score(config: ScoreConfig) -> dict[str, float | int]:
@@ -45,33 +39,30 @@ def score(config: ScoreConfig) -> dict[str, float | int]:
 
     Returns:
       Means of the rewards and `b_capscore` in 0..100 over all rows that have them, the number of
-      `rows`, and how many ended with an `errors` text.
+      `rows`, how many have a score (`scored`), and how many ended with an `errors` text.
 
     Raises:
       UserError: a file cannot be read or written, the output belongs to another input or judge, or
         another process is writing it.
     """
-    known = {} if config.data is None else {row.id: row for row in CaptionRows(config.data)}
     totals = Totals()
-    with (
-        _judge(config) as judge,
-        _opened(config.input) as source,
-        _appended(config.output) as target,
-    ):
-        rows = _rows(source)
-        with disk_errors(config.output):
-            _go_on(rows, target, totals, config)
-        with _progress(config.input) as show:
-            show(source.tell())
-            while batch := list(itertools.islice(rows, config.batch_size)):
-                scored = _scored(judge, config, batch, known)
-                with disk_errors(config.output):
-                    target.write("".join(to_json(row) + "\n" for row in scored).encode())
-                    target.flush()
-                    os.fsync(target.fileno())
-                for row in scored:
-                    totals.add(row)
-                show(source.tell())
+    with _judge(config) as judge, _opened(config.input) as source:
+        scorer = Scorer(judge, config, None if config.data is None else Known(config.data))
+        lines = source.lines()
+        with appended(config.output, what="OUTPUT") as held:
+            if _has_failed(held):
+                target = _asked_again(lines, held, totals, scorer)
+            else:
+                target = held
+                _go_on(lines, held, totals, scorer)
+            with target, _progress(source) as show:
+                while batch := list(itertools.islice(lines, config.batch_size)):
+                    scored = scorer.scored(batch)
+                    with disk_errors(config.output):
+                        _write(target, scored)
+                    for row in scored:
+                        totals.add(row)
+                    show()
     return totals.summary()
 
 
@@ -102,12 +93,13 @@ class Totals:
     def __init__(self) -> None:
         self.sums = dict.fromkeys(REWARDS, 0.0)
         self.counts = dict.fromkeys(REWARDS, 0)
-        self.rows = self.errors = 0
+        self.rows = self.errors = self.scored = 0
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
         """Counts one written row."""
         self.rows += 1
         self.errors += row["error"] is not None
+        self.scored += not _failed(row)
         for name in REWARDS:
             if row[name] is not None:
                 self.sums[name] += row[name]
@@ -120,181 +112,139 @@ class Totals:
             **{name: 100 * mean for name, mean in zip(REWARDS, means, strict=True)},
             "b_capscore": 100 * float(harmonic_mean(np.array(means))),
             "rows": self.rows,
+            "scored": self.scored,
             "errors": self.errors,
         }
-
-
-# Rows in ------------------------------------------------------------------------------------------
-
-
-class Line(NamedTuple):
-    """A line of the input: its row, or why it is invalid."""
-
-    row: dict[str, Any]
-    error: str | None
-
-
-def _rows(source: BinaryIO) -> Iterator[Line]:
-    """Every line that is not blank. `readline` keeps `tell` right, which iteration does not."""
-    for number in itertools.count(1):
-        raw = source.readline()
-        if not raw:
-            return
-        if raw.strip():
-            yield _line(raw, number)
-
-
-def _line(raw: bytes, number: int) -> Line:
-    try:
-        row = json.loads(raw)
-        if not isinstance(row, dict):
-            raise ValueError("not a JSON object")
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        return Line({"line": number}, f"line {number} cannot be read ({error})")
-    if not isinstance(row.get("caption"), str):
-        return Line(row, f'line {number} has no text "caption"')
-    return Line(row, None)
-
-
-def _example(row: dict[str, Any], config: ScoreConfig, known: dict[str, Row]) -> Example:
-    """What a row says of its image, with what the data file knows of its id.
-
-    Raises:
-      ValueError: a field is not as it should be, the id is unknown, or the judge looks at images
-        and there is none; the message says so.
-    """
-    references = row.get("references") or []
-    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
-        raise ValueError('"references" must be a list of texts')
-    scene, id_ = None, str(row.get("id", ""))
-    if known:
-        if id_ not in known:
-            raise ValueError(f"the data file has no id {id_!r}")
-        references = references or list(known[id_].references or [known[id_].reference])
-        scene = known[id_].scene
-    if not references and scene is None:
-        raise ValueError("there is no reference to judge by")
-    image = _NO_IMAGE if config.judge.kind != "llm" else _image(row, config, known)
-    return Example(
-        id_, image, PROMPT, references[0], scene, tuple(references),
-        tuple(_box(box) for box in row.get("boxes") or ()), _units(row.get("units")),
-    )  # fmt: skip
-
-
-def _image(row: dict[str, Any], config: ScoreConfig, known: dict[str, Row]) -> Image.Image:
-    """The image of a row; its path is relative to the input, that of the data file to that."""
-    image = row.get("image")
-    if isinstance(image, str) and image:
-        file: Path | bytes = config.input.parent / image
-    elif known:
-        file = known[str(row.get("id", ""))].image
-    else:
-        raise ValueError('there is no "image" for the judge to look at')
-    try:
-        return open_image(file)
-    except BadImageError as error:
-        raise ValueError(f"the image {image or ''} cannot be used: {error}") from None
-
-
-def _box(value: Any) -> Box:
-    """A box from a list [label, left, top, right, bottom] or an object with these fields."""
-    try:
-        if isinstance(value, dict):
-            value = [value[name] for name in Box._fields]
-        label, *sides = value
-        return Box(str(label), *(float(side) for side in sides))
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f'"boxes" holds {json.dumps(value)[:80]}, which is not a label with left, top, '
-            "right, bottom"
-        ) from None
-
-
-def _units(value: Any) -> tuple[str, ...]:
-    """Stored units: texts, or the {"text", "covered"} objects of a scored row."""
-    texts = [unit.get("text") if isinstance(unit, dict) else unit for unit in value or ()]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError('"units" must be a list of texts')
-    return tuple(texts)
 
 
 # Rows out -----------------------------------------------------------------------------------------
 
 
-def _scored(
-    judge: Judge, config: ScoreConfig, lines: Sequence[Line], known: dict[str, Row]
-) -> list[dict[str, Any]]:
-    """The output rows of a batch."""
-    examples: list[Example | str] = []
-    for line in lines:
-        try:
-            examples.append(line.error or _example(line.row, config, known))
-        except ValueError as error:
-            examples.append(str(error))
-    good = [i for i, example in enumerate(examples) if isinstance(example, Example)]
-    verdicts = judge([examples[i] for i in good], [lines[i].row["caption"] for i in good])  # type: ignore[misc]
-    found: dict[int, Verdict | None] = dict(zip(good, verdicts, strict=True))
-    why = judge.last_failures if isinstance(judge, MeteredJudge) else ""
-    return [
-        {**line.row, "judge": config.judge.kind, **_scores(judge, example, found.get(i), why)}
-        for i, (line, example) in enumerate(zip(lines, examples, strict=True))
-    ]
+def _write(target: BinaryIO, scored: Iterable[Mapping[str, Any]]) -> None:
+    """Appends rows, all at once and for good."""
+    target.write(b"".join(_written(row) for row in scored))
+    target.flush()
+    os.fsync(target.fileno())
 
 
-def _scores(
-    judge: Judge, example: Example | str, verdict: Verdict | None, why: str
-) -> dict[str, Any]:
-    """Scores in [0, 1] with their reasons; null, and an error, where there is no signal."""
-    if isinstance(example, str) or verdict is None:
-        none = "the judge gave no verdict" + (f" ({why})" if why else "")
-        error = example if isinstance(example, str) else none
-        nothing = dict.fromkeys((*REWARDS, "b_capscore"))
-        return {**nothing, "assertions": [], "units": [], "error": error[:_LONGEST_ERROR]}
-    rewards = rewards_of([verdict], REWARDS)[0]
-    texts = judge.reference_units(example)
-    assert len(texts) == len(verdict.covered)
-    missing = [name for name, value in zip(REWARDS, rewards, strict=True) if np.isnan(value)]
-    return {
-        **{name: float(value) for name, value in zip(REWARDS, rewards, strict=True)},
-        "b_capscore": float(harmonic_mean(rewards)),
-        "assertions": [assertion_row(a) for a in verdict.assertions],
-        "units": [
-            {"text": text, "covered": covered}
-            for text, covered in zip(texts, verdict.covered, strict=True)
-        ],
-        "error": f"no signal in {', '.join(missing)}" if missing else None,
-    }
+def _written(row: Mapping[str, Any]) -> bytes:
+    line = to_json(row) + "\n"
+    if not is_encodable(line):  # half of a character in a field that is not judged: as an escape
+        line = json.dumps(plain(row), allow_nan=False) + "\n"
+    return line.encode()
 
 
 # Going on -----------------------------------------------------------------------------------------
 
 
-def _go_on(rows: Iterator[Line], target: BinaryIO, totals: Totals, config: ScoreConfig) -> None:
+def _failed(row: Mapping[str, Any]) -> bool:
+    """Whether a written row has no score at all."""
+    return all(row[name] is None for name in (*REWARDS, "b_capscore"))
+
+
+def _has_failed(held: BinaryIO) -> bool:
+    held.seek(0)
+    while (raw := held.readline()).endswith(b"\n"):
+        try:
+            if _failed(json.loads(raw)):
+                return True
+        except (ValueError, KeyError, TypeError):
+            return False  # told by `_go_on`
+    return False
+
+
+def _go_on(lines: Iterator[Line], held: BinaryIO, totals: Totals, scorer: Scorer) -> None:
     """Passes over the input rows whose scores are written; a torn last line is cut off.
 
     Raises:
       UserError: a written row is not the scored row of this input and judge.
     """
-    target.seek(0)
     end = 0
-    while (raw := target.readline()).endswith(b"\n"):
-        line = next(rows, None)
+    for _, raw, row in _pairs(lines, held, scorer):
+        totals.add(row)
+        end += len(raw)
+    held.truncate(end)
+    held.seek(end)
+
+
+def _asked_again(lines: Iterator[Line], held: BinaryIO, totals: Totals, scorer: Scorer) -> BinaryIO:
+    """As `_go_on`, and rows that failed are judged again: a new file takes the place of `held` once
+    it has all rows.
+
+    Raises:
+      UserError: as `_go_on`.
+    """
+    output = scorer.config.output
+    beside = output.with_name(f".{output.name}.again")
+    pairs = _pairs(lines, held, scorer)
+    with disk_errors(output):
+        new = beside.open("w+b")
+    try:
+        while batch := list(itertools.islice(pairs, scorer.config.batch_size)):
+            failed = [i for i, (_, _, row) in enumerate(batch) if _failed(row)]
+            again = dict(zip(failed, scorer.scored([batch[i][0] for i in failed]), strict=True))
+            with disk_errors(output):
+                for i, (_, raw, row) in enumerate(batch):
+                    totals.add(again.get(i, row))
+                    new.write(_written(again[i]) if i in again else raw)
+        with disk_errors(output):
+            new.flush()
+            os.fsync(new.fileno())
+            lock(new, output, what="OUTPUT")
+            beside.replace(output)
+    except BaseException:
+        new.close()
+        beside.unlink(missing_ok=True)
+        raise
+    return new
+
+
+def _pairs(
+    lines: Iterator[Line], held: BinaryIO, scorer: Scorer
+) -> Iterator[tuple[Line, bytes, dict[str, Any]]]:
+    """(line of the input, its written row as it stands there, the same read) of each written row.
+
+    Raises:
+      UserError: a written row is not the scored row of its line. One that failed may be of a line
+        that has been corrected since.
+    """
+    held.seek(0)
+    number = 0
+    while (raw := held.readline()).endswith(b"\n"):
+        number += 1
+        line = next(lines, None)
         try:
-            written = json.loads(raw)
-            same = line is not None and written["judge"] == config.judge.kind
-            same = same and all(written[name] == line.row[name] for name in _own(line.row))
-            totals.add(written)
+            row = json.loads(raw)
+            judge = {name: row.get(name) for name in JUDGE_FIELDS.values() if name in row}
+            same = line is not None
+            if same and not _failed(row):
+                told = scorer.told(line)
+                same = all(row[name] == line.row[name] for name in _own(line.row))
+                same = same and told.get("data_digest") == row.get("data_digest")
+            # What a whole row must have.
+            Totals().add(row)
         except (ValueError, KeyError, TypeError, AttributeError):
-            same = False
+            same, judge = False, scorer.judge
+        if judge != scorer.judge:
+            raise UserError(
+                f"{scorer.config.output} row {number} was scored by {_named(judge)}, and now it is "
+                f"{_named(scorer.judge)}: one file holds the scores of one judge; give another "
+                "OUTPUT, or the judge it had."
+            )
         if not same:
             raise UserError(
-                f"{config.output} row {totals.rows or 1} is not what --judge {config.judge.kind} "
-                f"writes of {config.input}, so the command cannot go on with it; give another "
-                "OUTPUT or remove the file."
+                f"{scorer.config.output} row {number} is not what --judge "
+                f"{scorer.config.judge.kind} writes of {scorer.config.input}"
+                f"{'' if scorer.config.data is None else f' with --data {scorer.config.data}'}, so "
+                "the command cannot go on with it; give another OUTPUT or remove the file."
             )
-        end = target.tell()
-    target.truncate(end)
-    target.seek(end)
+        yield line, raw, row
+
+
+def _named(judge: Mapping[str, Any]) -> str:
+    """A judge in words."""
+    words = {"judge": "the judge", "judge_model": "model", "judge_prompts": "prompts"}
+    return ", ".join(f"{words[name]} {value}" for name, value in judge.items()) or "no judge"
 
 
 def _own(row: dict[str, Any]) -> list[str]:
@@ -303,7 +253,7 @@ def _own(row: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[Input]:
     try:
         file = path.open("rb")
     except OSError as error:
@@ -311,33 +261,16 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             f"{path} cannot be read ({error.strerror}); name a .jsonl file as INPUT."
         ) from error
     with file:
-        yield file
+        yield Input(file, path)
 
 
 @contextmanager
-def _appended(path: Path) -> Iterator[BinaryIO]:
-    """The output, held by this process alone; the lock is the kernel's and ends with it."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{path} is being written by another process, and only one may; wait for it or "
-                "give another OUTPUT."
-            ) from None
-        yield file
-
-
-@contextmanager
-def _progress(path: Path) -> Iterator[Any]:
+def _progress(source: Input) -> Iterator[Callable[[], None]]:
     """A bar over the bytes of the input, on a terminal."""
     columns = (
         TextColumn("scoring"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("scoring", total=path.stat().st_size)
-        yield lambda done: bar.update(task, completed=done)
+        task = bar.add_task("scoring", total=source.size, completed=source.done)
+        yield lambda: bar.update(task, completed=source.done)

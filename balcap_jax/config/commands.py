@@ -22,6 +22,7 @@ from balcap_jax.config.sections import (
     RewardConfig,
     RLConfig,
     RolloutConfig,
+    check_pixels,
 )
 from balcap_jax.errors import UserError
 
@@ -141,8 +142,12 @@ class CaptionConfig(Settings):
     temperature: float = 0.0  # Temperature; 0 takes the most likely token at each position.
     top_p: float = 1.0  # Probability of the most likely tokens that are sampled from.
     seed: int = 0  # Seed of the sampling, for temperatures above 0.
+    max_pixels: int = 1024 * 1024  # Most pixels of an image; a larger one is shrunk to it.
+    min_pixels: int = 0  # Least pixels of an image; a smaller one is enlarged to it.
+    max_file_pixels: int = 64_000_000  # Most pixels of an image file; a larger one is refused.
 
     def check(self) -> None:
+        check_pixels(self)
         self._require(len(self.images) > 0, "images", "is empty", "name an image file.")
         self._at_least(1, "max_new_tokens")
         self._at_least(0, "temperature")

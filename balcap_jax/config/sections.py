@@ -4,7 +4,7 @@ The comment beside a field is its text in `--help`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from balcap_jax.config.base import Settings
 from balcap_jax.config.names import did_you_mean
@@ -63,7 +63,13 @@ class DataConfig(Settings):
     heldout: int = 200  # Examples kept apart for the evaluation.
     heldout_path: str = ""  # Data to hold out, of any kind; default: the end of the others.
     heldout_split: str = ""  # Split of a TFDS data set to hold out.
-    max_bad_images: int = 10  # Most unreadable images; one more stops the run.
+    max_bad_images: int = 10  # Most unreadable images and invalid rows; one more stops the run.
+    # Most pixels of an image; a larger one is shrunk to it, in its proportions. The longest prompt
+    # of a batch decides how far all are padded.
+    max_pixels: int = 1024 * 1024
+    min_pixels: int = 0  # Least pixels of an image; a smaller one is enlarged to it.
+    # Most pixels of an image file; a larger one is not opened: decoding takes 5 bytes for each.
+    max_file_pixels: int = 64_000_000
     workers: int = 4  # Threads that read and process images ahead of the device.
     room = "data."
 
@@ -79,6 +85,19 @@ class DataConfig(Settings):
                     "leave it out or give a --data.path.",
                 )
         self._at_least(0, "max_bad_images")
+        check_pixels(self)
+
+
+def check_pixels(settings: Any) -> None:
+    """Refuses bounds of images that nothing fits between."""
+    settings._at_least(56 * 56, "max_pixels")  # what towers make a few tokens of
+    settings._at_least(0, "min_pixels")
+    settings._at_least(1, "max_file_pixels")
+    settings._require(
+        settings.min_pixels <= settings.max_pixels,
+        "min_pixels",
+        f"must be at most {settings.room}max_pixels={settings.max_pixels}",
+    )
 
 
 @dataclass(frozen=True)

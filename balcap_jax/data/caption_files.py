@@ -5,7 +5,6 @@
 See docs/data.md for what else a row may hold.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
 from balcap_jax.data.images import BadImageError, open_image
-from balcap_jax.data.photos import CHECKED, Photos
+from balcap_jax.data.json_text import read_json
+from balcap_jax.data.line_ids import LineIds
+from balcap_jax.data.photos import Photos
 from balcap_jax.data.row_index import RowTexts, head, index_lines
-from balcap_jax.data.rows import Row
+from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
 
 __all__ = ["BadImageError", "CaptionFile", "CaptionRows", "open_image"]
@@ -23,6 +24,8 @@ __all__ = ["BadImageError", "CaptionFile", "CaptionRows", "open_image"]
 
 # What reward functions get in another form: the image itself, and prompts.
 NOT_COLUMNS = ("image", "prompt")
+# Where captions are, the one of the reference first.
+CAPTIONS = ("caption", "captions", "reference", "references")
 
 
 class CaptionFile(Photos):
@@ -41,10 +44,10 @@ class CaptionRows(Sequence[Row]):
     """
 
     def __init__(self, path: Path, *, images: Path | None = None):
-        """Finds the lines, and checks the first `CHECKED` of them, whose ids must differ.
+        """Finds the lines, whose ids must differ.
 
         Raises:
-          UserError: the file cannot be read, is empty, has an id twice, or a line is not a row.
+          UserError: the file cannot be read, is empty, or has an id twice.
         """
         self.path = path
         self.images = path.parent if images is None else images
@@ -54,20 +57,20 @@ class CaptionRows(Sequence[Row]):
                 f"{path} is a JSON array, where one JSON object per line is expected; give it with "
                 "--data.format llava or write a .jsonl file."
             )
-        self._texts = RowTexts(path, index_lines(path))
+        ids = LineIds(path.stem)
+        self._texts = RowTexts(path, index_lines(path, each=ids.read))
         if not len(self._texts):
             raise UserError(
                 f'The data file {path} holds no rows; write one {{"image": ..., "caption": ...}} '
                 "per line."
             )
-        seen: set[str] = set()
-        for index in range(min(len(self), CHECKED)):
-            row = self[index]
-            if row.id in seen:
-                raise UserError(
-                    f"The data file {path} has the id {row.id!r} twice; give each row its own id."
-                )
-            seen.add(row.id)
+        twice = ids.twice(self._texts)
+        if twice is not None:
+            id_, first, second = twice
+            raise UserError(
+                f"The data file {path} has the id {id_!r} twice, in the lines {first} "
+                f"and {second}; give each row its own id."
+            )
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -76,75 +79,68 @@ class CaptionRows(Sequence[Row]):
         """Row `index`.
 
         Raises:
-          UserError: the line is not a row.
+          BadRowError: the line is not a row.
         """
         number = int(self._texts.index.numbers[index])
         where = f"{self.path}, line {number}"
-        values = _object(self._texts[index], where=where)
+        values = json_object(self._texts.raw(index), where=where)
         return _row(values, where=where, images=self.images, id_=f"{self.path.stem}-{number:06d}")
 
 
-def _object(line: str, *, where: str) -> dict[str, Any]:
+def json_object(line: bytes, *, where: str) -> dict[str, Any]:
+    """The object on a line of a file.
+
+    Raises:
+      BadRowError: it is none, or has a key twice.
+    """
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where} is not JSON ({error}); write one JSON object per line."
+        values = read_json(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRowError(
+            where,
+            f"is not UTF-8 text ({error.reason} at byte {error.start} of the line); write the file "
+            "in UTF-8.",
+        ) from error
+    except ValueError as error:
+        raise BadRowError(
+            where, f"is not JSON ({error}); write one JSON object per line."
         ) from error
     if not isinstance(values, dict):
-        raise UserError(f"{where} is not a JSON object; write {{...}} with its fields.")
+        raise BadRowError(where, "is not a JSON object; write {...} with its fields.")
     return values
 
 
 def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
-    captions = _captions(values, where=where)
+    if "conversations" in values and not values.keys() & set(CAPTIONS):
+        raise BadRowError(
+            where,
+            'has "conversations" in place of a caption; give a file of such rows, one per line or '
+            "as an array, with --data.format llava.",
+        )
+    captions = rows.captions(values, names=CAPTIONS, where=where)
+    if not captions:
+        raise BadRowError(
+            where,
+            'has no "caption" and no "captions", of which every row must have one; add it or '
+            "remove the line.",
+        )
     if "image" not in values:
-        raise UserError(
-            f'{where} has no "image", which every row must have; add it or remove the line.'
+        raise BadRowError(
+            where, 'has no "image", which every row must have; add it or remove the line.'
         )
     image = rows.text(values["image"], name="image", where=where)
     given = values.get("prompt")
     prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
-    given = values.get("id")
-    if not isinstance(given, str | int | None):
-        raise UserError(f'{where} has "id": {rows.shown(given)}; give a text or a number.')
-    boxes, units = values.get("boxes"), values.get("units")
+    caption = values.get("caption")
     return Row(
-        id=id_ if given is None else str(given),
+        id=rows.identity(values.get("id"), where=where) or id_,
         image=images / image,
         prompt=prompt,
-        reference=values.get("caption") or rows.longest(captions),
-        scene=_scene(values.get("scene"), where=where),
+        reference=rows.longest(captions) if rows.missing(caption) else caption,
+        scene=rows.scene(values.get("scene"), where=where),
         references=captions if len(captions) > 1 else (),
-        boxes=rows.boxes(boxes, where=where) if boxes else (),
-        units=rows.texts(units, name="units", where=where) if units else (),
+        boxes=rows.boxes(values.get("boxes"), where=where),
+        units=rows.units(values.get("units"), where=where),
         messages=messages,
         columns={name: value for name, value in values.items() if name not in NOT_COLUMNS},
     )
-
-
-def _captions(values: dict[str, Any], *, where: str) -> tuple[str, ...]:
-    """All captions of a row: "caption" first, then "captions" and "references", each text once."""
-    found: list[str] = []
-    if values.get("caption") is not None:
-        found.append(rows.text(values["caption"], name="caption", where=where))
-    for name in ("captions", "references"):
-        if values.get(name) is not None:
-            found += rows.texts(values[name], name=name, where=where)
-    if not found:
-        raise UserError(
-            f'{where} has no "caption" and no "captions", of which every row must have one; add '
-            "it or remove the line."
-        )
-    return tuple(dict.fromkeys(found))
-
-
-def _scene(value: Any, *, where: str) -> Any:
-    if value is None:
-        return None
-    from balcap_jax.scenes.world import Scene
-
-    try:
-        return Scene.from_json(value)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error

@@ -20,7 +20,7 @@ from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
 from balcap_jax.data.examples import Box
 from balcap_jax.data.row_index import json_items
-from balcap_jax.data.rows import Row
+from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -62,14 +62,22 @@ class CocoRows(Sequence[Row]):
         self.skipped: Counter[str] = Counter()
         found: dict[int, dict] = {}
         captions: dict[int, list[str]] = {}
+        self._faults: dict[int, BadRowError] = {}  # the first of each image
+        annotations = array("q")
         for section, number, values in _entries(path, ("images", "annotations")):
             where = f"{path}, {section} {number}"
             if section == "images":
-                found[_whole(values, "id", where)] = _image(values, where)
+                id_ = _whole(values, "id", where)
+                if id_ in found:
+                    raise _twice(path, "two images", id_)
+                found[id_] = self._kept(id_, values, where)
             else:
                 self._check_kind(values, where)
-                caption = rows.text(values["caption"], name="caption", where=where)
-                captions.setdefault(_whole(values, "image_id", where), []).append(caption)
+                if not rows.missing(values.get("id")):
+                    annotations.append(_whole(values, "id", where))
+                id_ = _whole(values, "image_id", where)
+                captions.setdefault(id_, []).append(self._caption(id_, values, where))
+        _check_unique(path, annotations)
         self._rows = [(id_, image) for id_, image in found.items() if id_ in captions]
         self._captions = captions
         self._skip("images without a caption", len(found) - len(self._rows))
@@ -85,8 +93,15 @@ class CocoRows(Sequence[Row]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Row:  # type: ignore[override]
+        """The image at `index` with its captions.
+
+        Raises:
+          BadRowError: its entry or one of its captions is not as it should be.
+        """
         id_, image = self._rows[index]
-        captions = tuple(dict.fromkeys(caption.strip() for caption in self._captions[id_]))
+        if id_ in self._faults:
+            raise self._faults[id_]
+        captions = rows.unique(caption.strip() for caption in self._captions[id_])
         return Row(
             id=str(id_),
             image=self.images / image["file_name"],
@@ -95,6 +110,24 @@ class CocoRows(Sequence[Row]):
             references=captions if len(captions) > 1 else (),
             boxes=() if self._instances is None else _boxes(self._instances, id_, image),
         )
+
+    def _kept(self, id_: int, values: dict, where: str) -> dict[str, Any]:
+        """What is kept of an entry of "images"."""
+        try:
+            rows.text(values.get("file_name"), name="file_name", where=where)
+            for name in ("width", "height"):
+                _side(values.get(name), name=name, where=where)
+        except BadRowError as error:
+            self._faults.setdefault(id_, error)
+            return {}
+        return {name: values.get(name) for name in ("file_name", "width", "height")}
+
+    def _caption(self, id_: int, values: dict, where: str) -> str:
+        try:
+            return rows.words(values["caption"], name="caption", where=where)
+        except BadRowError as error:
+            self._faults.setdefault(id_, error)
+            return ""
 
     def _check_kind(self, values: dict, where: str) -> None:
         if "caption" not in values:
@@ -121,6 +154,11 @@ def _entries(path: Path, sections: tuple[str, ...]) -> Iterator[tuple[str, int, 
         if item.key not in sections:
             continue
         numbers[item.key] += 1
+        if item.twice is not None:
+            raise UserError(
+                f"{path}, {item.key} {numbers[item.key]} has {rows.shown(item.twice)} twice, and "
+                "one would take the place of the other; fix it or remove the entry."
+            )
         if not isinstance(item.value, dict):
             raise UserError(
                 f"{path}, {item.key} {numbers[item.key]} is {rows.shown(item.value)}, which must "
@@ -131,7 +169,7 @@ def _entries(path: Path, sections: tuple[str, ...]) -> Iterator[tuple[str, int, 
 
 def _whole(values: dict, name: str, where: str) -> int:
     value = values.get(name)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
         raise UserError(
             f'{where} has "{name}": {rows.shown(value)}, which must be a whole number; fix it or '
             "give a file of COCO's."
@@ -139,10 +177,31 @@ def _whole(values: dict, name: str, where: str) -> int:
     return value
 
 
-def _image(values: dict, where: str) -> dict[str, Any]:
-    """What is kept of an entry of "images"."""
-    rows.text(values.get("file_name"), name="file_name", where=where)
-    return {name: values.get(name) for name in ("file_name", "width", "height")}
+def _side(value: Any, *, name: str, where: str) -> None:
+    """Refuses a width or height that is none; it may be missing."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is None or (is_whole and 0 <= value < 2**31):
+        return
+    raise BadRowError(
+        where,
+        f'has "{name}": {rows.shown(value)}, which must be a number of pixels; fix it or leave it '
+        "out.",
+    )
+
+
+def _twice(path: Path, what: str, id_: int) -> UserError:
+    return UserError(
+        f"{path} has {what} of the id {id_}, and one would take the place of the other; give each "
+        "its own id."
+    )
+
+
+def _check_unique(path: Path, ids: array) -> None:
+    """Refuses annotations of which two have one id."""
+    found = np.sort(np.frombuffer(ids, np.int64)) if ids else np.zeros(0, np.int64)
+    repeated = found[1:][found[1:] == found[:-1]]
+    if len(repeated):
+        raise _twice(path, "two annotations", int(repeated[0]))
 
 
 def _read_instances(path: Path) -> Instances:
@@ -151,16 +210,22 @@ def _read_instances(path: Path) -> Instances:
     Raises:
       UserError: the file cannot be read, or an entry is not like COCO's.
     """
-    images, labels, sides = array("q"), array("q"), array("f")
+    images, labels, sides, objects = array("q"), array("q"), array("f"), array("q")
     names: dict[int, str] = {}
     for section, number, values in _entries(path, ("annotations", "categories")):
         where = f"{path}, {section} {number}"
         if section == "categories":
             name = rows.text(values.get("name"), name="name", where=where)
-            names[_whole(values, "id", where)] = name
-        elif not values.get("iscrowd"):
+            id_ = _whole(values, "id", where)
+            if id_ in names:
+                raise _twice(path, "two categories", id_)
+            names[id_] = name
+            continue
+        if not rows.missing(values.get("id")):
+            objects.append(_whole(values, "id", where))
+        if not values.get("iscrowd"):
             box = values.get("bbox")
-            if not isinstance(box, list) or len(box) != 4:
+            if not isinstance(box, list) or len(box) != 4 or not all(map(_is_length, box)):
                 raise UserError(
                     f'{where} has "bbox": {rows.shown(box)}, which must be [x, y, width, height]; '
                     "give instances_*.json of COCO."
@@ -168,6 +233,7 @@ def _read_instances(path: Path) -> Instances:
             images.append(_whole(values, "image_id", where))
             labels.append(_whole(values, "category_id", where))
             sides.extend(box)
+    _check_unique(path, objects)
     known = sorted(names)
     unknown = sorted(set(labels) - names.keys())
     if unknown:
@@ -182,6 +248,11 @@ def _read_instances(path: Path) -> Instances:
         labels=np.searchsorted(known, np.frombuffer(labels, np.int64)[order]),
         sides=np.frombuffer(sides, np.float32).reshape(-1, 4)[order],
     )
+
+
+def _is_length(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -1e30 < value < 1e30  # no NaN, and what a float32 holds
 
 
 def _boxes(instances: Instances, id_: int, image: dict[str, Any]) -> tuple[Box, ...]:

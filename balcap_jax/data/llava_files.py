@@ -4,25 +4,28 @@
         {"from": "human", "value": "<image>\\nDescribe the image."},
         {"from": "gpt", "value": "A plate of ..."}]}
 
-The first question, without its image tag, is the prompt and the first answer the reference.
+or the same rows one per line. The first question, without its image tag, is the prompt and the
+first answer the reference.
 """
 
-import json
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.row_index import RowTexts, json_items, row_index
-from balcap_jax.data.rows import Row
+from balcap_jax.data.json_text import DuplicateKeyError, is_encodable, read_json
+from balcap_jax.data.row_index import RowTexts, head, index_lines, json_items, row_index
+from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
 
 TAG = "<image>"
-_HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
+_HUMAN, _MODEL, _SYSTEM = ("human", "user"), ("gpt", "assistant"), ("system",)
+_TWICE = "with a field twice"
+_SHAPE = 'whose turns must be like {"from": "human", "value": "..."} and are not'
 _log = logging.getLogger(__name__)
 
 
@@ -39,33 +42,36 @@ class LlavaRows(Sequence[Row]):
     def __init__(self, path: Path, *, images: Path | None = None):
         """
         Raises:
-          UserError: the file cannot be read, is no array of such rows, or none can be used.
+          UserError: the file cannot be read, is neither an array of rows nor one row per line, or
+            none can be used.
         """
         self.path = path
         self.images = path.parent if images is None else images
         self.skipped: Counter[str] = Counter()
+        first: dict[str, int] = {}
         starts, stops, numbers = array("q"), array("q"), array("q")
-        for number, item in enumerate(json_items(path), start=1):
-            if item.key is not None:
-                raise UserError(
-                    f"{path} is a JSON object, where LLaVA and ShareGPT4V files are an array of "
-                    "rows; give one of these, or --data.format coco for captions of COCO."
-                )
-            reason = _why_unused(item.value, where=f"{path}, row {number}")
-            if reason is not None:
-                self.skipped[reason] += 1
+        for number, place in _places(path):
+            if place.reason is not None:
+                self.skipped[place.reason] += 1
+                first.setdefault(place.reason, number)
                 continue
-            starts.append(item.start)
-            stops.append(item.stop)
+            starts.append(place.start)
+            stops.append(place.stop)
             numbers.append(number)
         if not numbers:
-            told = ", ".join(f"{count} rows {reason}" for reason, count in self.skipped.items())
+            told = ", ".join(
+                f"{count} rows {reason}, first row {first[reason]}"
+                for reason, count in self.skipped.items()
+            )
             raise UserError(
                 f"{path} has no row that can be used ({told or 'it is empty'}); give rows with an "
-                "image and an answer."
+                "image and an answer, as LLaVA and ShareGPT4V have them, or one JSON object with "
+                "image and caption per line as .jsonl."
             )
         for reason, count in self.skipped.items():
-            _log.warning("%s: skipped %d rows %s", path, count, reason)
+            _log.warning(
+                "%s: skipped %d rows %s; the first is row %d", path, count, reason, first[reason]
+            )
         self._texts = RowTexts(path, row_index(starts, stops, numbers))
 
     def __len__(self) -> int:
@@ -79,66 +85,153 @@ class LlavaRows(Sequence[Row]):
         """
         number = int(self._texts.index.numbers[index])
         try:
-            values = json.loads(self._texts[index])
-            question, answer = _turns(values["conversations"])
-            image = values["image"]
-        except (ValueError, KeyError, TypeError) as error:
+            values = read_json(self._texts[index])
+            turns = _used(values)
+        except (ValueError, _UnusedError) as error:
             raise UserError(
                 f"{self.path} has changed since the start of the run (row {number} is not where it "
                 "was); restore it and resume the run."
             ) from error
         return Row(
             # Published files have ids twice, and ids that are missing.
-            id=f"{values.get('id', self.path.stem)}#{number}",
-            image=self.images / image,
-            prompt=question.replace(TAG, "").strip() or PROMPT,
-            reference=answer.strip(),
+            id=f"{turns.id or self.path.stem}#{number}",
+            image=self.images / turns.image,
+            prompt=turns.question.replace(TAG, "").strip() or PROMPT,
+            reference=turns.answer.strip(),
         )
 
 
-def _why_unused(values: Any, *, where: str) -> str | None:
-    """Why a row has nothing to train on, in words that fit behind "rows"; None if it has.
+class _UnusedError(Exception):
+    """Why a row has nothing to train on, in words that fit behind "rows"."""
 
-    Raises:
-      UserError: it is no row at all.
-    """
-    if not isinstance(values, dict) or not isinstance(values.get("conversations"), list):
-        raise UserError(
-            f'{where} is {rows.shown(values)}, which has no "conversations"; give a file of LLaVA '
-            "or ShareGPT4V, or one JSON object with image and caption per line as .jsonl."
-        )
-    image = values.get("image")
-    if image is None or image == []:
-        return "without an image"
-    if isinstance(image, list):
-        return "with a list of images"
-    rows.text(image, name="image", where=where)
+
+class _Place(NamedTuple):
+    """The bytes of a row, and why it is not used."""
+
+    start: int
+    stop: int
+    reason: str | None
+
+
+class _Turns(NamedTuple):
+    """What is used of a row."""
+
+    id: str | None
+    image: str
+    question: str
+    answer: str
+
+
+def _places(path: Path) -> Iterator[tuple[int, _Place]]:
+    """(number, place) of each row of an array, from 1, or of each line that holds one."""
+    if not head(path).startswith(b"{"):
+        for number, item in enumerate(json_items(path), start=1):
+            if item.key is not None:
+                raise _no_rows(path)
+            reason = _why_unused(item.value) if item.twice is None else _TWICE
+            yield number, _Place(item.start, item.stop, reason)
+        return
+    texts = RowTexts(path, index_lines(path))
+    for index, number in enumerate(texts.index.numbers.tolist()):
+        try:
+            values = read_json(texts.raw(index).decode("utf-8"))
+        except DuplicateKeyError:
+            reason = _TWICE
+        except ValueError:
+            reason = "that are not JSON"
+        else:
+            if index == 0 and isinstance(values, dict) and "conversations" not in values:
+                raise _no_rows(path)
+            reason = _why_unused(values)
+        start, stop = int(texts.index.starts[index]), int(texts.index.stops[index])
+        yield number, _Place(start, stop, reason)
+
+
+def _no_rows(path: Path) -> UserError:
+    return UserError(
+        f"{path} is a JSON object without conversations, where LLaVA and ShareGPT4V files are an "
+        "array of rows, or one row per line; give one of these, or --data.format coco for captions "
+        "of COCO."
+    )
+
+
+def _why_unused(values: Any) -> str | None:
     try:
-        question, answer = _turns(values["conversations"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{where} has the conversation {rows.shown(values['conversations'])}, whose turns must "
-            'be like {"from": "human", "value": "..."}; fix or remove the row.'
-        ) from error
-    if not answer.strip():
-        return "without an answer"
-    if TAG not in question:
-        raise UserError(
-            f"{where} has the image {image} and the first question {rows.shown(question)}, which "
-            f"must hold {TAG} before or after its words; add the tag or remove the row."
-        )
-    if question.count(TAG) > 1:
-        return "with several image tags"
+        _used(values)
+    except _UnusedError as error:
+        return str(error)
     return None
 
 
-def _turns(conversations: list[dict[str, str]]) -> tuple[str, str]:
-    """The first question and the answer to it; an empty text for what is missing."""
-    asked: str | None = None
+def _used(values: Any) -> _Turns:
+    """What is used of a row, checked in full.
+
+    Raises:
+      _UnusedError: it has nothing to train on, or is not as rows are.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("conversations"), list):
+        raise _UnusedError('that are no object with "conversations"')
+    id_ = values.get("id")
+    try:
+        id_ = rows.identity(id_, where="")
+    except BadRowError:
+        raise _UnusedError("with an id that is neither a text nor a number") from None
+    image = values.get("image")
+    if image is None or image in ([], ""):
+        raise _UnusedError("without an image")
+    if isinstance(image, list):
+        if len(image) > 1:
+            raise _UnusedError("with a list of images")
+        image = image[0]
+    question, answer = _turns(values["conversations"])
+    if not _is_text(image):
+        raise _UnusedError("with an image that is no path")
+    if not is_encodable(question + answer):
+        raise _UnusedError("with half of a character, which UTF-8 does not have")
+    if not answer.strip():
+        raise _UnusedError("without an answer")
+    if TAG not in question:
+        raise _UnusedError(f"without {TAG} before or after the words of the first question")
+    if question.count(TAG) > 1:
+        raise _UnusedError("with several image tags")
+    for name, words in (("question", question.replace(TAG, "")), ("answer", answer)):
+        if rows.special_token(words) is not None:
+            raise _UnusedError(f"with a special token in the {name}")
+    return _Turns(id_, image, question, answer)
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        rows.text(value, name="", where="")
+    except BadRowError:
+        return False
+    return True
+
+
+def _turns(conversations: list[Any]) -> tuple[str, str]:
+    """The first question and the answer to it; an empty text for what is missing. Several turns of
+    one speaker in a row are one turn.
+
+    Raises:
+      _UnusedError: a turn is not like {"from": "human", "value": "..."}.
+    """
+    asked: list[str] = []
+    answered: list[str] = []
     for turn in conversations:
-        speaker, words = turn["from"].lower(), turn["value"] or ""
-        if asked is None and speaker in _HUMAN:
-            asked = words
-        elif asked is not None and speaker in _MODEL:
-            return asked, words
-    return asked or "", ""
+        if not isinstance(turn, dict):
+            raise _UnusedError(_SHAPE)
+        speaker, words = turn.get("from"), turn.get("value")
+        if not isinstance(speaker, str) or not isinstance(words, str | None):
+            raise _UnusedError(_SHAPE)
+        if "value" not in turn:
+            raise _UnusedError(_SHAPE)
+        speaker = speaker.lower()
+        if speaker not in (*_HUMAN, *_MODEL, *_SYSTEM):
+            raise _UnusedError("with a turn of another speaker than human, gpt and system")
+        if speaker in _HUMAN and answered:
+            break
+        if speaker in _HUMAN and words:
+            asked.append(words)
+        elif speaker in _MODEL and asked and words:
+            answered.append(words)
+    return "\n".join(asked), "\n".join(answered)

@@ -9,13 +9,12 @@ from PIL import Image
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.caption_files import NOT_COLUMNS
+from balcap_jax.data.caption_files import CAPTIONS, NOT_COLUMNS
 from balcap_jax.data.images import ImageLike
-from balcap_jax.data.photos import CHECKED
-from balcap_jax.data.rows import Row
+from balcap_jax.data.rows import BadRowError, Row
+from balcap_jax.data.seen_ids import SeenIds
 from balcap_jax.errors import UserError
 
-_CAPTIONS = ("caption", "captions", "reference", "references")
 _IMAGES = ("image", "images")
 
 
@@ -25,7 +24,7 @@ class MemoryRows(Sequence[Row]):
     A row is a mapping with `image` (a PIL image, a uint8 array, a path, the bytes of a file, or
     what `datasets` makes of one; or `images`, a list of one), any of `caption`, `reference` (a
     text) and `captions`, `references` (lists of texts), `prompt` (a text or messages in chat form),
-    `id`, `boxes`, `units`; anything else is a column for reward functions.
+    `id`, `boxes`, `units`, `scene`; anything else is a column for reward functions.
     """
 
     def __init__(self, data: Any, *, name: str):
@@ -34,8 +33,8 @@ class MemoryRows(Sequence[Row]):
           name: what messages call the data.
 
         Raises:
-          UserError: it has no length or places, is empty, one of its first rows is none, or two of
-            these have one id.
+          UserError: it has no length or places, is empty, or has an id twice, where all ids can be
+            read without the images; otherwise the second row of an id is told when it is read.
         """
         if isinstance(data, Mapping) or not (
             hasattr(data, "__len__") and hasattr(data, "__getitem__")
@@ -47,12 +46,12 @@ class MemoryRows(Sequence[Row]):
         if not len(data):
             raise UserError(f"{name} is empty; give at least one row.")
         self._data, self._name = data, name
-        seen: set[str] = set()
-        for index in range(min(len(self), CHECKED)):
-            id_ = self[index].id
-            if id_ in seen:
-                raise UserError(f"{name} has the id {id_!r} twice; give each row its own id.")
-            seen.add(id_)
+        self._seen = SeenIds(name)
+        for index, id_ in enumerate(_ids(data)):
+            try:
+                self._seen.check(_id(id_, index, where=name), index)
+            except BadRowError:
+                continue  # told with its row
 
     def __len__(self) -> int:
         return len(self._data)
@@ -61,28 +60,30 @@ class MemoryRows(Sequence[Row]):
         """Row `index`.
 
         Raises:
-          UserError: it is not a row.
+          BadRowError: it is not a row.
+          UserError: another row had its id.
         """
         where = f"{self._name}, row {index}"
         values = self._data[index]
         if not isinstance(values, Mapping):
-            raise UserError(
-                f"{where} is a {type(values).__name__}, which must be a dict with an image; make "
-                "it one."
+            raise BadRowError(
+                where,
+                f"is a {type(values).__name__}, which must be a dict with an image; make it one.",
             )
         given = values.get("prompt")
         prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
-        captions = _captions(values, where=where)
-        boxes, units = values.get("boxes"), values.get("units")
-        id_ = values.get("id")
+        captions = rows.captions(_lenient(values), names=CAPTIONS, where=where)
+        id_ = _id(values.get("id"), index, where=where)
+        self._seen.check(id_, index)
         return Row(
-            id=f"row-{index:06d}" if id_ is None else str(id_),
+            id=id_,
             image=_image(values, where=where),
             prompt=prompt,
             reference=rows.longest(captions) if captions else "",
+            scene=rows.scene(values.get("scene"), where=where),
             references=captions if len(captions) > 1 else (),
-            boxes=rows.boxes(list(boxes), where=where) if boxes else (),
-            units=rows.texts(list(units), name="units", where=where) if units else (),
+            boxes=rows.boxes(values.get("boxes"), where=where),
+            units=rows.units(values.get("units"), where=where),
             messages=messages,
             columns={
                 name: value
@@ -92,36 +93,52 @@ class MemoryRows(Sequence[Row]):
         )
 
 
-def _captions(values: Mapping[str, Any], *, where: str) -> tuple[str, ...]:
-    """All captions of a row, each text once; none is fine where no judge needs them."""
-    found: list[str] = []
-    for name in _CAPTIONS:
-        value = values.get(name)
-        if isinstance(value, str):
-            found.append(rows.text(value, name=name, where=where))
-        elif value is not None:
-            listed = value.tolist() if isinstance(value, np.ndarray) else value
-            listed = list(listed) if isinstance(listed, tuple) else listed
-            found += rows.texts(listed, name=name, where=where)
-    return tuple(dict.fromkeys(found))
+def _ids(data: Any) -> Sequence[Any]:
+    """All ids of the data where they can be read without the images; none elsewhere."""
+    if isinstance(data, list | tuple):
+        return [row.get("id") if isinstance(row, Mapping) else None for row in data]
+    if "id" in (getattr(data, "column_names", None) or ()):  # `datasets`
+        return data["id"]
+    return ()
+
+
+def _id(value: Any, index: int, *, where: str) -> str:
+    return rows.identity(value, where=where) or f"row-{index:06d}"
+
+
+def _lenient(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The captions of a row with a text for a list of one, and the other way round."""
+    found = {}
+    for name in CAPTIONS:
+        value = rows.listed(values.get(name))
+        if name.endswith("s") and isinstance(value, str):
+            value = [value]
+        if not name.endswith("s") and isinstance(value, list):
+            found[f"{name}s"] = value
+            continue
+        found.setdefault(name, value)
+    return found
 
 
 def _image(values: Mapping[str, Any], *, where: str) -> ImageLike:
-    given = [values[name] for name in _IMAGES if values.get(name) is not None]
+    given = [values[name] for name in _IMAGES if not rows.missing(values.get(name))]
     image = given[0] if given else None
     if isinstance(image, list | tuple):
         if len(image) != 1:
-            raise UserError(
-                f"{where} has {len(image)} images, and a caption is of one; give a row per image."
+            raise BadRowError(
+                where, f"has {len(image)} images, and a caption is of one; give a row per image."
             )
         image = image[0]
     if isinstance(image, Mapping):  # as `datasets` keeps an image that it shall not decode
         image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytearray | memoryview):
+        image = bytes(image)
     if isinstance(image, str):
-        image = Path(image)
+        image = Path(rows.text(image, name="image", where=where))
     if not isinstance(image, Path | bytes | Image.Image | np.ndarray):
-        raise UserError(
-            f'{where} has a {type(image).__name__} as "image", which must be a PIL image, a uint8 '
-            "array, a path or the bytes of an image file; give one of them."
+        raise BadRowError(
+            where,
+            f'has a {type(image).__name__} as "image", which must be a PIL image, a uint8 array, a '
+            "path or the bytes of an image file; give one of them.",
         )
     return image

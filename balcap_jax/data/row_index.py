@@ -7,13 +7,14 @@ import json
 import os
 import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from balcap_jax.data.json_text import duplicate_key
 from balcap_jax.errors import UserError
 
 _PIECE = 1 << 24  # bytes
@@ -49,21 +50,33 @@ class RowTexts:
         Raises:
           UserError: it is not UTF-8, or the file cannot be read any more.
         """
+        return _decoded(self.raw(index), self.path, offset=int(self.index.starts[index]))
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of row `index`.
+
+        Raises:
+          UserError: the file cannot be read any more.
+        """
         start, stop = int(self.index.starts[index]), int(self.index.stops[index])
         try:
-            data = os.pread(self._file.fileno(), stop - start, start)
+            return os.pread(self._file.fileno(), stop - start, start)
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        return _decoded(data, self.path, offset=start)
 
 
 def open_file(path: Path) -> BinaryIO:
     """The file, to read bytes.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: it cannot be read, or is a pipe, in which nobody can go back.
     """
     try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise UserError(
+                f"The data file {path} is no regular file but a pipe or a device, and rows are "
+                "read from it in any order; write it to a file first."
+            )
         file = path.open("rb")
         file.peek(1)  # a folder can be opened on some systems and only not be read
     except OSError as error:
@@ -81,8 +94,11 @@ def head(path: Path, size: int = 1 << 16) -> bytes:
         return file.read(size).removeprefix(_BOM).lstrip()
 
 
-def index_lines(path: Path) -> RowIndex:
+def index_lines(path: Path, *, each: Callable[[bytes], None] | None = None) -> RowIndex:
     """The lines of a file that are not blank; numbers count from 1 and include the blank ones.
+
+    Args:
+      each: is given all bytes of the file, as whole lines of which many come at once.
 
     Raises:
       UserError: the file cannot be read.
@@ -97,9 +113,13 @@ def index_lines(path: Path) -> RowIndex:
             ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
             begins = np.concatenate([[0], ends + 1])
             rest = data[begins[-1] :]
+            if each is not None:
+                each(data[: begins[-1]])
             _keep_full(data, begins[:-1], ends, offset, number, (starts, stops, numbers))
             offset += int(begins[-1])
             number += len(ends)
+        if each is not None:
+            each(rest)
         _keep_full(rest, np.array([0]), np.array([len(rest)]), offset, number,
                    (starts, stops, numbers))  # fmt: skip
     return RowIndex(np.concatenate(starts), np.concatenate(stops), np.concatenate(numbers))
@@ -131,12 +151,14 @@ class Item(NamedTuple):
     Attributes:
       key: the outermost key it stands under; None in an outermost array.
       start, stop: its bytes in the file.
+      twice: a key that an object in it has twice; None if none has.
     """
 
     key: str | None
     start: int
     stop: int
     value: Any
+    twice: str | None = None
 
 
 def json_items(path: Path) -> Iterator[Item]:
@@ -146,15 +168,21 @@ def json_items(path: Path) -> Iterator[Item]:
     they are.
 
     Raises:
-      UserError: the file cannot be read, or is not JSON.
+      UserError: the file cannot be read, is not JSON, or its outermost object has a key twice.
     """
     with open_file(path) as file:
+        keys: set[str] = set()
         reader = _Reader(path, file)
         if reader.take("["):
             yield from reader.elements(None)
         elif reader.take("{"):
             while not reader.take("}"):
                 key = reader.value().value
+                if not isinstance(key, str):
+                    raise reader.error("a name is missing")
+                if key in keys:
+                    raise reader.error(f"it has {json.dumps(key)} twice")
+                keys.add(key)
                 reader.expect(":")
                 if reader.take("["):
                     yield from reader.elements(key)
@@ -177,7 +205,8 @@ class _Reader:
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path, self.file = path, file
-        self.decode = json.JSONDecoder().raw_decode
+        self.twice: str | None = None
+        self.decode = json.JSONDecoder(object_pairs_hook=self._object).raw_decode
         self.window, self.offset, self.at, self.ended = "", 0, 0, False
         if file.peek(len(_BOM)).startswith(_BOM):
             self.offset = file.seek(len(_BOM))
@@ -195,6 +224,7 @@ class _Reader:
     def value(self) -> Item:
         self._skip_space()
         while True:
+            self.twice = None
             try:
                 value, end = self.decode(self.window, self.at)
                 # A number at the end of the window may go on behind it ("1" of "1.5e3").
@@ -207,13 +237,21 @@ class _Reader:
                 if self.ended or len(self.window) - error.pos > _CUT_OFF:
                     self.at = error.pos
                     raise self.error(error.msg) from error
+            except ValueError as error:  # a number of more digits than Python reads
+                raise self.error(str(error)) from error
             self._read_on()
         start, stop = self.offset + self.at, self.offset + end
         raw = self.window[self.at : end]
         if not raw.isascii():
             value = json.loads(_decoded(raw.encode("latin-1"), self.path, offset=start))
         self.at = end
-        return Item(None, start, stop, value)
+        return Item(None, start, stop, value, self.twice)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            self.twice = duplicate_key(pairs)
+        return values
 
     def take(self, mark: str) -> bool:
         """Whether `mark` comes next; it is passed over."""

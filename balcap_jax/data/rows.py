@@ -1,15 +1,42 @@
-"""A row of a data file, and the checks that all kinds of files share."""
+"""A row of data, and the checks that rows of all kinds share, be they in a file or in memory."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from balcap_jax.data.examples import NO_COLUMNS, Box
 from balcap_jax.data.images import ImageLike
+from balcap_jax.data.json_text import is_encodable
+from balcap_jax.data.visible_text import visible
 from balcap_jax.errors import UserError
 
 if TYPE_CHECKING:
     from balcap_jax.scenes.world import Scene
+
+# Words that chat templates and tokenizers give a meaning: a policy must not learn to say them, and
+# a question that holds them would end or begin a turn.
+_SPECIAL = re.compile(
+    r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:image|video|audio|pad|unk|bos|eos|eot|mask)>|"
+    r"<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
+)
+_SIDES = ("left", "top", "right", "bottom")
+
+
+class BadRowError(UserError):
+    """A row that cannot be used; the others of its file can.
+
+    Args:
+      where: the file with its line, or whatever people find the row by.
+      fault: what is wrong and what to do, as it goes on behind `where`.
+    """
+
+    def __init__(self, where: str, fault: str):
+        super().__init__(f"{where} {fault}")
+        self.where, self.fault = where, fault
 
 
 class Row(NamedTuple):
@@ -36,32 +63,110 @@ def longest(captions: Sequence[str]) -> str:
     return max(captions, key=lambda caption: len(caption.split()))
 
 
+def unique(captions: Iterable[str]) -> tuple[str, ...]:
+    """Each caption once, as it was first written; an accent may be written in two ways (NFC and
+    NFD), which look alike and are one.
+    """
+    found: dict[str, str] = {}
+    for caption in captions:
+        found.setdefault(visible(caption), caption)
+    return tuple(found.values())
+
+
 def text(value: Any, *, name: str, where: str) -> str:
-    """`value` if it is a text that is not empty.
+    """`value` if it is a text that is not empty and that can be written.
 
     Raises:
-      UserError: it is not.
+      BadRowError: it is not.
     """
     if not isinstance(value, str) or not value.strip():
-        raise UserError(
-            f'{where} has "{name}": {shown(value)}, which must be a text that is not empty; fix '
-            "it or remove the row."
+        raise BadRowError(
+            where,
+            f'has "{name}": {shown(value)}, which must be a text that is not empty; fix it or '
+            "remove the row.",
         )
-    return value
+    if not is_encodable(value) or "\0" in value:
+        what = "a zero byte" if "\0" in value else "half of a character, which UTF-8 does not have"
+        raise BadRowError(
+            where,
+            f'has "{name}": {shown(value)}, which holds {what}; fix it or remove the row.',
+        )
+    return str(value)
+
+
+def words(value: Any, *, name: str, where: str) -> str:
+    """`value` if it is a `text` in which nothing is a special token of chat templates.
+
+    Raises:
+      BadRowError: it is not.
+    """
+    found = text(value, name=name, where=where)
+    special = special_token(found)
+    if special is not None:
+        raise BadRowError(
+            where,
+            f'has "{name}": {shown(found)}, which holds {special}, a special token that no text '
+            "may have; fix it or remove the row.",
+        )
+    return found
+
+
+def special_token(value: str) -> str | None:
+    """The first special token of chat templates in `value`; None without one."""
+    found = _SPECIAL.search(value)
+    return None if found is None else found[0]
 
 
 def texts(value: Any, *, name: str, where: str) -> tuple[str, ...]:
-    """`value` as a tuple if it is a list of texts, none of them empty.
+    """`value` as a tuple if it is a list of `words`.
 
     Raises:
-      UserError: it is not.
+      BadRowError: it is not.
     """
+    value = listed(value)
     if not isinstance(value, list) or not value:
-        raise UserError(
-            f'{where} has "{name}": {shown(value)}, which must be a list of texts; fix it or '
-            "remove the row."
+        raise BadRowError(
+            where,
+            f'has "{name}": {shown(value)}, which must be a list of texts; fix it or remove the '
+            "row.",
         )
-    return tuple(text(item, name=name, where=where) for item in value)
+    return tuple(words(item, name=name, where=where) for item in value)
+
+
+def captions(values: Mapping[str, Any], *, names: Sequence[str], where: str) -> tuple[str, ...]:
+    """All captions under `names`, each once: texts under "caption" and "reference", lists of texts
+    under names in the plural; a text in place of a list of one is refused there.
+
+    Raises:
+      BadRowError: one of them is no caption.
+    """
+    found: list[str] = []
+    for name in names:
+        value = values.get(name)
+        if missing(value):
+            continue
+        if name.endswith("s"):
+            found += texts(value, name=name, where=where)
+        else:
+            found.append(words(value, name=name, where=where))
+    return unique(found)
+
+
+def identity(value: Any, *, where: str) -> str | None:
+    """The id of a row as a text; None where it has none.
+
+    Raises:
+      BadRowError: it is neither a text nor a whole number.
+    """
+    if missing(value):
+        return None
+    if isinstance(value, np.integer):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRowError(where, f'has "id": {shown(value)}; give a text or a number.')
+    return text(value, name="id", where=where)
 
 
 def prompt(value: Any, *, where: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
@@ -69,19 +174,37 @@ def prompt(value: Any, *, where: str) -> tuple[str, tuple[Mapping[str, Any], ...
     text.
 
     Raises:
-      UserError: it is neither, or no message has a text.
+      BadRowError: it is neither, or no message has a text.
     """
     if isinstance(value, str):
-        return text(value, name="prompt", where=where), ()
-    if not isinstance(value, list | tuple) or not value or not all(map(_is_message, value)):
-        raise UserError(
-            f'{where} has "prompt": {shown(value)}, which must be a text or a list of messages '
-            'like {"role": "user", "content": "Describe the image."}; fix it or remove the row.'
+        return words(value, name="prompt", where=where), ()
+    value = listed(value)
+    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+        raise BadRowError(
+            where,
+            f'has "prompt": {shown(value)}, which must be a text or a list of messages like '
+            '{"role": "user", "content": "Describe the image."}; fix it or remove the row.',
         )
     if value[-1]["role"] != "user" or not text_of(value[-1]["content"]).strip():
-        raise UserError(
-            f'{where} has "prompt": {shown(value)}, whose last message must be of the user and '
-            "have a text; fix it or remove the row."
+        raise BadRowError(
+            where,
+            f'has "prompt": {shown(value)}, whose last message must be of the user and have a '
+            "text; fix it or remove the row.",
+        )
+    for message in value:
+        if text_of(message["content"]).strip():
+            words(text_of(message["content"]), name="prompt", where=where)
+    images = sum(
+        part["type"] == "image"
+        for message in value
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+    )
+    if images > 1:
+        raise BadRowError(
+            where,
+            f'has "prompt": {shown(value)}, which shows {images} images, and a row has one; fix it '
+            "or remove the row.",
         )
     return text_of(value[-1]["content"]), tuple(value)
 
@@ -91,8 +214,16 @@ def _is_message(value: Any) -> bool:
         return False
     content = value.get("content")
     return isinstance(content, str) or (
-        isinstance(content, list | tuple)
-        and all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content)
+        isinstance(content, list | tuple) and all(map(_is_part, content))
+    )
+
+
+def _is_part(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    # `datasets` gives all parts the same keys, so that an image has a text of None.
+    return value.get("type") == "image" or (
+        value.get("type") == "text" and isinstance(value.get("text"), str)
     )
 
 
@@ -104,32 +235,113 @@ def text_of(content: Any) -> str:
 
 
 def boxes(value: Any, *, where: str) -> tuple[Box, ...]:
-    """Boxes from a list of `{"label": "dog", "box": [left, top, right, bottom]}`.
+    """Boxes from a list of `{"label": "dog", "box": [left, top, right, bottom]}`, of
+    `["dog", left, top, right, bottom]`, or of objects with these five names; none for None and [].
 
     Raises:
-      UserError: an entry is not like that, or not from 0 to 1 with left < right and top < bottom.
+      BadRowError: an entry is not like that, or not from 0 to 1 with left < right and top < bottom.
     """
+    if missing(value):
+        return ()
+    value = listed(value)
+    if isinstance(value, Mapping):
+        value = _entries(value)
     if not isinstance(value, list):
         value = [value]
-    found = []
-    for item in value:
-        try:
-            left, top, right, bottom = (float(side) for side in item["box"])
-            label = item["label"]
-            ok = 0 <= left < right <= 1 and 0 <= top < bottom <= 1
-            ok &= isinstance(label, str) and bool(label.strip())
-        except (KeyError, TypeError, ValueError):
-            ok = False
-        if not ok:
-            raise UserError(
-                f'{where} has the box {shown(item)}, which must be like {{"label": "dog", "box": '
-                "[left, top, right, bottom]} in shares of width and height from 0 to 1; fix or "
-                "remove it."
-            )
-        found.append(Box(label, left, top, right, bottom))
-    return tuple(found)
+    return tuple(_box(item, where=where) for item in value)
+
+
+def _entries(value: Mapping[str, Any]) -> list[Any]:
+    """One object, or one of lists, as `datasets` keeps a list of objects."""
+    columns = {name: listed(column) for name, column in value.items()}
+    if not isinstance(columns.get("label"), list):
+        return [value]
+    sizes = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
+    if len(sizes) != 1:
+        return [value]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _box(item: Any, *, where: str) -> Box:
+    item = listed(item)
+    if isinstance(item, Mapping):
+        sides = listed(item["box"]) if "box" in item else [item.get(side) for side in _SIDES]
+        label = item.get("label")
+    elif isinstance(item, list) and item:
+        label, *sides = item
+    else:
+        label, sides = None, None
+    ok = isinstance(sides, list) and len(sides) == 4 and all(map(_is_number, sides))
+    ok = ok and isinstance(label, str) and bool(label.strip()) and is_encodable(label)
+    ok = ok and 0 <= sides[0] < sides[2] <= 1 and 0 <= sides[1] < sides[3] <= 1
+    if not ok:
+        raise BadRowError(
+            where,
+            f'has the box {shown(item)}, which must be like {{"label": "dog", "box": [left, top, '
+            "right, bottom]} in shares of width and height from 0 to 1; fix or remove it.",
+        )
+    return Box(str(label), *(float(side) for side in sides))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def units(value: Any, *, where: str) -> tuple[str, ...]:
+    """Reference units from a list of texts, or of the {"text", "covered"} of a scored row; none for
+    None and [].
+
+    Raises:
+      BadRowError: it is no such list.
+    """
+    value = listed(value)
+    if missing(value) or value == []:
+        return ()
+    if isinstance(value, list):
+        value = [item.get("text") if isinstance(item, Mapping) else item for item in value]
+    return texts(value, name="units", where=where)
+
+
+def scene(value: Any, *, where: str) -> "Scene | None":
+    """The scene that `balcap scenes` wrote; None for None.
+
+    Raises:
+      BadRowError: it is no scene.
+    """
+    if missing(value):
+        return None
+    from balcap_jax.scenes.world import Scene
+
+    try:
+        return Scene.from_json(value)
+    except UserError as error:
+        raise BadRowError(f"{where}:", str(error)) from error
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise BadRowError(
+            f"{where}:", f"scene {shown(value)} is none ({error}); write it with `balcap scenes`."
+        ) from error
+
+
+def missing(value: Any) -> bool:
+    """Whether a field has no value: None, or the NaN that tables have in its place."""
+    return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
+
+
+def listed(value: Any) -> Any:
+    """Tuples and arrays as lists, everything else as it is."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def shown(value: Any) -> str:
-    """The beginning of `value` as JSON, for messages."""
-    return json.dumps(value, ensure_ascii=False, default=str)[:80]
+    """The beginning of `value` as JSON, for messages; what cannot be printed is escaped."""
+    try:
+        found = json.dumps(value, ensure_ascii=False, default=_short)
+    except (ValueError, TypeError, RecursionError):
+        found = _short(value)
+    return found[:80].encode("utf-8", "backslashreplace").decode()
+
+
+def _short(value: Any) -> str:
+    return f"a {type(value).__name__}"

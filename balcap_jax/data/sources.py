@@ -1,5 +1,6 @@
 """From settings to sources of examples."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from balcap_jax.config.sections import MEMORY, DataConfig
 from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source
+from balcap_jax.data.images import Pixels
+from balcap_jax.data.json_text import read_json
 from balcap_jax.data.llava_files import LlavaRows
 from balcap_jax.data.memory_rows import MemoryRows
 from balcap_jax.data.photos import Photos
@@ -21,6 +24,7 @@ from balcap_jax.errors import UserError
 SCENES = "scenes"
 # Scenes are drawn when asked for, so the split can be as large as any run is long.
 _ENDLESS = 10**9
+_log = logging.getLogger(__name__)
 # How the annotation files of COCO begin; a row of a caption file has none of these fields.
 _COCO = re.compile(rb'\{\s*"(info|images|annotations|licenses|categories)"\s*:')
 
@@ -57,27 +61,50 @@ def open_sources(
     else:
         source = _open(data, data.path, split=data.split)
     if kept is not None:
+        _tell_shared(source, kept)
         return source, kept
     if data.heldout_path or data.heldout_split:
         path = data.heldout_path or data.path
         heldout = _open(data, path, split=data.heldout_split or data.split)
-        return source, heldout.part(0, data.heldout, verify=True)
+        kept = heldout.part(0, data.heldout, verify=True)
+        _tell_shared(source, kept)
+        return source, kept
     count = len(source) - data.heldout
     if count < 1:
         raise UserError(
             f"{source.bad.name} has {len(source)} usable examples, which leaves none to train on "
             f"beside data.heldout={data.heldout}; set --data.heldout below {len(source)}."
         )
-    return source.part(0, count), source.part(count, len(source), verify=True)
+    kept = source.part(count, len(source), verify=True)
+    return source.part(0, count).without(kept), kept
+
+
+def _tell_shared(source: Photos, heldout: Photos) -> None:
+    """Tells of held-out images that are trained on, where the user has named both."""
+    if source.verified and (count := source.shared(heldout)):
+        _log.warning(
+            "%d of the %d examples to train on have images that are held out as well",
+            count,
+            len(source),
+        )
 
 
 def _in_memory(data: DataConfig, rows: Any, *, name: str) -> Photos:
-    return Photos(MemoryRows(rows, name=name), name=name, max_bad_images=data.max_bad_images)
+    return _photos(data, MemoryRows(rows, name=name), name=name)
 
 
 def _open(data: DataConfig, path: str, *, split: str) -> Photos:
     rows = open_rows(data, Path(path), split=split)
-    return Photos(rows, name=path, max_bad_images=data.max_bad_images)
+    return _photos(data, rows, name=path)
+
+
+def _photos(data: DataConfig, rows: Sequence[Row], *, name: str) -> Photos:
+    return Photos(rows, name=name, max_bad_images=data.max_bad_images, pixels=pixels_of(data))
+
+
+def pixels_of(data: DataConfig) -> Pixels:
+    """The sizes of images that the settings ask for."""
+    return Pixels(least=data.min_pixels, most=data.max_pixels, in_file=data.max_file_pixels)
 
 
 def open_rows(data: DataConfig, path: Path, *, split: str) -> Sequence[Row]:
@@ -135,7 +162,16 @@ def detect(path: Path) -> str:
             f"{path} is one JSON object without the images and annotations of COCO captions; give "
             "an array of rows as LLaVA and ShareGPT4V have it, or one object per line as .jsonl."
         )
-    return "jsonl"
+    return "llava" if _is_conversation(begin.split(b"\n", 1)[0]) else "jsonl"
+
+
+def _is_conversation(line: bytes) -> bool:
+    """Whether a line is a row of LLaVA's; of a longer line only the beginning is given."""
+    try:
+        values = read_json(line.decode("utf-8", "replace"))
+    except ValueError:
+        return b'"conversations"' in line
+    return isinstance(values, dict) and "conversations" in values and "caption" not in values
 
 
 def _check_settings(data: DataConfig, kind: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
 from balcap_jax.data.examples import Box
-from balcap_jax.data.rows import Row
+from balcap_jax.data.rows import BadRowError, Row
+from balcap_jax.data.seen_ids import SeenIds
 from balcap_jax.errors import UserError
 
 INFO = "dataset_info.json"
@@ -70,6 +71,7 @@ class TfdsRows(Sequence[Row]):
                 f"--data.split to one of its splits, or {_REMEDY}."
             ) from error
         self.folder, self.split, self._source = folder, split, source
+        self._seen = SeenIds(f"The split {split!r} in {folder}")
         labelled = "objects" in features and "label" in features["objects"]
         label = features["objects"]["label"] if labelled else None
         self._names = label.names if isinstance(label, tfds.features.ClassLabel) else []
@@ -81,21 +83,31 @@ class TfdsRows(Sequence[Row]):
         """Example `index`.
 
         Raises:
-          UserError: it has no caption.
+          BadRowError: it has no caption, or is damaged.
+          UserError: another example had its id.
         """
         if not 0 <= index < self._length:
             raise IndexError(index)
-        values = self._source[index]
-        captions = tuple(dict.fromkeys(_words(text) for text in values["captions"]["text"]))
+        where = f"The example {index} of the split {self.split!r} in {self.folder}"
+        try:
+            values = self._source[index]
+            captions = rows.unique(_words(text) for text in values["captions"]["text"])
+        except Exception as error:  # of damaged files, for which tfds has no error of its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BadRowError(where, f"cannot be read ({reason}); {_REMEDY}.") from error
         captions = tuple(caption for caption in captions if caption)
         if not captions:
-            raise UserError(
-                f"Example {index} of the split {self.split!r} in {self.folder} has no caption, "
-                "which every one must have; give a data set such as coco_captions."
+            raise BadRowError(
+                where,
+                "has no caption, which every one must have; give a data set such as coco_captions.",
             )
+        for caption in captions:
+            rows.words(caption, name="captions", where=where)
         id_ = values.get("image/id")
+        name = f"{self.split}-{index:06d}" if id_ is None else _id(id_)
+        self._seen.check(name, index)
         return Row(
-            id=f"{self.split}-{index:06d}" if id_ is None else str(id_),
+            id=name,
             image=bytes(values["image"]),
             prompt=PROMPT,
             reference=rows.longest(captions),
@@ -113,6 +125,10 @@ class TfdsRows(Sequence[Row]):
             for label, box, crowd in zip(objects["label"], objects["bbox"], crowds, strict=True)
             if not crowd
         )
+
+
+def _id(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _words(text: bytes | str) -> str:

@@ -2,13 +2,14 @@
 
 from balcap_jax.rewards import lexical_precision, lexical_recall, lexical_linguistic  # TRL
 from balcap_jax.rewards import lexical_reward  # TRL: b-CapScore, all three in one
-from balcap_jax.rewards import compute_score  # verl
+from balcap_jax.rewards import compute_score  # verl; compute_scores of a batch
 """
 
 from typing import Any
 
 __all__ = [
     "compute_score",
+    "compute_scores",
     "lexical_linguistic",
     "lexical_precision",
     "lexical_recall",

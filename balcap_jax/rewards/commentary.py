@@ -6,6 +6,8 @@ metrics, whatever the judge says, so that a drift is seen: a share that rises is
 
 import re
 
+from balcap_jax.data.visible_text import visible
+
 _PRAISE = r"(accurate|precise|detailed|thorough|comprehensive|complete|faithful|correct|verified)"
 _CAPTION = r"(caption|description|answer|response|summary|account|text above)"
 _SELF_PRAISE = re.compile(
@@ -50,9 +52,9 @@ _COMMENTARY = re.compile(
 
 def praises_itself(caption: str) -> bool:
     """Whether the caption speaks of its own quality, or to whoever judges it."""
-    return _SELF_PRAISE.search(caption) is not None
+    return _SELF_PRAISE.search(visible(caption)) is not None
 
 
 def comments(caption: str) -> bool:
     """Whether the caption says what the image means or feels like, in place of what it shows."""
-    return _COMMENTARY.search(caption) is not None
+    return _COMMENTARY.search(visible(caption)) is not None

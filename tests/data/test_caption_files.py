@@ -5,7 +5,7 @@ import pytest
 from images import RED, red, write_rows
 
 from balcap_jax.config.sections import PROMPT
-from balcap_jax.data import caption_files, row_index
+from balcap_jax.data import photos, row_index
 from balcap_jax.data.caption_files import CaptionFile, CaptionRows
 from balcap_jax.data.examples import Box, iterate
 from balcap_jax.errors import UserError
@@ -121,7 +121,6 @@ def test_images_may_lie_under_another_folder(tmp_path):
 
 
 def test_a_long_file_is_parsed_row_by_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_files, "CHECKED", 10)
     monkeypatch.setattr(row_index, "_PIECE", 1000)
     lines = [f'{{"image": "{i}.png", "caption": "Number {i}."}}' for i in range(2000)]
     lines[1234] = "{'image'}"
@@ -142,8 +141,10 @@ def test_a_long_file_is_parsed_row_by_row(tmp_path, monkeypatch):
     assert sum(part.nbytes for part in index) == 2000 * 3 * np.dtype(np.int64).itemsize
 
 
-def test_the_first_rows_are_checked_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_files, "CHECKED", 3)
+def test_the_first_rows_are_read_at_once_the_others_in_their_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "CHECKED", 3)
+    monkeypatch.setattr(photos, "SAMPLED", 1)
+    red(tmp_path)
     for bad, refused in ((2, True), (3, False)):
         lines = [ROW] * 5
         lines[bad] = "no row"
@@ -151,6 +152,10 @@ def test_the_first_rows_are_checked_at_once(tmp_path, monkeypatch):
         path.write_text("\n".join(lines), encoding="utf-8")
         if refused:
             with pytest.raises(UserError, match="line 3 is not JSON"):
-                CaptionRows(path)
+                CaptionFile(path)
         else:
-            assert len(CaptionRows(path)) == 5
+            with pytest.raises(UserError, match="line 4 is not JSON"):
+                CaptionFile(path)[3]
+            source = CaptionFile(path, max_bad_images=1)
+            assert source[3].id == "data-000005"  # the next good one
+            assert list(source.bad.reasons) == [f"{path}, line 4"]

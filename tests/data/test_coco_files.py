@@ -87,9 +87,7 @@ def test_boxes_are_shares_of_the_image(tmp_path):
         ({"images": []}, "no image with a caption"),
         ({"annotations": []}, "no image with a caption .4 images, captions of 0.; give captions_"),
         ({"annotations": OBJECTS}, "annotations 1 has no .caption.*instances_.*as --data.boxes"),
-        ({"annotations": [{"image_id": 9, "caption": 5}]}, '"caption": 5'),
         ({"annotations": [{"image_id": "9", "caption": "a"}]}, 'annotations 1 has "image_id": "9"'),
-        ({"images": [{"id": 9}]}, 'images 1 has "file_name": null'),
         ({"images": [3]}, "images 1 is 3, which must be an object"),
     ],
 )

@@ -93,12 +93,12 @@ def test_rows_of_no_use_are_counted(tmp_path, caplog):
     [
         ([], "no row that can be used .it is empty."),
         ([{"conversations": turns("Hi", "Ho")}], "1 rows without an image"),
-        ([row("What is it?", "A wall.")], "row 1 has the image coco/red.png .*must hold <image>"),
-        ([row("<image>", "a"), 3], "row 2 is 3, which has no .conversations."),
-        ([{"image": "a.png", "caption": "A wall."}], "no .conversations.*as .jsonl"),
+        ([row("What is it?", "A wall.")], "1 rows without <image> before or after the words"),
+        ([3, 3], '2 rows that are no object with "conversations", first row 1'),
+        ([{"image": "a.png", "caption": "A wall."}], "no object with .conversations.*as .jsonl"),
         ([{**row(), "conversations": ["Hi"]}], "turns must be like"),
         ([{**row(), "conversations": [{"from": "human"}]}], "turns must be like"),
-        ([row("<image>", "a", image=5)], '"image": 5, which must be a text'),
+        ([row("<image>", "a", image=5)], "with an image that is no path"),
         ({"images": [1]}, "is a JSON object.*--data.format coco"),
     ],
 )

@@ -135,7 +135,8 @@ def test_bad_images_are_passed_over_as_those_of_files():
 
 
 def test_rows_are_cut_or_held_out_apart():
-    rows = [{"image": RED, "caption": f"Wall {i}."} for i in range(5)]
+    walls = [Image.new("RGB", (20, 10), (40 * i, 0, 0)) for i in range(5)]
+    rows = [{"image": wall, "caption": f"Wall {i}."} for i, wall in enumerate(walls)]
     data = DataConfig(path="memory", heldout=2)
     train, heldout = open_sources(data, seed=0, train=rows)
     assert (len(train), len(heldout)) == (3, 2)

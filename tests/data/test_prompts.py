@@ -250,3 +250,37 @@ def test_buckets_are_few_and_hold_little_padding():
         assert value <= size < value * 1.125 + 16
         assert bucket(size, 16) == size
     assert bucket(0, 16) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "most", "tokens"),
+    [
+        # A token is 8 x 8 pixels, and the folder's own bounds are 128 and 1024.
+        ((64, 32), 0, None, 10),  # 64 / sqrt(2) = 45.3 and 32 / sqrt(2) = 22.6: 5 x 2
+        ((64, 32), 0, 512, 8),  # half of both: 4 x 2
+        ((64, 32), 0, 10_000, 10),
+        ((16, 8), 0, None, 2),
+        ((16, 8), 512, None, 8),  # twice both
+        (
+            (16, 8),
+            4096,
+            None,
+            18,
+        ),  # bounded by 1024: 45.3 and 22.6, rounded up as transformers does
+    ],
+)
+def test_images_have_the_pixels_that_are_asked_for(processor, size, least, most, tokens):
+    limited = processor.limited(min_pixels=least, max_pixels=most)
+    (image,) = limited._cut(tiny_hf.example("a", size).image)
+    assert len(image.pixels) // 4 == tokens
+    row = limited.row(tiny_hf.example("a", size))
+    assert (row.tokens == processor.config.image_token_id).sum() == tokens
+
+
+def test_bounds_are_those_of_transformers(processor):
+    image = tiny_hf.example("a", (100, 60)).image
+    theirs = processor.image_processor(
+        images=[image], size={"shortest_edge": 128, "longest_edge": 600}, return_tensors="np"
+    )
+    (ours,) = processor.limited(min_pixels=64, max_pixels=600)._cut(image)
+    np.testing.assert_array_equal(ours.pixels, theirs["pixel_values"])

@@ -141,7 +141,11 @@ def test_settings_reach_their_kind(kinds):
     ("name", "values", "said"),
     [
         ("data.jsonl", {"images": "nowhere"}, "data.images='nowhere' is not a folder; give the"),
-        ("data.jsonl", {"format": "llava"}, "is a JSON object, where LLaVA .* array"),
+        (
+            "data.jsonl",
+            {"format": "llava"},
+            "is a JSON object without conversations, where LLaVA .* array",
+        ),
         ("data.jsonl", {"format": "coco"}, "COCO|not JSON|no image with a caption"),
         ("data.jsonl", {"format": "tfds"}, "holds no data set of TFDS"),
         ("llava.json", {"format": "jsonl"}, "is a JSON array.*--data.format llava"),

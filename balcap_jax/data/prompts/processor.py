@@ -6,7 +6,7 @@ disagree.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Processor:
       config: the policy's sizes and token ids.
       tokenizer, image_processor: of transformers.
       chat_template: Jinja text that makes a prompt of an image and a user's words.
+      min_pixels, max_pixels: bounds of the image, within those of the folder; None: only those.
+        Read by towers that take images of any size.
       prefix_step, patch_step: prefixes and patches are padded to multiples of these (see `bucket`),
         so that few shapes are ever compiled.
     """
@@ -53,6 +55,8 @@ class Processor:
     chat_template: str
     prefix_step: int = 16
     patch_step: int = 28
+    min_pixels: int = 0
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         if self.prefix_step < 1 or self.patch_step < 1:
@@ -201,10 +205,28 @@ class Processor:
         begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
         return self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
 
+    def limited(self, *, min_pixels: int, max_pixels: int | None) -> "Processor":
+        """This one with other bounds of images, see `data.min_pixels` and `data.max_pixels`."""
+        return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
+
     def _cut(self, image: Image.Image) -> list[CutImage]:
         return self.layout.cut(
-            self.image_processor(images=[image.convert("RGB")], return_tensors="np")
+            self.image_processor(
+                images=[image.convert("RGB")], return_tensors="np", **self._size_options()
+            )
         )
+
+    def _size_options(self) -> dict[str, Any]:
+        """The bounds as the image processor takes them; none where it has one size for all."""
+        size = getattr(self.image_processor, "size", None) or {}
+        least, most = size.get("shortest_edge"), size.get("longest_edge")
+        bounded = self.min_pixels > 0 or self.max_pixels is not None
+        # Edges by name, areas by meaning, as only processors that merge patches have them.
+        if not bounded or not (least and most and hasattr(self.image_processor, "merge_size")):
+            return {}
+        most = most if self.max_pixels is None else min(most, self.max_pixels)
+        least = min(max(least, self.min_pixels), most)
+        return {"size": {"shortest_edge": least, "longest_edge": most}}
 
     # ---- captions
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from balcap_jax.data.examples import Example
+from balcap_jax.data.visible_text import visible
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.lexical.coverage import (
     Asked,
@@ -73,6 +74,9 @@ def photo(
     references: tuple[str, ...], labels: tuple[str, ...] = (), units: tuple[str, ...] = ()
 ) -> Photo:
     """Reads references, labels of boxes, and units where they are stored."""
+    references, labels, units = (
+        tuple(map(visible, texts)) for texts in (references, labels, units)
+    )
     asked = Asked(stored_units(units)) if units else asked_by(references)
     return Photo(Evidence(references, labels), asked)
 
@@ -88,6 +92,7 @@ def _photo(example: Example) -> Photo:
 
 def judge(caption: str, photo: Photo) -> Verdict:
     """The verdict on one caption; a pure function of its arguments."""
+    caption = visible(caption)
     readings = read(caption)
     assertions = list(_assertions(readings, photo.evidence))
     covered, weights = _coverage(readings, photo)
