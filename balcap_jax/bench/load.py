@@ -127,7 +127,7 @@ def _theirs() -> Callable[[str], int]:
 
     def load(folder: str) -> int:
         model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.bfloat16, local_files_only=True
+            folder, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False
         )
         for parameter in model.parameters():
             # They are maps of the file until used: one number of every page brings them to memory.

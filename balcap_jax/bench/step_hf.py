@@ -49,6 +49,7 @@ class HuggingFace:
             dtype=getattr(torch, preset.dtype),
             attn_implementation="sdpa",
             local_files_only=True,
+            trust_remote_code=False,
         ).to(self.device)
         vision = family_of(preset.config).vision_paths
         for name, parameter in self.model.named_parameters():
