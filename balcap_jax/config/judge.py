@@ -34,11 +34,10 @@ class JudgeConfig(Settings):
     key_env: str = "BALCAP_JUDGE_KEY"  # Environment variable that holds the key, if one is needed.
     # One call per caption ("joint"), or one per caption and reward ("separate").
     calls: Literal["joint", "separate"] = "joint"
-    # Way to ask for the form of the answer; "none" and "json_object" are for servers without
-    # structured output.
+    # Way to ask for the form of the answer; where a server refuses it, the next one is taken.
     structured: Literal["json_schema", "json_object", "none"] = "json_schema"
     temperature: float = 0.0  # Temperature of the model; some hosted ones accept only 1.
-    max_tokens: int = 4096  # Most tokens of an answer; a longer one is cut, and asked for again.
+    max_tokens: int = 4096  # Most tokens of an answer; what is cut gets up to 4 times as many.
     image_side: int = 1024  # Pixels on the longer side that larger images are shrunk to.
     concurrency: int = 64  # Calls under way at once.
     requests_per_minute: int = 0  # Most requests per minute; 0: no limit.

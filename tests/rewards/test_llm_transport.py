@@ -24,7 +24,8 @@ CAPTION = "There is a red circle."
 
 def settings(server, folder, **changes) -> JudgeConfig:
     given = {"kind": "llm", "model": "m", "base_url": server.url, "cache": folder / "c.sqlite"}
-    return JudgeConfig(**(given | {"retries": 3, "backoff": 0.01} | changes))
+    given |= {"retries": 3, "backoff": 0.01, "deadline": 20.0}
+    return JudgeConfig(**(given | changes))
 
 
 def ask(server, folder, *, captions=(CAPTION,), **changes):
