@@ -1,7 +1,7 @@
-"""`balcap data`: what a model makes of a data file before training."""
+"""`balcap data`: a data file before training: what is in it, and what a model makes of it."""
 
 from balcap_jax.cli.flags import parse
-from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
+from balcap_jax.config.judge import CheckConfig, RecaptionConfig, UnitsConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 
@@ -35,12 +35,27 @@ def _recaption(arguments: list[str]) -> None:
     print(f"train on the new captions with --data.path {recaption(config)}")
 
 
-_COMMANDS = {"units": _units, "recaption": _recaption}
+def _check(arguments: list[str]) -> None:
+    config = parse(CheckConfig, arguments, "data check")
+
+    from rich.console import Console
+
+    from balcap_jax.commands.check_data import check_data, table
+
+    found = check_data(config)
+    Console().print(table(found))
+    if found.problems:
+        raise SystemExit(1)
+
+
+_COMMANDS = {"check": _check, "units": _units, "recaption": _recaption}
 
 _HELP = """\
-usage: balcap data units DATA [FLAGS]
+usage: balcap data check FILE [FLAGS]
+       balcap data units DATA [FLAGS]
        balcap data recaption DATA OUT [FLAGS]
 
+  check      what a data file holds and what is wrong with it; exit code 1 where anything is
   units      reference units of the reference captions, made once by a model
   recaption  new reference captions, by a model that sees the images
 

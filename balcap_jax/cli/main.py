@@ -166,7 +166,7 @@ def _score(arguments: list[str]) -> None:
     summary = score(config)
     console.print(table(summary))
     console.print(f"{config.output} holds every row with its scores.", highlight=False)
-    if not summary["scored"]:
+    if summary.get("scored") == 0:
         print(
             f"balcap: error: none of the {summary['rows']} rows of {config.input} has a score; "
             f"{config.output} says why of each, and the same command asks again.",
@@ -216,7 +216,7 @@ _COMMANDS = {
     "plan": _Command("memory and time of a training step on a TPU slice", plan_command),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
-    "data": _Command("reference units and new references, made by a model", data),
+    "data": _Command("a check of data; reference units and new references by a model", data),
     "scenes": _Command("generated scenes as image files", _scenes),
 }
 

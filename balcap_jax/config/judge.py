@@ -7,6 +7,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from balcap_jax.config.base import Settings
+from balcap_jax.config.sections import MEMORY, DataConfig
 
 _READ_BY_KIND = dict.fromkeys(
     (
@@ -114,3 +115,17 @@ class RecaptionConfig(Settings):
     out: Path  # The .jsonl file to write, with the new captions; give it as --data.path.
     max_bad_images: int = 10  # Most unreadable images; one more stops the command.
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+
+@dataclass(frozen=True)
+class CheckConfig(Settings):
+    """Contents of a data file and all that is wrong with it; every row and image is read."""
+
+    file: str  # The data: a file or a folder of any kind that --data.path takes.
+    # Settings to read them with; --data.heldout-path and --data.heldout-split name what must share no image.
+    data: DataConfig = field(default_factory=lambda: DataConfig(path=MEMORY))
+
+    def check(self) -> None:
+        self._require(
+            self.data.path == MEMORY, "file", "and --data.path both name data", "give one of them."
+        )

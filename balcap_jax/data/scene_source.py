@@ -41,12 +41,18 @@ def export(folder: Path, *, split: Split, count: int, seed: int = 0) -> Path:
     """Writes `count` scenes as PNG files and a `scenes.jsonl` that `--data.path` reads.
 
     Raises:
-      UserError: `folder` holds a scenes.jsonl already.
+      UserError: `folder` is a file, cannot be made, or holds a scenes.jsonl already.
     """
     target = folder / "scenes.jsonl"
     if target.exists():
         raise UserError(f"{target} exists and is not overwritten; choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(
+            f"The folder {folder} cannot be made ({reason}); choose another folder."
+        ) from error
     rows = []
     for example in (SceneSource(split, count, seed=seed)[i] for i in range(count)):
         name = f"{example.id}.png"
