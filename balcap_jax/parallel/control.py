@@ -1,33 +1,34 @@
 """The line between the processes of a run, beside JAX: who takes part, and who has ended.
 
-Process 0 listens at the coordinator's address, compares what the others say of themselves, and
-keeps one connection to each. A process that ends, however it does, is known to all within a
-second, and one that no longer answers after `patience`. JAX has such a service too, but it knows
-nothing of settings and ends a process in C++, with a stack trace and no sentence: also where the
-coordinator does not answer or a port is taken. So all of this is settled before JAX starts its
-service on the same port.
+Process 0 listens at the coordinator's address, compares what the others say of themselves
+(`meeting`), and keeps the one connection to each. From then on nobody can connect any more, and
+the connections carry two things only: signs of life, and why a process ends. What the processes
+have to tell one another goes through JAX's own service (`exchange`).
+
+JAX knows when a process ends, too, but says too little of it (measured with 0.10 and 0.12, see
+docs/multihost.md): of a killed process only after its heartbeats are over, not at once; of the end
+of process 0 nothing at all, since C++ aborts the others (exit code 134); never why.
 """
 
+import hashlib
 import json
 import os
-import queue
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from balcap_jax.errors import UserError
+from balcap_jax.parallel.lines import Line, printable, reason_of
+from balcap_jax.parallel.meeting import Peers, call_first, gather_peers
 
 _BEATS = 6  # beats within `patience`
 _LOST = 3  # exit code of a process that ends because another has ended
-_SHOWN = 5  # differences that a message names
-_LATECOMERS = 5.0  # seconds in which others come to hear that the run is refused
 _LAST_WORDS = 1.0  # seconds for the others to read a message before its connection ends
+_LONGEST_FACT = 2000  # characters; of longer ones a digest is compared
 
 _left = False  # this process ends without the others
 
@@ -64,53 +65,26 @@ class Control:
         self._patience, self._on_lost = patience, on_lost or end_process
         self._closed = threading.Event()
         self._ending = threading.Lock()
-        self._values: dict[tuple[int, str], queue.Queue] = defaultdict(queue.Queue)
         host, _, port = address.rpartition(":")
         hello = {
             "process": process,
             "processes": processes,
             "host": socket.gethostname(),
-            "facts": json.loads(json.dumps(facts)),  # as the others will see it
+            "facts": {name: _as_seen(value) for name, value in facts.items()},
         }
-        meet = _gather_peers if process == 0 else _call_first
-        self._peers: dict[int, _Peer] = meet(host, int(port), hello, timeout)
+        meet = gather_peers if process == 0 else call_first
+        self._peers: Peers = meet(host, int(port), hello, timeout)
         for number, peer in self._peers.items():
             peer.socket.settimeout(patience)
             threading.Thread(target=self._listen, args=(number, peer), daemon=True).start()
         threading.Thread(target=self._beat, daemon=True).start()
-
-    # ---- what the processes tell one another
-
-    def gather(self, value: Any, *, tag: str) -> list:
-        """The values of all processes, in their order, on all of them.
-
-        All processes must call it, in the same order among the calls of one `tag`.
-
-        Args:
-          value: plain JSON; NaN is allowed.
-          tag: keeps the calls of different threads apart.
-        """
-        if self.process == 0:
-            return self.from_process_zero(
-                [value, *(self._receive(i, tag) for i in range(1, self.processes))], tag=tag
-            )
-        self._peers[0].send({"tag": tag, "value": value})
-        return self.from_process_zero(None, tag=tag)
-
-    def from_process_zero(self, value: Any, *, tag: str) -> Any:
-        """The value of process 0, on all; the others wait for it however long it takes."""
-        if self.process != 0:
-            return self._receive(0, tag)
-        for peer in self._peers.values():
-            peer.send({"tag": tag, "value": value})
-        return value
 
     def end(self, reason: str) -> None:
         """Tells the others that this process ends, so that they end too, with its reason."""
         global _left
         _left = True
         if not self._closed.is_set():
-            self._tell_all({"ended": f"process {self.process} has ended: {reason}"})
+            self._tell_all({"ended": printable(f"process {self.process} has ended: {reason}")})
             self._close()
             time.sleep(_LAST_WORDS)
 
@@ -127,22 +101,23 @@ class Control:
 
     # ---- threads
 
-    def _listen(self, number: int, peer: "_Peer") -> None:
+    def _listen(self, number: int, peer: Line) -> None:
         try:
-            while message := peer.receive():
-                if "bye" in message:
+            while (message := peer.receive(self._patience)) is not None:
+                if message == {"bye": True}:
                     return
-                if "ended" in message:
-                    self._lost(message["ended"])
-                if "tag" in message:
-                    self._values[number, message["tag"]].put(message["value"])
+                if isinstance(message.get("ended"), str):
+                    self._lost(printable(message["ended"]))
+                    return
+                if message != {"beat": True}:
+                    raise ConnectionError("what it says is not of balcap")
             self._lost(f"process {number} has ended without a word")
         except (ConnectionResetError, BrokenPipeError):  # it died with something unread
             self._lost(f"process {number} has ended without a word")
         except TimeoutError:
             self._lost(f"process {number} has not answered for {self._patience:g} s")
         except OSError as error:
-            self._lost(f"the connection to process {number} broke ({_reason(error)})")
+            self._lost(f"the connection to process {number} broke ({reason_of(error)})")
 
     def _beat(self) -> None:
         while not self._closed.wait(self._patience / _BEATS):
@@ -159,9 +134,6 @@ class Control:
 
     # ---- messages
 
-    def _receive(self, number: int, tag: str) -> Any:
-        return self._values[number, tag].get()
-
     def _tell_all(self, message: dict) -> None:
         for peer in self._peers.values():
             with suppress(OSError):  # that peer's listener has seen it or will
@@ -171,6 +143,14 @@ class Control:
         self._closed.set()
         for peer in self._peers.values():
             peer.finish()
+
+
+def _as_seen(value: Any) -> Any:
+    """A fact as the others will see it, and so short that a greeting holds all of them."""
+    text = json.dumps(value)
+    if len(text) <= _LONGEST_FACT:
+        return json.loads(text)
+    return f"{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def end_process(sentence: str) -> NoReturn:
@@ -189,169 +169,3 @@ def exit_alone(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-class _Peer:
-    """A connection that carries one JSON object per line."""
-
-    def __init__(self, connection: socket.socket):
-        self.socket = connection
-        self._lines = connection.makefile("rb")
-        self._sending = threading.Lock()
-
-    def send(self, message: Mapping[str, Any], *, wait: float = -1) -> None:
-        """Sends the message, or nothing where another thread has been sending for `wait` s."""
-        if self._sending.acquire(timeout=wait):
-            try:
-                self.socket.sendall(json.dumps(message).encode() + b"\n")
-            finally:
-                self._sending.release()
-
-    def receive(self) -> dict:
-        """The next message; empty when the other has ended the connection.
-
-        Raises:
-          OSError: the connection broke, or TimeoutError: nothing came in its time.
-        """
-        line = self._lines.readline()
-        try:
-            message = json.loads(line) if line.endswith(b"\n") else {}
-        except ValueError as error:
-            raise ConnectionError("what answers there is not balcap") from error
-        if not isinstance(message, dict):
-            raise ConnectionError("what answers there is not balcap")
-        return message
-
-    def finish(self) -> None:
-        """Nothing more will be sent."""
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_WR)
-
-
-# Meeting ----------------------------------------------------------------------------------------
-
-
-def _gather_peers(
-    host: str, port: int, hello: Mapping[str, Any], timeout: float
-) -> dict[int, _Peer]:
-    """Process 0's part: every other process has come, and fits."""
-    processes = hello["processes"]
-    deadline = time.monotonic() + timeout
-    peers: dict[int, _Peer] = {}
-    turned_away: list[_Peer] = []
-    refusal = ""
-    with _listener(host, port) as server:
-        while len(peers) + len(turned_away) < processes - 1:
-            left = deadline - time.monotonic()
-            if left <= 0 and refusal:
-                break
-            if left <= 0:
-                missing = ", ".join(str(i) for i in range(1, processes) if i not in peers)
-                raise _refused(
-                    peers.values(),
-                    f"Of {processes} processes, {missing} did not come to {host}:{port} within "
-                    f"{timeout:g} s; start each with its --dist.process, or wait longer with "
-                    "--dist.start-timeout.",
-                )
-            server.settimeout(left)
-            try:
-                peer = _Peer(server.accept()[0])
-                peer.socket.settimeout(5)
-                other = peer.receive()
-            except OSError:
-                continue
-            if not {"process", "processes", "facts"} <= set(other):  # a stranger, or silent
-                continue
-            if misfit := _misfit(hello, other, peers):
-                turned_away.append(peer)
-                refusal = refusal or misfit
-                # Those on their way shall hear of it, too.
-                deadline = min(deadline, time.monotonic() + _LATECOMERS)
-            else:
-                peers[other["process"]] = peer
-        if refusal:
-            raise _refused([*turned_away, *peers.values()], refusal)
-    for peer in peers.values():
-        peer.send({"welcome": True})
-    return peers
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    try:
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        return socket.create_server(("", port))
-    except OSError as error:
-        raise UserError(
-            f"Process 0 cannot listen at {host}:{port} ({_reason(error)}); choose another port for "
-            "--dist.coordinator, on all processes."
-        ) from error
-
-
-def _misfit(hello: Mapping[str, Any], other: Mapping[str, Any], peers: Mapping[int, _Peer]) -> str:
-    """Why the other process cannot take part; empty if it can."""
-    number, processes = other.get("process"), hello["processes"]
-    who = f"process {number} on {other.get('host')}"
-    if other.get("processes") != processes:
-        return (
-            f"{who} was told of {other.get('processes')} processes, process 0 of {processes}; "
-            "give all the same --dist.processes."
-        )
-    if number in peers:
-        return (
-            f"Two processes are process {number} of {processes}, the second of them on "
-            f"{other.get('host')}; give each its own --dist.process."
-        )
-    mine, theirs = hello["facts"], other["facts"]
-    differences = [
-        f"{name} ({theirs.get(name)}, not {mine.get(name)})"
-        for name in {**mine, **theirs}
-        if mine.get(name) != theirs.get(name)
-    ]
-    if not differences:
-        return ""
-    more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-    return (
-        f"{who} differs from process 0 on {hello['host']} in {', '.join(differences[:_SHOWN])}"
-        f"{more}; start all processes with the same settings, files and versions."
-    )
-
-
-def _refused(peers: Iterable[_Peer], sentence: str) -> UserError:
-    for peer in peers:
-        with suppress(OSError):
-            peer.send({"refused": sentence})
-            peer.finish()
-    return UserError(sentence)
-
-
-def _call_first(host: str, port: int, hello: Mapping[str, Any], timeout: float) -> dict[int, _Peer]:
-    """The other processes' part: process 0 has answered, and lets this one take part."""
-    deadline = time.monotonic() + timeout
-    reason = "no answer"
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            first = _Peer(socket.create_connection((host, port), timeout=min(left, 10)))
-            reason = "it still waits for other processes"
-            first.socket.settimeout(left)
-            first.send(hello)
-            answer = first.receive()
-        except TimeoutError:
-            continue
-        except OSError as error:
-            reason = _reason(error)
-            answer = {}
-        if "refused" in answer:
-            raise UserError(answer["refused"])
-        if answer:
-            return {0: first}
-        time.sleep(min(0.2, left))  # process 0 may start later
-    raise UserError(
-        f"The coordinator at {host}:{port} has not let process {hello['process']} begin within "
-        f"{timeout:g} s ({reason}); check that process 0 runs there and that the port is open, or "
-        "wait longer with --dist.start-timeout."
-    )
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

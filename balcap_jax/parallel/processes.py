@@ -1,10 +1,11 @@
 """Several processes as one run: how they find one another, and what their hosts exchange.
 
 A run of one process needs none of this, and all functions here then do nothing. JAX's own runtime
-joins the devices; `control` joins the hosts.
+joins the devices and carries what is exchanged; `control` is how hosts meet and learn of an end.
 """
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -23,15 +24,17 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.files import flat
 from balcap_jax.config.sections import DistConfig
 from balcap_jax.errors import UserError
+from balcap_jax.parallel import exchange
 from balcap_jax.parallel.control import Control, end_process
+from balcap_jax.parallel.exchange import Exchange, process_index
+from balcap_jax.parallel.meeting import bind_address
 from balcap_jax.parallel.sharding import BatchRows
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 _SLICE_BYTES = 1 << 28  # of a parameter that are gathered at once
 # How long an error of a collective may be ahead of the news that a process has ended, in seconds.
 _NEWS = 5.0
-
-_control: Control | None = None
+_LISTED_FILES = 200  # of a folder; of more, sizes are compared by their digest
 
 
 class Place(NamedTuple):
@@ -66,7 +69,6 @@ def joined(
     Raises:
       UserError: the processes cannot meet, or differ in their facts.
     """
-    global _control
     place = find_place(dist)
     if place is None:
         yield
@@ -88,8 +90,7 @@ def joined(
         on_lost=lost,
     )
     try:
-        _start_jax(place, dist)
-        _control = control
+        exchange.current = _start_jax(place, dist)
         yield
     except BaseException as error:
         if not isinstance(error, (UserError, KeyboardInterrupt)):
@@ -100,7 +101,7 @@ def joined(
         control.close()
         _jax().distributed.shutdown()
     finally:
-        _control = None
+        exchange.current = None
 
 
 def find_place(dist: DistConfig) -> Place | None:
@@ -156,20 +157,28 @@ def _on_cloud_tpu() -> bool:
     return cloud_tpu_init.running_in_cloud_tpu_vm
 
 
-def _start_jax(place: Place, dist: DistConfig) -> None:
+def _start_jax(place: Place, dist: DistConfig) -> Exchange:
     jax = _jax()
+    host, _, port = place.coordinator.rpartition(":")
     # It would take SIGTERM away from the run, which saves on it.
     jax.config.update("jax_enable_preemption_service", False)  # noqa: FBT003
     jax.distributed.initialize(
         coordinator_address=place.coordinator,
         num_processes=place.processes,
         process_id=place.process,
+        coordinator_bind_address=bind_address(host, int(port)) if place.process == 0 else None,
         local_device_ids=place.local_devices,
         cluster_detection_method="deactivate",
         initialization_timeout=int(dist.start_timeout),
         # `control` is faster; this is for a process that hangs in C++ so that it hears nothing.
         heartbeat_timeout_seconds=int(dist.lost_after) + 20,
     )
+    # JAX gives its key-value store by no public name; orbax takes it by this one.
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    assert client is not None
+    return Exchange(client, process=place.process, processes=place.processes)
 
 
 # What must be equal -----------------------------------------------------------------------------
@@ -201,10 +210,18 @@ def _digest(package: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _sizes(name: str, path: Path) -> dict[str, int]:
+def _sizes(name: str, path: Path) -> dict[str, int | str]:
     """Bytes of a file, or of the files of a folder."""
     paths = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
-    return {f"bytes of {name} ({p.name})": p.stat().st_size for p in paths}
+    sizes = {f"bytes of {name} ({p.name})": p.stat().st_size for p in paths}
+    if len(sizes) <= _LISTED_FILES:
+        return sizes
+    digest = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:12]
+    return {
+        f"files of {name}": len(sizes),
+        f"bytes of {name}": sum(sizes.values()),
+        f"names and sizes of {name}": digest,
+    }
 
 
 def check_shared(folder: Path) -> None:
@@ -213,14 +230,14 @@ def check_shared(folder: Path) -> None:
     Raises:
       UserError: on all of them, and names those that see another folder.
     """
-    if _control is None:
+    if exchange.current is None:
         return
-    mark = folder / f".{_control.from_process_zero(uuid.uuid4().hex, tag='mark')}.shared"
+    mark = folder / f".{exchange.current.from_process_zero(uuid.uuid4().hex, tag='mark')}.shared"
     on_process_zero(mark.touch)
     deadline = time.monotonic() + 10  # a network's folder may show a new file late
     while not mark.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    seen = _control.gather(mark.exists(), tag="shared")
+    seen = exchange.current.gather(mark.exists(), tag="shared")
     on_process_zero(mark.unlink)
     if not all(seen):
         blind = ", ".join(str(process) for process, sees in enumerate(seen) if not sees)
@@ -233,14 +250,9 @@ def check_shared(folder: Path) -> None:
 # What hosts exchange ----------------------------------------------------------------------------
 
 
-def process_index() -> int:
-    """Which process of the run this is; 0 of one."""
-    return 0 if _control is None else _control.process
-
-
 def is_alone() -> bool:
     """Whether the run has one process only."""
-    return _control is None
+    return exchange.current is None
 
 
 def is_process_zero() -> bool:
@@ -260,29 +272,37 @@ def on_process_zero(action: Callable[[], Any]) -> None:
             action()
         except UserError as error:
             failure = str(error)
-    if _control is not None:
-        failure = _control.from_process_zero(failure, tag="on_process_zero")
+    if exchange.current is not None:
+        failure = exchange.current.from_process_zero(failure, tag="on_process_zero")
+        if not isinstance(failure, str | None):
+            raise RuntimeError(f"process 0 gave {failure!r:.100} for a sentence")
     if failure is not None:
         raise UserError(failure)
 
 
 def any_process(condition: bool) -> bool:  # noqa: FBT001
     """Whether the condition holds on any process; the same answer on all."""
-    return condition if _control is None else any(_control.gather(condition, tag="any_process"))
+    return any(_gather(condition, bool, tag="any_process"))
 
 
 def gather_list(items: list) -> list:
     """The items of all processes, those of process 0 first; plain JSON."""
-    if _control is None:
-        return items
-    return [item for part in _control.gather(items, tag="gather_list") for item in part]
+    return [item for part in _gather(items, list, tag="gather_list") for item in part]
 
 
 def largest(sizes: list[int]) -> list[int]:
     """Each size at its largest over all processes."""
-    if _control is None:
-        return sizes
-    return np.max(_control.gather(sizes, tag="largest"), axis=0).tolist()
+    return np.max(_gather(sizes, list, tag="largest"), axis=0).tolist()
+
+
+def _gather(value: Any, kind: type, *, tag: str) -> list:
+    """The value of each process; RuntimeError where one is of another kind."""
+    if exchange.current is None:
+        return [value]
+    values = exchange.current.gather(value, tag=tag)
+    if not all(isinstance(v, kind) for v in values):
+        raise RuntimeError(f"a process gave something else than a {kind.__name__} for {tag!r}")
+    return values
 
 
 def gather_rows(rows: BatchRows, tree: Any) -> Any:
@@ -294,7 +314,7 @@ def gather_rows(rows: BatchRows, tree: Any) -> Any:
     Returns:
       The arrays [all rows ...], in the order of the batch.
     """
-    if _control is None:
+    if exchange.current is None:
         return tree
     from jax.experimental import multihost_utils
 
@@ -322,7 +342,7 @@ def to_process_zero(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     jax = _jax()
-    if _control is None:
+    if exchange.current is None:
         return jax.device_get(tree)
 
     def fetch(x: Any) -> np.ndarray | None:

@@ -5,10 +5,14 @@ One batch is scored at a time, in the order in which they were handed in; a judg
 is no good at being called from two threads never is.
 """
 
+import math
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from balcap_jax.data.examples import Example
+from balcap_jax.parallel.processes import gather_list
 from balcap_jax.rewards.callables import (
     Completions,
     FunctionScores,
@@ -26,7 +30,7 @@ class Answered(NamedTuple):
     Attributes:
       verdicts: [n], flat; None where the judge failed, and everywhere without a judge.
       functions: of the reward functions.
-      spent: by name, see `MeteredJudge.lap`; empty for a judge that costs nothing.
+      spent: on this host, by name, see `MeteredJudge.lap`; empty for a judge that costs nothing.
       reasons: why some have no verdict.
     """
 
@@ -44,7 +48,8 @@ class JudgeQueue:
       background: `hand_in` returns at once; else it returns when all is scored.
 
     Attributes:
-      totals: what the run has spent on the judge, by name, earlier starts included.
+      totals: what the run has spent on the judge, by name, earlier starts and all hosts included,
+        as it was when the hosts last told one another; see `share_totals`.
     """
 
     def __init__(
@@ -58,6 +63,9 @@ class JudgeQueue:
         self.functions = RewardFunctions(()) if functions is None else functions
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="judge") if background else None
         self.totals = dict.fromkeys(_SUMS, 0.0) if isinstance(judge, MeteredJudge) else {}
+        self._before = dict(self.totals)  # of earlier starts
+        self._here = dict(self.totals)  # of this host in this start
+        self._counting = threading.Lock()
 
     @property
     def judges(self) -> bool:
@@ -95,19 +103,32 @@ class JudgeQueue:
         return self._judge.last_failures if isinstance(self._judge, MeteredJudge) else ""
 
     def costs(self, spent: dict[str, float], *, step: int, steps: int) -> dict[str, float]:
-        """The metrics `judge/...` of a step: what it spent, the run so far, and the whole run."""
+        """The metrics `judge/...` of a step: what it spent, the run so far, and the whole run.
+
+        Of all hosts together, which all call this.
+        """
         if not self.totals:
             return {}
+        self.share_totals()
         price = self.totals["price"]
         return {
-            **{f"judge/{name}": value for name, value in spent.items()},
+            **{f"judge/{name}": value for name, value in _of_all(gather_list([spent])).items()},
             "judge/price_total": price,
             "judge/price_projected": price * steps / max(step, 1),
         }
 
+    def share_totals(self) -> None:
+        """Brings `totals` up to date; all hosts call it."""
+        if not self.totals:
+            return
+        with self._counting:
+            here = dict(self._here)
+        self.totals = _of_all([self._before, *gather_list([here])])
+
     def restore(self, totals: dict[str, float]) -> None:
-        """Goes on counting from what earlier starts of the run spent."""
-        self.totals |= {name: totals[name] for name in self.totals if name in totals}
+        """Goes on counting from what earlier starts of the run spent, on all hosts."""
+        self._before |= {name: totals[name] for name in self.totals if name in totals}
+        self.totals = _of_all([self._before, self._here])
 
     def close(self) -> None:
         """Cancels what is being judged; twice is fine."""
@@ -127,6 +148,22 @@ class JudgeQueue:
         if not isinstance(self._judge, MeteredJudge):
             return Answered(verdicts, scores, {}, "")
         spent = self._judge.lap()
-        for name in self.totals:
-            self.totals[name] += spent[name]
+        with self._counting:
+            for name in self._here:
+                self._here[name] += spent[name]
         return Answered(verdicts, scores, spent, self._judge.last_failures)
+
+
+def _of_all(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What hosts spent together: sums; of latencies, which have none, those of the slowest host."""
+    names = list(dict.fromkeys(name for of_host in spent for name in of_host))
+    values = {name: [of_host[name] for of_host in spent if name in of_host] for name in names}
+    return {
+        name: _largest(found) if name.startswith("latency") else sum(found)
+        for name, found in values.items()
+    }
+
+
+def _largest(values: Sequence[float]) -> float:
+    """NaN where all are."""
+    return max((value for value in values if not math.isnan(value)), default=math.nan)

@@ -15,8 +15,7 @@ from balcap_jax.config.files import resume_conflicts
 from balcap_jax.config.sections import DataConfig, DistConfig, MeshConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.padding import pad_to_sizes, sizes_of
-from balcap_jax.parallel import processes
-from balcap_jax.parallel.control import Control
+from balcap_jax.parallel import exchange, processes
 from balcap_jax.parallel.sharding import BatchRows, local_rows, make_mesh, replicate, shard_batch
 from balcap_jax.training.trainer import train
 
@@ -267,10 +266,10 @@ def test_alone_nothing_is_exchanged():
 
 
 class Said:
-    """A line on which the other process has said this."""
+    """An exchange in which the other process has said this."""
 
     def __init__(self, process: int, others: list):
-        self.process, self.others = process, others
+        self.process, self.others, self.processes = process, others, len(others) + 1
 
     def gather(self, value, *, tag):
         return [*self.others, value]
@@ -284,9 +283,9 @@ def second(monkeypatch):
     """This is process 1 of 2; a function says what process 0 has said."""
 
     def said(value):
-        assert hasattr(Control, "gather")
-        assert hasattr(Control, "from_process_zero")
-        monkeypatch.setattr(processes, "_control", Said(1, [value]))
+        assert hasattr(exchange.Exchange, "gather")
+        assert hasattr(exchange.Exchange, "from_process_zero")
+        monkeypatch.setattr(exchange, "current", Said(1, [value]))
 
     return said
 
@@ -302,6 +301,32 @@ def test_what_the_others_say_counts(second, tmp_path):
     second("the folder holds a run")
     with pytest.raises(UserError, match="the folder holds a run"):
         processes.on_process_zero(lambda: pytest.fail("only process 0 does it"))
+
+
+def test_what_no_process_would_say_is_refused(second):
+    """Whoever reaches JAX's port can say anything in the place of process 0."""
+    second({"a": 1})
+    with pytest.raises(RuntimeError, match="something else than a list for 'gather_list'"):
+        processes.gather_list(["c"])
+    with pytest.raises(RuntimeError, match="something else than a bool"):
+        processes.any_process(False)
+    with pytest.raises(RuntimeError, match="something else than a list"):
+        processes.largest([1])
+    with pytest.raises(RuntimeError, match="for a sentence"):
+        processes.on_process_zero(lambda: None)
+
+
+def test_many_files_are_few_facts(tmp_path):
+    """A greeting has a limit, and folders of images have none."""
+    for i in range(300):
+        (tmp_path / f"{i:06d}.jpg").write_bytes(b"x" * i)
+    few = processes._sizes("data.path", tmp_path)
+    assert few["files of data.path"] == 300
+    assert few["bytes of data.path"] == sum(range(300))
+    (tmp_path / "000007.jpg").write_bytes(b"x" * 8)
+    (tmp_path / "000008.jpg").write_bytes(b"x" * 7)
+    other = processes._sizes("data.path", tmp_path)
+    assert [name for name in few if few[name] != other[name]] == ["names and sizes of data.path"]
 
 
 def test_gathered_rows_are_in_the_order_of_the_batch(second, monkeypatch):
@@ -341,4 +366,4 @@ def test_a_batch_or_mesh_that_does_not_fit_is_refused_before_there_is_a_run(tmp_
         train(config)
     with pytest.raises(UserError, match="does not fit the number of devices, 8"):
         train(dataclasses.replace(config, mesh=MeshConfig(data=3)))
-    assert [path.name for path in (tmp_path / "balcap").iterdir()] == [".lock"]
+    assert not (tmp_path / "balcap").exists()

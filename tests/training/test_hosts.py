@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import strangers
+from judge_server import JudgeServer
 from small_run import small
 
 from balcap_jax.config.sections import (
@@ -44,56 +46,84 @@ FLAGS = (
     "--rollout.group-size", "2", "--rollout.max-new-tokens", "10", "--checkpoint.every", "1",
     "--evaluation.batch-size", "4", "--optim.learning-rate", str(RATE), "--optim.warmup-steps", "1",
 )  # fmt: skip
+THREE = ("--prompts-per-step", "3", *FLAGS[2:])  # for three devices
 
 
 class Hosts:
     """Processes of one run, one CPU device each, gloo between them."""
 
-    def __init__(self, folder: Path, count: int, *flags: str, devices: int = 1, slurm=False):
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        *flags: str,
+        devices: int = 1,
+        slurm: bool = False,
+        start: Sequence[int] | None = None,
+    ):
         with socket.create_server(("127.0.0.1", 0)) as server:
-            port = str(server.getsockname()[1])
+            self._port = str(server.getsockname()[1])
+        self.address = f"127.0.0.1:{self._port}"
+        self._flags, self._devices, self._slurm, self._count = flags, devices, slurm, count
         folder.mkdir(exist_ok=True)
         self.logs = [folder / f"process{process}.log" for process in range(count)]
-        self.processes = []
-        for process, log in enumerate(self.logs):
-            environment = {
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "JAX_NUM_CPU_DEVICES": str(devices),
-                "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            }
-            if slurm:
-                found: Sequence[str] = ()
-                environment |= {
-                    "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1",
-                    "SLURM_NTASKS": str(count), "SLURM_PROCID": str(process),
-                    "SLURM_LOCALID": str(process), "JAX_COORDINATOR_PORT": port,
-                }  # fmt: skip
-            else:
-                found = (
-                    "--dist.coordinator", f"127.0.0.1:{port}", "--dist.processes", str(count),
-                    "--dist.process", str(process),
-                )  # fmt: skip
-            with log.open("w") as out:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "balcap_jax", "train", *found, *flags],
-                        stdout=out,
-                        stderr=subprocess.STDOUT,
-                        env=environment,
-                    )
-                )
+        self.processes: list = [None] * count
+        for process in range(count) if start is None else start:
+            self.start(process)
+
+    def start(self, process: int) -> None:
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(self._devices),
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        }
+        if self._slurm:
+            found: Sequence[str] = ()
+            environment |= {
+                "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1",
+                "SLURM_NTASKS": str(self._count), "SLURM_PROCID": str(process),
+                "SLURM_LOCALID": str(process), "JAX_COORDINATOR_PORT": self._port,
+            }  # fmt: skip
+        else:
+            found = (
+                "--dist.coordinator", self.address, "--dist.processes", str(self._count),
+                "--dist.process", str(process),
+            )  # fmt: skip
+        with self.logs[process].open("w") as out:
+            self.processes[process] = subprocess.Popen(
+                [sys.executable, "-m", "balcap_jax", "train", *found, *self._flags],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def kill(self, process: int) -> None:
+        self.processes[process].kill()
+        self.processes[process].wait()
+
+    def wait_until_open(self) -> None:
+        """Process 0 listens."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                strangers.call(self.address, b"")
+                return
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline, self.said()
+                time.sleep(0.1)
 
     def __enter__(self) -> "Hosts":
         return self
 
     def __exit__(self, *_) -> None:
         for process in self.processes:
-            process.kill()
-            process.wait()
+            if process is not None:
+                process.kill()
+                process.wait()
 
     def said(self) -> list[str]:
-        return [log.read_text() for log in self.logs]
+        return [log.read_text() if log.exists() else "" for log in self.logs]
 
     def wait(self, seconds: float = 240) -> list[int]:
         deadline = time.monotonic() + seconds
@@ -193,6 +223,70 @@ def test_two_processes_of_a_slurm_job_that_share_one_copy_of_the_policy(alone, t
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert_same_steps(run, alone, steps=min(6, max(3, reached)))
+
+
+def test_costs_of_the_judge_are_those_of_all_hosts(tmp_path):
+    """Two processes ask one server: it counts as many calls as the summary, and never serves more
+    at once than the settings say.
+    """
+    run = tmp_path / "balcap"
+    with JudgeServer(latency=0.02) as server:
+        flags = (
+            "--out", str(tmp_path), *FLAGS, "--judge.kind", "llm", "--judge.model", "m",
+            "--judge.base-url", server.url, "--judge.cache", str(tmp_path / "cache.sqlite"),
+            "--judge.concurrency", "2", "--judge.completion-price", "1e6",
+        )  # fmt: skip
+        with Hosts(tmp_path / "first", 2, "--steps", "2", *flags) as hosts:
+            assert hosts.wait() == [0, 0], hosts.said()
+        first = json.loads((run / "summary.json").read_text())["judge"]
+        assert first["calls"] == server.calls > 0
+        assert server.most_at_once == 2
+        rows = read_jsonl(run / "metrics.jsonl")
+        assert all(row["judge/price"] <= row["judge/price_total"] for row in rows)
+        assert rows[-1]["judge/price_total"] <= first["price"] == first["completion_tokens"]
+        # Going on counts from there, once, on any number of hosts.
+        with Hosts(tmp_path / "again", 2, "--resume", str(run), "--steps", "3") as hosts:
+            assert hosts.wait() == [0, 0], hosts.said()
+        again = json.loads((run / "summary.json").read_text())["judge"]
+        assert again["calls"] == server.calls > first["calls"]
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
+def test_when_process_zero_ends_or_hangs_the_others_end_with_a_sentence(signal_, tmp_path):
+    """JAX alone would abort them in C++."""
+    run = tmp_path / "balcap"
+    flags = ("--out", str(tmp_path), *THREE, "--steps", "1000", "--dist.lost-after", "5")
+    with Hosts(tmp_path / "logs", 3, *flags) as hosts:
+        hosts.wait_for_rows(run, 2)
+        hosts.processes[0].send_signal(signal_)
+        begun = time.monotonic()
+        for process in (1, 2):
+            assert hosts.processes[process].wait(timeout=30) == 3, hosts.said()
+            said = "has not answered for 5 s" if signal_ == signal.SIGSTOP else "has ended without"
+            last = hosts.said()[process].strip().splitlines()
+            assert any(line.startswith(f"balcap: error: process 0 {said}") for line in last), last
+        assert time.monotonic() - begun < 15
+
+
+def test_a_process_is_killed_and_started_again_while_others_are_awaited(tmp_path):
+    """And process 0, too; noise at the port meanwhile."""
+    run = tmp_path / "balcap"
+    flags = ("--out", str(tmp_path), *THREE, "--steps", "1")
+    with Hosts(tmp_path / "logs", 3, *flags, start=()) as hosts:
+        for process in (1, 0, 1, 0, 1):
+            if hosts.processes[process] is not None:
+                hosts.kill(process)
+            hosts.start(process)
+            if process == 0:
+                hosts.wait_until_open()
+            if hosts.processes[0] is not None:
+                time.sleep(6)  # process 1 has come
+                for noise in strangers.fixed()[:20]:
+                    strangers.call(hosts.address, noise)
+        assert hosts.processes[0].poll() is hosts.processes[1].poll() is None, hosts.said()
+        hosts.start(2)
+        assert hosts.wait() == [0, 0, 0], hosts.said()
+    assert len(read_jsonl(run / "metrics.jsonl")) == 1
 
 
 def test_processes_with_other_settings_are_refused_before_anything_starts(tmp_path):

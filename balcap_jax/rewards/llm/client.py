@@ -25,6 +25,7 @@ from balcap_jax.rewards.llm.limits import (
     Sleep,
     backoff_seconds,
     retry_after_seconds,
+    share_of,
 )
 from balcap_jax.rewards.llm.prompts import Part
 from balcap_jax.rewards.llm.replies import ErrorReply, Reply, read
@@ -91,7 +92,7 @@ class Client:
             timeout=judge.timeout,
             max_retries=0,  # retries are ours: they know the deadline and are counted
         )
-        self._slots = asyncio.Semaphore(judge.concurrency)
+        self._slots = asyncio.Semaphore(share_of(judge.concurrency))
         self._requests = Pace(judge.requests_per_minute, clock=clock, sleep=sleep)
         self._tokens = Pace(judge.tokens_per_minute, clock=clock, sleep=sleep)
         self._gate = Gate(clock=clock, sleep=sleep)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC
 
+from balcap_jax.parallel.exchange import process_count, process_index
+
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -17,12 +19,12 @@ class Pace:
     """Spreads what is asked evenly over each minute; used by one event loop.
 
     Args:
-      per_minute: the limit, 0 for none.
+      per_minute: the limit of the run, 0 for none; each of its processes keeps to its part.
       clock, sleep: of seconds; tests give their own.
     """
 
     def __init__(self, per_minute: float, *, clock: Clock, sleep: Sleep):
-        self._seconds_each = 60.0 / per_minute if per_minute else 0.0
+        self._seconds_each = 60.0 * process_count() / per_minute if per_minute else 0.0
         self._clock, self._sleep = clock, sleep
         self._free = 0.0  # when the next one may start
 
@@ -55,6 +57,12 @@ class Gate:
         """Returns when calls may start."""
         while (wait := self._opens - self._clock()) > 0:
             await self._sleep(wait)
+
+
+def share_of(slots: int) -> int:
+    """This process's part of the calls that a run may have under way at once; at least one."""
+    more = process_index() < slots % process_count()
+    return max(1, slots // process_count() + more)
 
 
 def backoff_seconds(attempt: int, *, first: float, rng: random.Random) -> float:
