@@ -32,7 +32,9 @@ from balcap_jax.parallel.processes import gather_list, is_alone, is_process_zero
 from balcap_jax.runs.folder import cannot_write, existing_run, plain, run_folder, write_json_atomic
 from balcap_jax.training.checksums import checksums
 
-__all__ = ["Checkpoints", "Restored", "existing_run", "run_folder", "write_json_atomic"]
+__all__ = [
+    "Checkpoints", "Restored", "existing_run", "latest_step_of", "run_folder", "write_json_atomic",
+]  # fmt: skip
 
 FOLDER = "checkpoints"
 STATE, EXTRA, PENDING = "state", "extra", "pending"
@@ -224,6 +226,10 @@ class Checkpoints:
         """
         return _agreed(_own_steps(self._folder))
 
+    def own_steps(self) -> list[int]:
+        """`steps` as this process sees them, which asks no other."""
+        return _own_steps(self._folder)
+
     def latest_step(self) -> int | None:
         """The newest committed step, None before the first."""
         return max(self.steps(), default=None)
@@ -231,6 +237,27 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step with the best metric so far, None when no metric was given."""
         return _agreed(self._best(self.steps()))
+
+    def find(self, which: str) -> int | None:
+        """The step that "best" or a number means; None for "".
+
+        Raises:
+          UserError: it means none.
+        """
+        if not which:
+            return None
+        steps = self.steps()
+        if which == "best":
+            step = self.best_step()
+            rule = "no best checkpoint, which needs checkpoint.keep_best and evaluation.every"
+        else:
+            step = int(which) if _STEP.fullmatch(which) else None
+            rule = f"no checkpoint {which!r}"
+        if step not in steps:
+            known = ", ".join(map(str, steps))
+            remedy = f"choose one of {known} with --checkpoint" if steps else "drop --checkpoint"
+            raise UserError(f"{self._run} holds {rule}; {remedy}.")
+        return step
 
     def set_aside_after(self, step: int) -> list[str]:
         """Takes the steps after `step` out of the way of a run that goes on from there.
@@ -382,7 +409,7 @@ class Checkpoints:
         shutil.rmtree(trash, ignore_errors=True)
 
     def _best(self, steps: list[int]) -> int | None:
-        """The step with the best metric; of equals the latest."""
+        """The step with the best metric; of equals the first."""
         if not is_process_zero():
             return None
         scores = {}
@@ -390,7 +417,7 @@ class Checkpoints:
             with suppress(UserError):
                 record = self._own_record(step)
                 if isinstance(record, dict) and record.get("metric") is not None:
-                    scores[step] = (self._sign * record["metric"], step)
+                    scores[step] = (self._sign * record["metric"], -step)
         return max(scores, key=scores.__getitem__, default=None)
 
     def _set_aside(self, steps: list[int]) -> list[str]:
@@ -443,6 +470,11 @@ class Checkpoints:
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     """orbax logs each failed save with several tracebacks; we raise it as one sentence instead."""
     return "orbax" not in record.pathname
+
+
+def latest_step_of(run: Path) -> int:
+    """The newest committed step of a run as this process sees it, 0 before the first."""
+    return max(_own_steps(run / FOLDER), default=0)
 
 
 def _own_steps(folder: Path) -> list[int]:

@@ -23,8 +23,7 @@ def write_outcome(loop: TrainingLoop) -> None:
       UserError: the disk is full.
     """
     params = processes.to_process_zero(loop.state.params)
-    loop.checkpoints.close()
-    loop.clock.close()
+    loop.checkpoints.wait()
     processes.on_process_zero(lambda: _write(loop, params))
 
 
