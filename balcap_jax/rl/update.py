@@ -127,8 +127,8 @@ def make_update(
 
     Gradients and counts are summed over micro-batches and devices and divided once, so the split
     does not change the result. A step whose gradients are not finite, or in which no caption has a
-    signal, leaves parameters and optimizer as they were and is counted. Several updates on one rollout are several calls with the
-    same `old_logprobs`.
+    signal, leaves parameters and optimizer as they were and is counted. Several updates on one
+    rollout are several calls with the same `old_logprobs`.
 
     Args:
       temperature, banned_tokens: as in the sampler.

@@ -22,7 +22,8 @@ def checksums(tree: Any) -> dict[str, int]:
       tree: jax or numpy arrays, of all processes together.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get([_sum(_in_words(leaf)) for _, leaf in leaves])
+    # One after the other: XLA's processors deadlock in collectives of many programs at once.
+    sums = [jax.device_get(_sum(_in_words(leaf))) for _, leaf in leaves]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     return {name: int(total) for name, total in zip(names, sums, strict=True)}
 
