@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; `argv` is without the program's name.
 
     Returns:
-      The exit code: 0, 2 for a mistake that the user can fix, 130 after Ctrl-C.
+      The exit code: 0, 2 for a mistake that the user can fix, 130 after Ctrl-C and so on; 0 where a
+      run was stopped by it and saved.
     """
     try:
         code = _exit_code(list(sys.argv[1:] if argv is None else argv))
@@ -67,8 +68,8 @@ def _exit_code(arguments: list[str]) -> int:
         return _mistake(str(error))
     except SystemExit as stop:  # tyro printed the help of a command
         return int(stop.code or 0)
-    except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return getattr(stop, "exit_code", _EXIT_INTERRUPTED)
     except BrokenPipeError:  # `balcap caption ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return _EXIT_PIPE
@@ -89,6 +90,10 @@ class TrainFlags(Settings):
 
     config: Path | None = None  # TOML file of settings, or a name in configs/; flags override it.
     resume: Path | None = None  # Folder of a run to go on with, with its own settings.
+    # Checkpoint of that run to go on from: "best", or the number of a step; default: the newest.
+    checkpoint: str = ""
+    # Going on although data or settings differ from those that the run was saved with.
+    resume_anyway: bool = False
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig()
 
 
@@ -110,6 +115,7 @@ def _train(arguments: list[str]) -> None:
         folder = resume.resolve()
         settings = dataclasses.replace(settings, out=folder.parent, name=folder.name)
     given = parse(TrainFlags, arguments, "train", default=TrainFlags(settings=settings))
+    config_files.check_resume_flags(resume, checkpoint=given.checkpoint, anyway=given.resume_anyway)
     if resume is not None:
         _check_resume(resume, settings, given)
 
@@ -121,7 +127,12 @@ def _train(arguments: list[str]) -> None:
     from balcap_jax.training.trainer import train
 
     use_persistent_cache()
-    train(given.settings, resume=resume)
+    train(
+        given.settings,
+        resume=resume,
+        checkpoint=given.checkpoint,
+        resume_anyway=given.resume_anyway,
+    )
 
 
 def _check_resume(resume: Path, old: TrainConfig, given: TrainFlags) -> None:
@@ -130,7 +141,7 @@ def _check_resume(resume: Path, old: TrainConfig, given: TrainFlags) -> None:
             f"--config {given.config} cannot be combined with --resume {resume}, because a run is "
             "resumed with its own settings; drop one of the two."
         )
-    config_files.check_resume(resume, old, given.settings)
+    config_files.check_resume(resume, old, given.settings, anyway=given.resume_anyway)
 
 
 def _sft(arguments: list[str]) -> None:

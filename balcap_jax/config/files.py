@@ -138,8 +138,11 @@ def load_run(run: Path) -> TrainConfig:
     return from_dict(TrainConfig, values, source=str(path))
 
 
-def check_resume(run: Path, old: TrainConfig, new: TrainConfig) -> None:
+def check_resume(run: Path, old: TrainConfig, new: TrainConfig, *, anyway: bool = False) -> None:
     """Refuses to go on with `run` in another folder or with settings that would make it another.
+
+    Args:
+      anyway: other settings are wanted.
 
     Raises:
       UserError: they differ in what a resumed run may not change.
@@ -149,11 +152,23 @@ def check_resume(run: Path, old: TrainConfig, new: TrainConfig) -> None:
             f"--resume {run} goes on in its own folder, not in {new.out / new.name}; drop --out "
             "and --name."
         )
-    if conflicts := resume_conflicts(old, new):
+    if (conflicts := resume_conflicts(old, new)) and not anyway:
         raise UserError(
             f"{run} cannot be resumed with changed {', '.join(conflicts)}, because its steps "
-            "would no longer be one run; drop these flags or start a new run with --name."
+            "would no longer be one run; drop these flags, start a new run with --name, or go on "
+            "all the same with --resume-anyway."
         )
+
+
+def check_resume_flags(resume: Path | None, *, checkpoint: str, anyway: bool) -> None:
+    """Refuses flags that say how a run is resumed where none is.
+
+    Raises:
+      UserError: there is no --resume.
+    """
+    for flag, given in (("--checkpoint", checkpoint), ("--resume-anyway", anyway)):
+        if given and resume is None:
+            raise UserError(f"{flag} is for a run to go on with; give its folder as --resume RUN.")
 
 
 def resume_conflicts(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -161,9 +176,14 @@ def resume_conflicts(old: TrainConfig, new: TrainConfig) -> list[str]:
 
     Empty when `new` continues `old` as if it had never stopped.
     """
-    before, after = flat(to_dict(old)), flat(to_dict(new))
-    fixed = set(before) - RESUMABLE
-    if old.optim.schedule != "constant":
+    return conflicts_of(to_dict(old), to_dict(new))
+
+
+def conflicts_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`resume_conflicts` of settings as dictionaries; what only one of them has is no conflict."""
+    before, after = flat(old), flat(new)
+    fixed = (before.keys() & after.keys()) - RESUMABLE
+    if before.get("optim.schedule") != "constant":
         fixed.add("steps")  # the learning rate of every step depends on where the schedule ends
     return [
         f"{name} ({before[name]} -> {after[name]})"

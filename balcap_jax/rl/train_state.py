@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.sharding import param_shardings, path_name, replicate
@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
       step: updates tried, skipped ones included.
       params: all parameters of the policy, frozen ones included.
       opt_state: state of the optimizer, for the trainable parameters only.
-      skipped: updates skipped because a gradient was not finite.
+      skipped: updates skipped because a gradient was not finite or no caption had a signal.
     """
 
     step: Int[Array, ""]
@@ -159,28 +159,34 @@ def init_state(
 
 
 def apply_gradients(
-    state: TrainState, optimizer: optax.GradientTransformation, gradients: dict
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    gradients: dict,
+    *,
+    has_signal: Bool[Array, ""] | bool = True,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One optimizer step, and the norm of the gradients before clipping.
 
     Gradients that are not finite change nothing but the counts: one inf would stay in the moments
-    of Adam for good.
+    of Adam for good. Nor do gradients of nothing, with which the moments and the weight decay would
+    move the parameters all the same.
 
     Args:
       gradients: of the trainable parameters; the names in it say which those are.
+      has_signal: there was something to learn from, be its gradient 0 or not.
     """
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(norm)
+    good = jnp.isfinite(norm) & has_signal
     trainable = {name: state.params[name] for name in gradients}
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     stepped = optax.apply_updates(trainable, updates)
 
     def keep(new, old):
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
     return TrainState(
         step=state.step + 1,
         params={**state.params, **keep(stepped, trainable)},
         opt_state=keep(opt_state, state.opt_state),
-        skipped=state.skipped + jnp.where(finite, 0, 1),
+        skipped=state.skipped + jnp.where(good, 0, 1),
     ), norm

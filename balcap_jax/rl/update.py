@@ -126,9 +126,9 @@ def make_update(
     """The step `update(state, batch) -> (state, metrics)`, compiled, its state donated.
 
     Gradients and counts are summed over micro-batches and devices and divided once, so the split
-    does not change the result. A step whose gradients are not finite leaves parameters and
-    optimizer as they were and is counted. Several updates on one rollout are several calls with the
-    same `old_logprobs`.
+    does not change the result. A step whose gradients are not finite, or in which no caption has a
+    signal, leaves parameters and optimizer as they were and is counted. Several updates on one
+    rollout are several calls with the same `old_logprobs`.
 
     Args:
       temperature, banned_tokens: as in the sampler.
@@ -170,7 +170,9 @@ def make_update(
         )
         share = mean_of(jnp.ones(()), totals.loss.count)  # 0 where no caption had a signal
         gradients = jax.tree.map(lambda g: g * share, gradients)
-        state, grad_norm = apply_gradients(state, optimizer, gradients)
+        state, grad_norm = apply_gradients(
+            state, optimizer, gradients, has_signal=totals.loss.tokens > 0
+        )
         metrics = {**_means(totals), "grad_norm": grad_norm, "skipped": state.skipped}
         # Out as it came in, or the next call would compile again.
         return _like_parameters(mesh, state), metrics

@@ -23,11 +23,15 @@ class Compilations:
 
     def __init__(self) -> None:
         self.programs, self.from_cache, self.seconds = 0, 0, 0.0
+        self._closed = False
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
         jax.monitoring.register_event_listener(self._on_event)
 
     def close(self) -> None:
-        """Stops counting."""
+        """Stops counting; twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
         jax.monitoring.unregister_event_duration_listener(self._on_duration)
         jax.monitoring.unregister_event_listener(self._on_event)
 

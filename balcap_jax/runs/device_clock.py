@@ -10,6 +10,7 @@ import jax
 
 # What the first call of a program does on the host before the devices hear of it.
 _COMPILING = "/jax/core/compile/"
+_LAST = 30.0  # seconds in which the last program may end
 
 
 class Start(NamedTuple):
@@ -37,7 +38,9 @@ class DeviceClock:
         self._running: float | None = None  # start of the program that is waited for
         self._calls: queue.Queue[tuple[float, Any] | None] = queue.Queue()
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
-        threading.Thread(target=self._wait, daemon=True).start()
+        self._closed = False
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
 
     def start(self) -> Start:
         """To be taken just before a program is called, its inputs being on the device."""
@@ -64,9 +67,16 @@ class DeviceClock:
         return share
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, once the programs that it waits for have ended; twice is fine.
+
+        A thread that still waits in C++ when Python ends would abort the process.
+        """
+        if self._closed:
+            return
+        self._closed = True
         jax.monitoring.unregister_event_duration_listener(self._on_duration)
         self._calls.put(None)
+        self._thread.join(timeout=_LAST)
 
     def _add(self, end: float) -> None:
         # A program that was called before this lap counts from its beginning on.

@@ -211,15 +211,19 @@ def read_jsonl(path: str | Path) -> list[dict]:
       UserError: another line is not JSON.
     """
     rows = []
-    with Path(path).open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with (
+        disk_errors(path),
+        Path(path).open(encoding="utf-8", errors="replace", newline="\n") as file,
+    ):
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 break
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also a number of too many digits
+                reason = getattr(error, "msg", "too deep or too long")
                 raise UserError(
-                    f"{path}, line {number} is not JSON ({error.msg}); "
+                    f"{path}, line {number} is not JSON ({reason}); "
                     "remove that line or restore the file."
                 ) from error
     return rows

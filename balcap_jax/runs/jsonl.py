@@ -4,18 +4,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from balcap_jax.errors import UserError
 from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json, write_jsonl_atomic
 
 
 class JsonlLog:
-    """A JSONL file that grows by whole rows, each with its `step`, and survives kill -9."""
+    """A JSONL file that grows by whole rows, each with its `step`, and survives kill -9.
+
+    Raises:
+      UserError: the file cannot be written, or holds rows of something else.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = self._read() if self.path.exists() else []
         if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            self._rewrite(read_jsonl(self.path))  # drops the torn last row
+            write_jsonl_atomic(self.path, rows)  # drops the torn last row
+        self._steps = [row["step"] for row in rows]
         self._open()
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -27,22 +34,36 @@ class JsonlLog:
         with disk_errors(self.path):
             self._file.write("".join(to_json(row) + "\n" for row in rows))
             self._file.flush()
+        self._steps += [row["step"] for row in rows]
+
+    def rows_to(self, step: int) -> int:
+        """How many rows the file holds of steps up to `step`."""
+        return sum(of_row <= step for of_row in self._steps)
 
     def truncate_to(self, step: int) -> None:
         """Removes the rows past `step`, as one atomic replacement of the file."""
         self._file.close()
-        rows = read_jsonl(self.path)
+        rows = self._read()
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
-            self._rewrite(kept)
+            write_jsonl_atomic(self.path, kept)
+        self._steps = [row["step"] for row in kept]
         self._open()
 
     def close(self) -> None:
         """Closes the file; every row is on disk already."""
         self._file.close()
 
-    def _rewrite(self, rows: Sequence[dict]) -> None:
-        write_jsonl_atomic(self.path, rows)
+    def _read(self) -> list[dict]:
+        rows = read_jsonl(self.path)
+        for number, row in enumerate(rows, start=1):
+            # bool is an int to Python.
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise UserError(
+                    f"{self.path}, row {number} is no row of a run, which has a whole number as "
+                    'its "step"; remove that line or restore the file.'
+                )
+        return rows
 
     def _open(self) -> None:
         with disk_errors(self.path):

@@ -72,6 +72,10 @@ class MetricsLog:
         self._step = step
         self._each("log_samples", lambda logger: logger.log_samples(step, rows, images))
 
+    def rows_to(self, step: int) -> int:
+        """How many rows the file holds of steps up to `step`."""
+        return self._log.rows_to(step)
+
     def truncate_to(self, step: int) -> None:
         """Forgets the rows past `step`, so that a resumed run's file equals an unbroken one's."""
         self._step = step
@@ -135,6 +139,10 @@ class NoLog:
 
     def log_samples(self, step: int, rows: object, images: object) -> None:
         """Writes nothing."""
+
+    def rows_to(self, step: int) -> int:
+        """Holds nothing."""
+        return 0
 
     def truncate_to(self, step: int) -> None:
         """Forgets nothing."""

@@ -25,6 +25,14 @@ class StepAverage:
         """The row of one step: numbers, or lists of equal length under the same name."""
         self._rows.append(dict(row))
 
+    def amend(self, fields: Mapping[str, Any]) -> None:
+        """More fields of the row that was added last."""
+        self._rows[-1] |= fields
+
+    def last(self) -> dict[str, Any]:
+        """The row that was added last."""
+        return dict(self._rows[-1])
+
     def take(self) -> dict[str, Any]:
         """The row of all steps since the last call, fields in the order of their first appearance;
         a single row comes back as it is, and of no row nothing.

@@ -4,36 +4,80 @@ A step is written into a temporary folder and counts from the moment it is commi
 kill -9 at any moment costs at most the steps since the last commit. A step leaves by a rename for
 the same reason: a half-deleted checkpoint must not look like a checkpoint.
 
+Beside its arrays a step holds `extra/metadata`, JSON with their shapes and checksums and a digest
+of itself. What does not fit is not restored: the newest step that is intact is.
+
 Of several processes, each writes and reads its own parts of the arrays, and all make the same
-calls; the folder is on storage that they share.
+calls; the folder is on storage that they share, and process 0 says what is in it.
 """
 
+import gc
+import hashlib
+import json
 import logging
 import math
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from balcap_jax.errors import UserError
-from balcap_jax.parallel.processes import is_alone, is_process_zero
+from balcap_jax.parallel.processes import gather_list, is_alone, is_process_zero
 from balcap_jax.runs.folder import cannot_write, existing_run, plain, run_folder, write_json_atomic
+from balcap_jax.training.checksums import checksums
 
-__all__ = ["Checkpoints", "existing_run", "run_folder", "write_json_atomic"]
+__all__ = [
+    "Checkpoints", "Restored", "existing_run", "latest_step_of", "run_folder", "write_json_atomic",
+]  # fmt: skip
 
 FOLDER = "checkpoints"
-PENDING = "pending"
+STATE, EXTRA, PENDING = "state", "extra", "pending"
+_RECORD = "metadata"  # the file in EXTRA
+_ITEMS = (STATE, EXTRA, "_CHECKPOINT_METADATA")  # one of them at least makes a folder a step
 _TRASH = "deleted"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_SAID = 70  # letters of what a library says about a broken file
+_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 # What the storage layer says, in exceptions of several types, when the disk refuses.
 _DISK_REFUSES = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|Read-only file system"
-    r"|Permission denied|Input/output error"
+    r"|Permission denied|Operation not permitted|Input/output error|Not a directory"
+    r"|No such file or directory|Stale file handle|Transport endpoint is not connected"
+    r"|Too many open files"
 )
+# What is no fault of the checkpoint's, and must not make an older one be taken.
+_NOT_ITS_FAULT = re.compile(
+    r"Permission denied|Operation not permitted|Input/output error|Stale file handle"
+    r"|Transport endpoint is not connected|Too many open files|RESOURCE_EXHAUSTED|Out of memory"
+)
+
+
+class Restored(NamedTuple):
+    """What a step held.
+
+    Attributes:
+      extra: as `save` got it.
+      pending: None where the step has none, or none was asked for.
+      checked: its checksums were compared; False for a step of an older balcap_jax without them.
+      broken: the newer steps that are not intact, each as "4 (what is wrong)".
+    """
+
+    state: Any
+    extra: dict
+    pending: Any
+    step: int
+    checked: bool
+    broken: tuple[str, ...]
+
+
+class _BrokenError(Exception):
+    """A step is not what was saved."""
 
 
 class Checkpoints:
@@ -44,6 +88,7 @@ class Checkpoints:
       keep: how many of the latest steps stay, at least 1.
       keep_best: whether the step with the best `metric` stays too.
       best_mode: "max" or "min", which `metric` is the best.
+      read_only: nothing is saved, and nothing on the disk changes.
     """
 
     def __init__(
@@ -53,6 +98,7 @@ class Checkpoints:
         keep: int = 2,
         keep_best: bool = True,
         best_mode: str = "max",
+        read_only: bool = False,
     ):
         # Imported here: orbax takes a second, and `balcap --help` must not pay for it.
         import orbax.checkpoint as ocp  # noqa: PLC0415
@@ -67,26 +113,12 @@ class Checkpoints:
         self._ocp = ocp
         self._run = Path(folder)
         self._folder = (self._run / FOLDER).absolute()
-        policies = ocp.checkpoint_managers
-        preserve = [policies.LatestN(keep)]
-        if keep_best:
-            preserve.append(
-                policies.BestN(
-                    get_metric_fn=_metric,
-                    reverse=best_mode == "min",
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(preserve),
-            best_fn=_metric,
-            best_mode=best_mode,
-            todelete_subdir=_TRASH,
-        )
-        self._manager = None
+        self._keep, self._keep_best = keep, keep_best
+        self._sign = 1.0 if best_mode == "max" else -1.0
+        self._read_only = read_only
+        self._writer = None
         with self._disk_errors():
-            self._manager = self._open()
+            self._writer = self._open()
 
     def save(
         self,
@@ -104,43 +136,61 @@ class Checkpoints:
           state: any pytree of arrays; every dtype comes back exactly.
           extra: plain JSON beside it: data cursor, seeds, counters.
           metric: what the best checkpoint is chosen by; None and NaN are never the best.
-          pending: a pytree of arrays that only some checkpoints have; see `restore_pending`.
+          pending: a pytree of arrays that only some checkpoints have.
 
         Raises:
           UserError: the disk refuses this save, or refused the one before (which ends when the next
             begins); older checkpoints stay.
         """
+        assert not self._read_only
         self.wait()
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         state = jax.tree.map(_as_array, state)
         self._check_space(state)
         args = self._ocp.args
         items = {} if pending is None else {PENDING: args.StandardSave(pending)}
         has_metric = metric is not None and math.isfinite(metric)
+        record = {
+            "step": step,
+            "leaves": _describe(state),
+            "sums": checksums(state),
+            "pending_sums": None if pending is None else checksums(pending),
+            "metric": float(metric) if has_metric else None,
+            "extra": plain(extra),
+        }
         with self._disk_errors():
-            self._manager.save(
-                step,
+            # Whatever has the name of this step and is none.
+            self._set_aside([step] if (self._folder / str(step)).exists() else [])
+            self._writer.save(
+                self._folder / str(step),
                 args=args.Composite(
                     state=args.StandardSave(state),
-                    extra=args.JsonSave({"leaves": _describe(state), "extra": plain(extra)}),
+                    extra=args.JsonSave({**record, "digest": _digest(record)}),
                     **items,
                 ),
-                metrics={"metric": float(metric)} if has_metric else None,
-                force=True,
             )
 
     def restore(self, state_like: Any, *, step: int | None = None) -> tuple[Any, dict]:
-        """The state and the extra of `step`, by default the latest.
+        """The state and the extra of `step`, by default the latest; see `restore_intact`."""
+        restored = self.restore_intact(state_like, step=step)
+        return restored.state, restored.extra
+
+    def restore_intact(
+        self, state_like: Any, *, step: int | None = None, pending_like: Any = None
+    ) -> Restored:
+        """What `step` holds, by default the newest one that is intact.
 
         Args:
           state_like: pytree of arrays or `jax.ShapeDtypeStruct`; its shardings say where the arrays
             go, so the devices may differ from those that saved.
+          pending_like: the same for what only some checkpoints have; None: it is not read.
           step: one of `steps()`.
 
         Raises:
-          UserError: nothing is saved, not that step, or the saved state is of another shape; the
-            sentence names the key paths.
+          UserError: nothing is saved, not that step, no step is intact or not the one that was
+            asked for, the disk refuses, or the saved state is of another shape; the sentence names
+            the key paths.
         """
         self.wait()
         steps = self.steps()
@@ -149,40 +199,36 @@ class Checkpoints:
                 f"{self._run} holds no checkpoint to restore; give the folder of a run that saved "
                 "one, or start anew with another --name."
             )
-        step = steps[-1] if step is None else step
-        if step not in steps:
+        if step is not None and step not in steps:
             raise UserError(
                 f"{self._run} holds no checkpoint of step {step}; choose one of "
                 f"{', '.join(map(str, steps))}."
             )
-        args = self._ocp.args
-        extra = self._manager.restore(step, args=args.Composite(extra=args.JsonRestore())).extra
-        _check_same_leaves(extra["leaves"], _describe(state_like), where=self._folder / str(step))
-        restored = self._manager.restore(
-            step,
-            args=args.Composite(state=args.StandardRestore(jax.tree.map(_abstract, state_like))),
+        broken: list[str] = []
+        for candidate in reversed(steps) if step is None else (step,):
+            try:
+                return self._read(candidate, state_like, pending_like, broken)
+            except _BrokenError as error:
+                broken.append(f"{candidate} ({error})")
+        rest = [other for other in steps if other != step]
+        if step is None or not rest:
+            remedy = "restore its files from a copy, or start a new run with --name."
+        else:
+            remedy = f"choose another with --checkpoint, of {', '.join(map(str, rest))}."
+        raise UserError(
+            f"{self._run} has no intact checkpoint{'' if step is None else f' of step {step}'}: "
+            f"{'; '.join(broken)}; {remedy}"
         )
-        return restored.state, extra["extra"]
-
-    def restore_pending(self, pending_like: Any) -> Any:
-        """What the latest checkpoint holds beside its state; None where it holds nothing.
-
-        Args:
-          pending_like: as `state_like` of `restore`.
-        """
-        step = self.steps()[-1]
-        if not (self._folder / str(step) / PENDING).exists():
-            return None
-        args = self._ocp.args
-        like = jax.tree.map(_abstract, pending_like)
-        restored = self._manager.restore(
-            step, args=args.Composite(**{PENDING: args.StandardRestore(like)})
-        )
-        return restored[PENDING]
 
     def steps(self) -> list[int]:
-        """The committed steps on disk, ascending; a save in progress is not one of them."""
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+        """The committed steps on disk, ascending, as process 0 sees them; a save in progress is not
+        one of them, nor is a file or folder that only has the name of one.
+        """
+        return _agreed(_own_steps(self._folder))
+
+    def own_steps(self) -> list[int]:
+        """`steps` as this process sees them, which asks no other."""
+        return _own_steps(self._folder)
 
     def latest_step(self) -> int | None:
         """The newest committed step, None before the first."""
@@ -190,7 +236,36 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the best metric so far, None when no metric was given."""
-        return self._manager.best_step()
+        return _agreed(self._best(self.steps()))
+
+    def find(self, which: str) -> int | None:
+        """The step that "best" or a number means; None for "".
+
+        Raises:
+          UserError: it means none.
+        """
+        if not which:
+            return None
+        steps = self.steps()
+        if which == "best":
+            step = self.best_step()
+            rule = "no best checkpoint, which needs checkpoint.keep_best and evaluation.every"
+        else:
+            step = int(which) if _STEP.fullmatch(which) else None
+            rule = f"no checkpoint {which!r}"
+        if step not in steps:
+            known = ", ".join(map(str, steps))
+            remedy = f"choose one of {known} with --checkpoint" if steps else "drop --checkpoint"
+            raise UserError(f"{self._run} holds {rule}; {remedy}.")
+        return step
+
+    def set_aside_after(self, step: int) -> list[str]:
+        """Takes the steps after `step` out of the way of a run that goes on from there.
+
+        Returns:
+          The folders that they are in now.
+        """
+        return self._set_aside([later for later in self.steps() if later > step])
 
     def wait(self) -> None:
         """Blocks until the save in progress is committed.
@@ -198,17 +273,19 @@ class Checkpoints:
         Raises:
           UserError: the disk refused it; the older checkpoints stay.
         """
+        if self._writer is None:
+            return
         with self._disk_errors():
-            self._manager.wait_until_finished()
-        if is_process_zero():
-            shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
+            self._writer.wait_until_finished()
+            self._forget_old()
 
     def close(self) -> None:
         """`wait`, then ends the background threads, also when the last save failed."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._writer is not None:
+                self._writer.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -216,16 +293,145 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self.close()
 
+    # ---- reading
+
+    def _read(self, step: int, state_like: Any, pending_like: Any, broken: list[str]) -> Restored:
+        """What a step holds.
+
+        Raises:
+          _BrokenError: it is not what was saved; on all processes.
+          UserError: it is of another shape, or the disk refuses.
+        """
+        record = self._record(step)
+        _check_same_leaves(record["leaves"], _describe(state_like), where=self._folder / str(step))
+        sums, pending_sums = record.get("sums"), record.get("pending_sums")
+        state, pending = self._arrays(step, STATE, state_like, sums), None
+        has_pending = pending_sums is not None or (
+            sums is None and _agreed((self._folder / str(step) / PENDING).exists())
+        )
+        if has_pending and pending_like is not None:
+            pending = self._arrays(step, PENDING, pending_like, pending_sums)
+        return Restored(state, record["extra"], pending, step, sums is not None, tuple(broken))
+
+    def _record(self, step: int) -> dict:
+        """What a step says of itself, as process 0 reads it."""
+        found = _agreed(self._own_record(step) if is_process_zero() else None)
+        if isinstance(found, str):
+            raise _BrokenError(found)
+        return found
+
+    def _own_record(self, step: int) -> dict | str:
+        """The record, or what is wrong with it."""
+        path = self._folder / str(step) / EXTRA / _RECORD
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            if _NOT_ITS_FAULT.search(str(error)):
+                raise _cannot_read(path, error.strerror or str(error)) from error
+            return f"{EXTRA}/{_RECORD}: {error.strerror}"
+        except (ValueError, RecursionError):
+            return f"{EXTRA}/{_RECORD} is not JSON"
+        if not isinstance(record, dict) or not {"leaves", "extra"} <= set(record):
+            return f"{EXTRA}/{_RECORD} lacks what was saved"
+        digest = record.pop("digest", None)
+        if digest is None and "sums" not in record:  # of an older balcap_jax
+            return record if isinstance(record["leaves"], dict) else f"{EXTRA}/{_RECORD} is broken"
+        if digest != _digest(record):
+            return f"{EXTRA}/{_RECORD} was changed after it was saved"
+        if record["step"] != step:
+            return f"it is step {record['step']}"
+        return record
+
+    def _arrays(self, step: int, item: str, like: Any, sums: dict[str, int] | None) -> Any:
+        """The arrays of one item of a step, whose checksums fit.
+
+        Raises:
+          _BrokenError, UserError: as `_read`.
+        """
+        args = self._ocp.args
+        arrays, problem = None, ""
+        try:
+            with self._ocp.Checkpointer(self._ocp.CompositeCheckpointHandler()) as reader:
+                like = jax.tree.map(_abstract, like)
+                args = args.Composite(**{item: args.StandardRestore(like)})
+                arrays = reader.restore(self._folder / str(step), args=args)[item]
+        except Exception as error:  # of many types, whatever the bytes are taken for
+            if is_alone() and (reason := _NOT_ITS_FAULT.search(str(error))):
+                raise _cannot_read(self._folder / str(step), reason.group()) from error
+            problem = f"{item} cannot be read: {_shown(error)}"
+        if problem:
+            _drop_half_read()
+        if not is_alone():  # before the sums, which all must compute
+            problem = next(filter(None, gather_list([problem])), "")
+        if problem or arrays is None:
+            raise _BrokenError(problem or f"{item} is missing")
+        if sums is not None:
+            found = checksums(arrays)
+            changed = [path for path in sums if found.get(path) != sums[path]]
+            if changed:
+                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+                raise _BrokenError(f"the checksum of {changed[0]}{more} does not fit")
+        return arrays
+
+    # ---- writing
+
     def _open(self) -> Any:
-        """A manager of the committed steps; what kill -9 or a failed save left is removed."""
+        """A writer; what kill -9 or a failed save left is removed."""
+        if self._read_only:
+            return None
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir() if is_process_zero() else ():
-            if not path.name.isdigit():
+            if path.name == _TRASH or _UNFINISHED in path.name:
                 # Errors are ignored: a failed save's last threads may still be writing here.
                 shutil.rmtree(path, ignore_errors=True)
-        return self._ocp.CheckpointManager(
-            self._folder, item_names=("state", "extra", PENDING), options=self._options
+        # Else threads wait for minutes for a folder that cannot be made.
+        options = self._ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        return self._ocp.AsyncCheckpointer(
+            self._ocp.CompositeCheckpointHandler(
+                composite_options=self._ocp.CompositeOptions(async_options=options)
+            ),
+            async_options=options,
         )
+
+    def _forget_old(self) -> None:
+        """Removes the steps that are neither among the last ones nor the best."""
+        if not is_process_zero():
+            return
+        steps = _own_steps(self._folder)
+        kept = set(steps[-self._keep :])
+        if self._keep_best and (best := self._best(steps)) is not None:
+            kept.add(best)
+        trash = self._folder / _TRASH
+        for step in steps:
+            if step not in kept:
+                trash.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(trash / str(step))
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def _best(self, steps: list[int]) -> int | None:
+        """The step with the best metric; of equals the first."""
+        if not is_process_zero():
+            return None
+        scores = {}
+        for step in steps:
+            with suppress(UserError):
+                record = self._own_record(step)
+                if isinstance(record, dict) and record.get("metric") is not None:
+                    scores[step] = (self._sign * record["metric"], -step)
+        return max(scores, key=scores.__getitem__, default=None)
+
+    def _set_aside(self, steps: list[int]) -> list[str]:
+        moved = []
+        for step in steps if is_process_zero() else ():
+            path = self._folder / str(step)
+            name = f"aside-{step}"
+            number = 1
+            while (self._folder / name).exists():
+                number += 1
+                name = f"aside-{step}-{number}"
+            path.rename(self._folder / name)
+            moved.append(name)
+        return _agreed(moved)
 
     def _check_space(self, state: Any) -> None:
         """Refuses a save that cannot fit before orbax starts it and fills the disk.
@@ -248,12 +454,13 @@ class Checkpoints:
             yield
         except Exception as error:
             # Of several processes all would have to open it; a run of them ends with this error.
-            if self._manager is not None and is_alone():
-                # A new manager: the old one counts the failed step, and forgot those that it would
-                # have deleted after it. The unfinished save's files go, they may fill the disk.
+            if self._writer is not None and is_alone():
+                # A new writer: the old one reports the error again. The unfinished save's files go,
+                # they may fill the disk.
                 with suppress(Exception):
-                    self._manager.close()
-                self._manager = self._open()
+                    self._writer.close()
+                with suppress(OSError):
+                    self._writer = self._open()
             refused = _DISK_REFUSES.search(str(error))
             if refused is None:
                 raise
@@ -265,8 +472,53 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-def _metric(metrics: dict) -> float:
-    return metrics["metric"]
+def latest_step_of(run: Path) -> int:
+    """The newest committed step of a run as this process sees it, 0 before the first."""
+    return max(_own_steps(run / FOLDER), default=0)
+
+
+def _own_steps(folder: Path) -> list[int]:
+    """The committed steps that this process sees."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(path.name)
+        for path in folder.iterdir()
+        if _STEP.fullmatch(path.name) and any((path / item).exists() for item in _ITEMS)
+    )
+
+
+def _agreed(value: Any) -> Any:
+    """The value of process 0, on all."""
+    return value if is_alone() else gather_list([value])[0]
+
+
+def _digest(record: dict) -> str:
+    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _shown(error: Exception) -> str:
+    """The beginning of what a library says, on one line."""
+    text = " ".join(str(error).split())
+    return f"{text[:_SAID]} ..." if len(text) > _SAID else text or type(error).__name__
+
+
+def _drop_half_read() -> None:
+    """Python prints pages about each of orbax's reads that are dropped while they wait."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+def _cannot_read(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"Cannot read {path}: {reason}; this says nothing about the checkpoint itself, so fix the "
+        "permissions or the storage, then try again."
+    )
 
 
 def _as_array(leaf: Any) -> jax.Array | np.ndarray:

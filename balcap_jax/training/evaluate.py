@@ -16,6 +16,7 @@ from balcap_jax.rewards.callables import Completions, TrainerState
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.folder import disk_errors, write_jsonl_atomic
+from balcap_jax.training.interrupts import Stopped
 from balcap_jax.training.judge_queue import JudgeQueue
 
 PICTURES = 24  # held-out images that the gallery shows
@@ -39,6 +40,7 @@ def evaluate(
 
     Raises:
       RewardFunctionError: see `RewardFunctions`.
+      Stopped: on all processes, where one has been interrupted.
     """
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # no training step has this number
     size = min(batch_size, len(examples))
@@ -49,9 +51,16 @@ def evaluate(
         captions=[group[0].text for _, group in own],
         ids=[group[0].ids for _, group in own],
     )
-    rows = caption_rows(judge, completions, state, places=places)
+    try:
+        rows = caption_rows(judge, completions, state, places=places)
+        told: list = list(zip(places, rows, strict=True))
+    except Stopped:
+        told = [None]
     # Each host judges its own captions; in the order of the examples they are the whole again.
-    rows = [row for _, row in sorted(gather_list(list(zip(places, rows, strict=True))), key=_place)]
+    told = gather_list(told)
+    if None in told:
+        raise Stopped
+    rows = [row for _, row in sorted(told, key=_place)]
     return summary_of(rows, names=reward_names(judge)), rows
 
 

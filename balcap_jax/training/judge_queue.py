@@ -6,9 +6,12 @@ is no good at being called from two threads never is.
 """
 
 import math
+import queue
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYetError
+from contextlib import suppress
 from typing import NamedTuple
 
 from balcap_jax.data.examples import Example
@@ -20,7 +23,10 @@ from balcap_jax.rewards.callables import (
     TrainerState,
 )
 from balcap_jax.rewards.verdicts import Judge, MeteredJudge, Verdict
+from balcap_jax.training.interrupts import Stopped
 
+_LOOK = 0.2  # seconds between looks for an interrupt
+_LAST = 10.0  # seconds in which what is being judged may end
 _SUMS = ("calls", "cache_hits", "failures", "prompt_tokens", "completion_tokens", "price")
 
 
@@ -46,6 +52,7 @@ class JudgeQueue:
     Args:
       judge: None where rewards are functions alone.
       background: `hand_in` returns at once; else it returns when all is scored.
+      stop: once it is set, nothing is waited for.
 
     Attributes:
       totals: what the run has spent on the judge, by name, earlier starts and all hosts included,
@@ -58,10 +65,12 @@ class JudgeQueue:
         functions: RewardFunctions | None = None,
         *,
         background: bool,
+        stop: threading.Event | None = None,
     ):
         self._judge = judge
         self.functions = RewardFunctions(()) if functions is None else functions
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="judge") if background else None
+        self._background, self._worker = background, _Worker()
+        self._stop = threading.Event() if stop is None else stop
         self.totals = dict.fromkeys(_SUMS, 0.0) if isinstance(judge, MeteredJudge) else {}
         self._before = dict(self.totals)  # of earlier starts
         self._here = dict(self.totals)  # of this host in this start
@@ -74,24 +83,37 @@ class JudgeQueue:
 
     def hand_in(self, completions: Completions, state: TrainerState) -> Future[Answered]:
         """The answer to come; errors of reward functions come out of it, too."""
-        if self._pool is not None:
-            return self._pool.submit(self._ask, completions, state)
-        future: Future[Answered] = Future()
-        try:
-            future.set_result(self._ask(completions, state))
-        except Exception as error:  # as a pool does; it comes out where the answer is waited for
-            future.set_exception(error)
+        future = self._worker.submit(lambda: self._ask(completions, state))
+        if not self._background:
+            with suppress(Exception):  # it comes out where the answer is waited for
+                self._wait(future)
         return future
+
+    def wait(self, answer: Future[Answered]) -> Answered:
+        """What comes out of `hand_in`.
+
+        Raises:
+          RewardFunctionError: see `RewardFunctions`.
+          Stopped: `stop` was set before it was there.
+        """
+        self._wait(answer)
+        if not answer.done():
+            raise Stopped
+        return answer.result()
 
     def score(self, completions: Completions, state: TrainerState) -> Answered:
         """The answer at once, after those to batches that were handed in before.
 
         Raises:
-          RewardFunctionError: see `RewardFunctions`.
+          RewardFunctionError, Stopped: see `wait`.
         """
-        if self._pool is None:
-            return self._ask(completions, state)
-        return self._pool.submit(self._ask, completions, state).result()
+        return self.wait(self._worker.submit(lambda: self._ask(completions, state)))
+
+    def _wait(self, answer: Future[Answered]) -> None:
+        """Returns when the answer is there, or `stop` is set."""
+        while not (answer.done() or self._stop.is_set()):
+            with suppress(NotYetError):
+                answer.exception(timeout=_LOOK)
 
     def reference_units(self, example: Example) -> tuple[str, ...]:
         """See `Judge.reference_units`; none without a judge."""
@@ -134,8 +156,7 @@ class JudgeQueue:
         """Cancels what is being judged; twice is fine."""
         if isinstance(self._judge, MeteredJudge):
             self._judge.close()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._worker.close()
         self.functions.close()
 
     def _ask(self, completions: Completions, state: TrainerState) -> Answered:
@@ -167,3 +188,45 @@ def _of_all(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _largest(values: Sequence[float]) -> float:
     """NaN where all are."""
     return max((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+class _Worker:
+    """A thread that makes one call after the other.
+
+    No pool of `concurrent.futures`: those keep the process until their last call has returned, and
+    a judge may take minutes.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future, Callable[[], Answered]] | None]
+        self._calls = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, call: Callable[[], Answered]) -> Future[Answered]:
+        assert not self._closed
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+            self._thread.start()
+        future: Future[Answered] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def close(self) -> None:
+        """Gives up the calls that have not begun, and waits a moment for the one that has."""
+        self._closed = True
+        self._calls.put(None)
+        if self._thread is not None:
+            self._thread.join(timeout=_LAST)
+
+    def _run(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            if self._closed or not future.set_running_or_notify_cancel():
+                future.cancel()
+                continue
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+            del item, future, call  # or they would stay until the next call

@@ -5,8 +5,10 @@ and the run goes on as if it had never stopped.
 """
 
 import dataclasses
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from jaxtyping import Bool, Float
 
 from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import TrainConfig
-from balcap_jax.config.sections import DistConfig
+from balcap_jax.config.files import conflicts_of
+from balcap_jax.config.sections import MEMORY, DistConfig
 from balcap_jax.data.loading import Loader
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
@@ -31,17 +34,19 @@ from balcap_jax.rl.update import Batch, check_split
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.compilation import Compilations
 from balcap_jax.runs.device_clock import DeviceClock
-from balcap_jax.runs.folder import write_json_atomic
+from balcap_jax.runs.folder import plain, write_json_atomic
 from balcap_jax.runs.loggers import make_loggers
 from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
-from balcap_jax.runs.progress import training_progress, waiting
+from balcap_jax.runs.progress import announce, training_progress, waiting
 from balcap_jax.runs.step_average import StepAverage
 from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
 from balcap_jax.training import experience
 from balcap_jax.training.callbacks import Callbacks
-from balcap_jax.training.checkpoint import Checkpoints
+from balcap_jax.training.checkpoint import Checkpoints, Restored
 from balcap_jax.training.evaluate import evaluate, write_evaluation
 from balcap_jax.training.failure_window import FailureWindow
+from balcap_jax.training.fingerprint import INVALID, differences, fingerprint
+from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
 from balcap_jax.training.programs import learning_rate_of, make_programs
@@ -54,17 +59,32 @@ SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
 class TrainingLoop:
     """Everything a run holds on to, and its parts as named calls."""
 
-    def __init__(self, config: TrainConfig, run: Path, seams: Seams):
+    def __init__(
+        self, config: TrainConfig, run: Path, seams: Seams, interrupts: Interrupts | None = None
+    ):
         """Opens data, judge and policy; the folder is a run's from here on.
+
+        Args:
+          interrupts: what may end the run early; default: nothing does.
 
         Raises:
           UserError: a mistake in settings or data; nothing has been written then.
         """
         self.run, self.seams = run, seams
         self.config, self.step = config, 0
+        self.interrupts = Interrupts() if interrupts is None else interrupts
         self.callbacks = Callbacks(seams.callbacks)
         self.started = time.perf_counter()
+        self._closers: list[Callable[[], None]] = []  # of what is open, in the order of its opening
+        try:
+            self._open(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, config: TrainConfig) -> None:
         self.compilations, self.clock, self.stopwatch = Compilations(), DeviceClock(), Stopwatch()
+        self._closers += [self.compilations.close, self.clock.close]
         self._open_mesh(config)
         config = self._open_data(config)
         self.config = config
@@ -72,6 +92,11 @@ class TrainingLoop:
         self._open_policy()
         self.seconds = 0.0  # of earlier starts of this run
         self.stopped = ""  # why the run is at its end before its last step
+        self.best: float | None = None  # score of the best evaluation between steps
+        self.scored: tuple[int, float | None] = (0, None)  # the last of them: step and score
+        # The row of the last step, whose evaluation is not made yet.
+        self.owed: dict[str, Any] | None = None
+        self.data_facts: dict[str, Any] = {}
         self.summary: dict[str, Any] = {"judge": judge_record(config.judge, self.seams.judge)}
         self._open_folder()
         self._open_queue()
@@ -86,7 +111,13 @@ class TrainingLoop:
         """Data, judge and reward functions; the settings with the kind of judge that they mean."""
         self.source, self.heldout = open_data(config, self.seams)
         config, judge, functions = open_judge(config, self.seams, self.heldout[0])
-        self.judge = JudgeQueue(judge, functions, background=config.rollout.overlap_steps > 0)
+        self.judge = JudgeQueue(
+            judge,
+            functions,
+            background=config.rollout.overlap_steps > 0,
+            stop=self.interrupts.stop,
+        )
+        self._closers.append(self.judge.close)
         self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
         return config
 
@@ -97,7 +128,9 @@ class TrainingLoop:
         if commit := commit_of(model.path, self.folder):  # what a resumed run shall start from, too
             model = dataclasses.replace(model, revision=commit)
             self.config = config = dataclasses.replace(config, model=model)
-        self.processor = Processor.load(self.folder)
+        self.processor = Processor.load(self.folder).limited(
+            min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
+        )
         with waiting("reading the weights", shown=processes.is_process_zero()):
             self.policy, params = load_to_train(
                 self.folder,
@@ -126,13 +159,14 @@ class TrainingLoop:
         """From here on the folder holds a run; a start that failed before can be made again."""
         config = self.config
         # Which processes there are is not of the run but of this start of it.
-        settings = to_dict(dataclasses.replace(config, dist=DistConfig()))
+        self.settings = settings = to_dict(dataclasses.replace(config, dist=DistConfig()))
         self.metrics = self.samples = NoLog()
         processes.on_process_zero(lambda: self._open_logs(settings))
         processes.on_process_zero(lambda: write_json_atomic(self.run / "config.json", settings))
         self.checkpoints = Checkpoints(
             self.run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
+        self._closers.append(self.checkpoints.close)
         self.average = StepAverage()
         self.failures = FailureWindow(
             self.run, limit=config.judge.max_failure_share, window=config.judge.failure_window
@@ -142,7 +176,9 @@ class TrainingLoop:
         wanted = (*self.config.loggers, *self.seams.loggers)
         loggers = make_loggers(wanted, self.run, config=settings)
         self.metrics = MetricsLog(self.run, loggers=loggers)
+        self._closers.append(self.metrics.close)
         self.samples = SampleLog(self.run)
+        self._closers.append(self.samples.close)
 
     def _open_queue(self) -> None:
         config = self.config
@@ -155,6 +191,7 @@ class TrainingLoop:
             rows=self.rows.local_rows,
             workers=config.data.workers,
         )
+        self._closers.append(self.loader.close)
         self.queue = RolloutQueue(
             config,
             self.loader,
@@ -166,49 +203,173 @@ class TrainingLoop:
 
     # ---- the parts of a run
 
-    def restore(self) -> None:
-        """Goes back to the last checkpoint; a run that was killed before its first starts anew."""
-        if self.checkpoints.latest_step() is not None:
-            self.state, extra = self.checkpoints.restore(self.state)
-            self.step, self.seconds = extra["step"], extra["seconds"]
-            check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
-            self.summary = extra["summary"]
-            self.judge.restore(extra["spent"])
-            self.failures.shares.extend(extra["failures"])
-            self.average.restore(extra.get("average", []))
-            self.callbacks.restore(extra.get("callbacks", {}))
-            if extra.get("stopped_of") == self.config.steps:  # with more steps it goes on
-                self.stopped = extra.get("stopped", "")
-            self.queue.restore(self.step, self.state.params, self.checkpoints)
+    def restore(self, which: str = "", *, anyway: bool = False) -> None:
+        """Goes back to a checkpoint; a run that was killed before its first starts anew.
+
+        Args:
+          which: "best" or the number of a step; "": the newest that is intact.
+          anyway: other data and settings than those of the checkpoint are wanted.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is of another run: of other data, other
+            settings, or past the last step.
+        """
+        if self.checkpoints.latest_step() is None and not which:
+            processes.on_process_zero(self._look_at_data)
+        else:
+            overlap = self.config.rollout.overlap_steps > 0
+            found = self.checkpoints.restore_intact(
+                self.state,
+                step=self.checkpoints.find(which),
+                pending_like=self.queue.shapes() if overlap else None,
+            )
+            processes.on_process_zero(lambda: self._check_same_run(found, anyway=anyway))
+            self._take_up(found)
         self.metrics.truncate_to(self.step)
         self.samples.truncate_to(self.step)
 
-    def loop(self, interrupted: Sequence[int]) -> None:
-        """Steps until the last one, until a callback stops, or until `interrupted` is filled; saved
-        at the end in any case.
+    def _take_up(self, found: Restored) -> None:
+        """The run is where it was when `found` was saved."""
+        self.state, extra = found.state, found.extra
+        self.step, self.seconds = extra["step"], extra["seconds"]
+        check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
+        self.summary = extra["summary"]
+        self.judge.restore(extra["spent"])
+        self.failures.shares.extend(extra["failures"])
+        self.average.restore(extra.get("average", []))
+        self.callbacks.restore(extra.get("callbacks", {}))
+        self.best = extra.get("best")
+        if extra.get("owed"):
+            self.owed = self.average.last()
+        if extra.get("stopped_of") == self.config.steps:  # with more steps it goes on
+            self.stopped = extra.get("stopped", "")
+        self.queue.restore(self.step, self.state.params, found.pending)
+        if aside := self.checkpoints.set_aside_after(self.step):
+            self._say(f"the checkpoints after step {self.step} are now {', '.join(aside)}")
+
+    def _look_at_data(self, without: Sequence[int] = ()) -> None:
+        in_memory = self.config.data.path == MEMORY
+        self.data_facts = fingerprint(
+            self.config.data, self.source, self.heldout, in_memory=in_memory, without=without
+        )
+
+    def _check_same_run(self, found: Restored, *, anyway: bool) -> None:
+        """Process 0 compares what the checkpoint says of its run, and tells what is amiss.
+
+        Raises:
+          UserError: see `restore`.
+        """
+        extra, step, last = found.extra, found.step, self.config.steps
+        if step > last:
+            fit = [str(other) for other in self.checkpoints.own_steps() if other <= last]
+            back = f", or go back with --checkpoint {' or '.join(fit)}" if fit else ""
+            raise UserError(
+                f"{self.run} is at step {step}, which is past the last one by steps={last}; give "
+                f"--steps {step} or more{back}."
+            )
+        for broken in found.broken:
+            self._say(f"the checkpoint of step {broken} is not intact")
+        if found.broken:
+            self._say(f"going on from step {step}, the newest that is intact")
+        unknown = [] if found.checked else ["checksums"]
+        changed = []
+        if "settings" in extra:
+            changed += conflicts_of(extra["settings"], plain(self.settings))
+        else:
+            unknown.append("settings")
+        then = extra.get("data") or {}
+        self._look_at_data(without=then.get(INVALID, ()))
+        if then:
+            changed += differences(then, plain(self.data_facts))
+        else:
+            unknown.append("data")
+        if unknown:
+            self._say(
+                f"the checkpoint of step {step} is of an older balcap_jax: its "
+                f"{' and '.join(unknown)} cannot be checked"
+            )
+        if changed and not anyway:
+            raise UserError(
+                f"{self.run} was saved at step {step} with other data or settings, which differ "
+                f"in {', '.join(changed)}; restore them, start a new run with --name, or go on all "
+                "the same with --resume-anyway."
+            )
+        if changed:
+            self._say(f"going on although these differ: {', '.join(changed)}")
+        rows = self.metrics.rows_to(step)
+        if "logged" in extra and rows < extra["logged"]:
+            self._say(
+                f"{self.run / 'metrics.jsonl'} holds {rows} of the {extra['logged']} rows up to "
+                f"step {step}; the others are lost, and the curves begin later"
+            )
+
+    def _say(self, line: str) -> None:
+        announce(line, shown=processes.is_process_zero())
+
+    def loop(self) -> None:
+        """Steps until the last one, until a callback stops, or until an interrupt; saved at the end
+        in any case.
         """
         config = self.config
         shown = processes.is_process_zero()
-        with training_progress(
-            "train",
-            config.steps,
-            done=self.step,
-            note="" if self.done else "compiling sampler and update",
-            shown=shown,
-        ) as advance:
-            while not self.done and not processes.any_process(bool(interrupted)):
-                row, judged = self.train_step()
-                self.step += 1
-                scores = self._evaluate_in_between()
-                row |= scores
-                self.average.add(row)
-                self._tell(row, scores, judged)
-                if self.step % config.checkpoint.every == 0:
-                    self.save(row)
-                advance(self.step, _note(row, config.reward.all_names))
-        if self.step:
-            self.save(row=None)
-            self.checkpoints.wait()
+        with (
+            training_progress(
+                "train",
+                config.steps,
+                done=self.step,
+                note="" if self.done else "compiling sampler and update",
+                shown=shown,
+            ) as advance,
+            self.interrupts.held(),
+        ):
+            with suppress(Stopped):
+                while self.owed or not (self.done or self._is_interrupted()):
+                    if self.owed is None:
+                        self._step()
+                    row = self._finish_step()
+                    advance(self.step, _note(row, config.reward.all_names))
+            if self.step:
+                self._save_and_wait()
+
+    def _is_interrupted(self) -> bool:
+        return processes.any_process(self.interrupts.stop.is_set())
+
+    def _step(self) -> None:
+        """One step without its evaluation, which it owes from here on."""
+        row, judged = self.train_step()
+        self.step += 1
+        self.average.add(row)
+        self.owed = row
+        if self.step % self.config.sample_every == 0:
+            with self._saved_on_error():
+                self._log_samples(judged)
+
+    def _finish_step(self) -> dict[str, Any]:
+        """Evaluation, logs and checkpoint of the last step; its row.
+
+        Raises:
+          Stopped: in the evaluation, which stays owed.
+        """
+        assert self.owed is not None
+        scores = self._evaluate_in_between()
+        row, self.owed = self.owed | scores, None
+        self.average.amend(scores)
+        is_best = self._is_best(scores)
+        self._tell(row, scores)
+        if is_best or self.step % self.config.checkpoint.every == 0:
+            self.save()
+        return row
+
+    def _is_best(self, scores: Mapping[str, float]) -> bool:
+        """Whether these held-out scores are the best so far, and shall be kept."""
+        if not scores or not self.config.checkpoint.keep_best:
+            return False
+        score = score_of(scores, self.config.reward.all_names)
+        self.scored = self.step, score
+        if score is None or (self.best is not None and score <= self.best):
+            return False
+        self.best = score
+        return True
 
     @property
     def done(self) -> bool:
@@ -250,16 +411,25 @@ class TrainingLoop:
         return self._with_function_metrics(row, answered), judged
 
     def _answer(self, now: Pending) -> Answered:
-        """What judge and reward functions found; a function that fails ends the run, saved."""
-        failed, answered = "", None
+        """What judge and reward functions found; a function that fails ends the run, saved.
+
+        Raises:
+          Stopped: on all processes, where one has been interrupted.
+        """
+        failed, answered, stopped = "", None, False
         try:
             assert now.answer is not None
-            answered = now.answer.result()
+            answered = self.judge.wait(now.answer)
         except RewardFunctionError as error:
             failed = str(error)
-        if failures := [text for text in processes.gather_list([failed]) if text]:
+        except Stopped:
+            stopped = True
+        told = processes.gather_list([[failed, stopped]])
+        if failures := [text for text, _ in told if text]:
             self._save_and_wait()
             raise RewardFunctionError(failures[0])
+        if any(of_process for _, of_process in told):  # nothing of this step is kept
+            raise Stopped
         assert answered is not None
         return answered
 
@@ -306,19 +476,20 @@ class TrainingLoop:
             pictures = {example.id: example.image for example in judged.examples[:images]}
             self.metrics.log_samples(self.step, rows, list(pictures.values()))
 
-    def _tell(
-        self, row: dict[str, Any], scores: dict[str, float], judged: experience.Judged
-    ) -> None:
+    def _tell(self, row: dict[str, Any], scores: dict[str, float]) -> None:
         """Loggers and callbacks hear of this step; where one fails, the run is saved first."""
         config = self.config
-        try:
+        with self._saved_on_error():
             if self.step % config.log_every == 0 or scores or self.step == config.steps:
                 self.metrics.log(self.step, self.average.take())
-            if self.step % config.sample_every == 0:
-                self._log_samples(judged)
             self.callbacks.on_step(self, self.step, row)
             if scores:
                 self.callbacks.on_evaluate(self, self.step, scores)
+
+    @contextmanager
+    def _saved_on_error(self) -> Iterator[None]:
+        try:
+            yield
         except UserError:
             self._save_and_wait()
             raise
@@ -383,9 +554,9 @@ class TrainingLoop:
             raise self.failures.error(lost, where=f"step {self.step + 1}", reasons=reasons)
         self.failures.shares.append(lost)
 
-    def save(self, row: dict[str, Any] | None) -> None:
+    def save(self) -> None:
         """A checkpoint of this step, with what a resumed run needs beside the state."""
-        metric = None if row is None else score_of(row, self.config.reward.all_names)
+        scored, score = self.scored
         extra = {
             "step": self.step,
             "summary": self.summary,
@@ -396,13 +567,23 @@ class TrainingLoop:
             "callbacks": self.callbacks.state(),
             "stopped": self.stopped,
             "stopped_of": self.config.steps,
+            "settings": self.settings,
+            "data": self.data_facts,
+            "logged": self.metrics.rows_to(self.step),
+            "best": self.best,
+            "owed": self.owed is not None,
         }
-        pending = self.queue.to_save()
-        self.checkpoints.save(self.step, self.state, extra, metric=metric, pending=pending)
+        self.checkpoints.save(
+            self.step,
+            self.state,
+            extra,
+            metric=score if scored == self.step else None,
+            pending=self.queue.to_save(),
+        )
         self.callbacks.on_save(self, self.step)
 
     def _save_and_wait(self) -> None:
-        self.save(row=None)
+        self.save()
         self.checkpoints.wait()
 
     # ---- held-out images
@@ -450,11 +631,14 @@ class TrainingLoop:
         return {f"heldout/{name}": value for name, value in scores.items()}
 
     def close(self) -> None:
-        """Ends the threads of judge and data and the loggers, however the run ended."""
-        self.judge.close()
-        self.loader.close()
-        self.metrics.close()
-        self.samples.close()
+        """Ends the threads and closes the files, however the run ended; twice is fine."""
+        while self._closers:
+            close = self._closers.pop()
+            if sys.exc_info()[0] is None:
+                close()
+            else:  # it has an error already, which this one must not hide
+                with suppress(Exception):
+                    close()
 
 
 def _note(row: dict[str, Any], names: Sequence[str]) -> str:

@@ -11,14 +11,19 @@ from balcap_jax.rewards.capscore import b_capscore
 from balcap_jax.runs.logs import RHO_EDGES
 
 
-def score_of(row: Mapping[str, Any], names: Sequence[str]) -> float:
-    """One number for the rewards of a step, to choose the best checkpoint by: b-CapScore where its
-    three rewards are among `names`, else the mean of the mean rewards. NaN counts as 0.
+def score_of(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
+    """One number of an evaluation, to choose the best checkpoint by: b-CapScore where its three
+    rewards exist, else the mean of the mean rewards. None where the judge gave no signal.
+
+    Args:
+      scores: `heldout/...`, see `evaluation_summary`.
+      names: of the rewards that are trained on.
     """
-    means = {name: row[f"reward/{name}/mean"] for name in names}
-    score = b_capscore(means)
-    score = float(np.mean(list(means.values()))) if score is None else score
-    return 0.0 if np.isnan(score) else score
+    score = scores.get("heldout/b_capscore")
+    if score is None:
+        means = [scores[f"heldout/{name}"] / (100 if name in REWARDS else 1) for name in names]
+        score = float(np.mean(means))
+    return float(score) if np.isfinite(score) else None
 
 
 def step_scores(row: Mapping[str, Any], names: Sequence[str]) -> str:

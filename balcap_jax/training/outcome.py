@@ -24,8 +24,7 @@ def write_outcome(loop: TrainingLoop) -> None:
     """
     params = processes.to_process_zero(loop.state.params)
     loop.judge.share_totals()  # with the held-out captions
-    loop.checkpoints.close()
-    loop.clock.close()
+    loop.checkpoints.wait()
     processes.on_process_zero(lambda: _write(loop, params))
 
 

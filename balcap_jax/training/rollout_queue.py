@@ -20,7 +20,6 @@ from balcap_jax.rewards.callables import Completions, TrainerState
 from balcap_jax.rollout.rollout import Captioner, Generation
 from balcap_jax.rollout.sampling import Rollout, rollout_shapes
 from balcap_jax.runs.stopwatch import Stopwatch
-from balcap_jax.training.checkpoint import Checkpoints
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 
 
@@ -76,18 +75,21 @@ class RolloutQueue:
             return None
         return self._waiting[0].generation.rollout
 
-    def restore(self, step: int, params: dict, checkpoints: Checkpoints) -> None:
-        """Takes up the rollout of `step` that the latest checkpoint holds, if it holds one.
-
-        It is judged again; a cache makes that free.
-        """
-        shapes = rollout_shapes(
+    def shapes(self) -> Rollout:
+        """Of what `to_save` returns."""
+        return rollout_shapes(
             batch=self._config.prompts_per_step,
             group=self._config.rollout.group_size,
             length=self._config.rollout.max_new_tokens,
             sharding=NamedSharding(self._captioner.mesh, PartitionSpec(BATCH_AXES)),
         )
-        if (rollout := checkpoints.restore_pending(shapes)) is not None:
+
+    def restore(self, step: int, params: dict, rollout: Rollout | None) -> None:
+        """Takes up the rollout of `step` that a checkpoint held, if it held one.
+
+        It is judged again; a cache makes that free.
+        """
+        if rollout is not None:
             self._waiting = [self._sample(step, params, kept=rollout)]
 
     def _state_at(self, step: int) -> TrainerState:

@@ -65,7 +65,9 @@ def sft(config: SFTConfig) -> Path:
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
         source, _ = open_sources(config.data, seed=config.seed)
         folder, policy, params = _start(config, Path(new), mesh)
-        processor = Processor.load(folder)
+        processor = Processor.load(folder).limited(
+            min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
+        )
         write_json_atomic(run / "config.json", to_dict(config))
 
         def save(params: dict) -> None:

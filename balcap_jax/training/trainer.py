@@ -1,16 +1,15 @@
 """`balcap train` and `balcap_jax.Trainer`: a run from settings, or from objects in Python."""
 
 import dataclasses
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from balcap_jax.config.commands import TrainConfig
-from balcap_jax.config.files import check_resume, load_run
+from balcap_jax.config.files import check_resume, check_resume_flags, load_run
 from balcap_jax.config.sections import MEMORY, PROMPT
 from balcap_jax.data.examples import Example
 from balcap_jax.data.images import BadImageError, ImageLike, open_image
@@ -28,16 +27,30 @@ from balcap_jax.runs.compilation import use_persistent_cache
 from balcap_jax.runs.folder import RunLock, new_run
 from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback, EarlyStopping
+from balcap_jax.training.checkpoint import latest_step_of
+from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.outcome import write_outcome
 from balcap_jax.training.plan_of_run import announce_run
 from balcap_jax.training.seams import Seams
 
 
-def train(config: TrainConfig, *, resume: Path | None = None, seams: Seams | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    *,
+    resume: Path | None = None,
+    seams: Seams | None = None,
+    checkpoint: str = "",
+    resume_anyway: bool = False,
+) -> Path:
     """Trains by `config` in OUT/NAME, or goes on with the run in `resume`.
 
-    Ends early, with everything saved, on SIGTERM. On several hosts (`processes`), all call this.
+    Ends early, with everything saved, on SIGTERM, SIGINT (Ctrl-C) and SIGHUP; a second one ends the
+    process at once. On several hosts (`processes`), all call this.
+
+    Args:
+      checkpoint: of `resume`: "best" or the number of a step; "": the newest that is intact.
+      resume_anyway: other data or settings than those of the checkpoint are wanted.
 
     Returns:
       The run's folder.
@@ -45,48 +58,55 @@ def train(config: TrainConfig, *, resume: Path | None = None, seams: Seams | Non
     Raises:
       UserError: a mistake in settings or data, a full disk, a judge that gives too little signal,
         or a reward function or callback that raises.
+      Stopped: a signal came before anything was saved.
     """
     run = config.out / config.name if resume is None else resume
+    flags = {"--checkpoint": checkpoint, "--resume-anyway": resume_anyway}
     with (
         processes.joined(
-            config.dist, facts=lambda: processes.facts_of(config, resume=resume), run=run
+            config.dist, facts=lambda: processes.facts_of(config, resume=resume) | flags, run=run
         ),
         ExitStack() as held,
-        _stop_on_sigterm() as interrupted,
+        Interrupts() as interrupts,
     ):
-        if resume is None:
-            processes.on_process_zero(lambda: held.enter_context(new_run(config.out, config.name)))
-        processes.on_process_zero(lambda: held.enter_context(RunLock(run)))
-        processes.check_shared(run)
-        loop = TrainingLoop(config, run, seams or Seams())
-        with closing(loop):
-            announce_run(loop)
-            loop.restore()
-            loop.evaluate_once("before")
-            loop.loop(interrupted)
-            if not loop.done:
-                if processes.is_process_zero():
-                    print(f"stopped at step {loop.step} of {config.steps}, all saved; go on with:")
-                    print(f"  balcap train --resume {run}")
-                return run
-            loop.evaluate_once("after")
-            write_outcome(loop)
+        if not processes.is_alone():  # all must end in the same place
+            held.enter_context(interrupts.held())
+        try:
+            if resume is None:
+                processes.on_process_zero(
+                    lambda: held.enter_context(new_run(config.out, config.name))
+                )
+            processes.on_process_zero(lambda: held.enter_context(RunLock(run)))
+            processes.check_shared(run)
+            with closing(TrainingLoop(config, run, seams or Seams(), interrupts)) as loop:
+                announce_run(loop)
+                loop.restore(checkpoint, anyway=resume_anyway)
+                loop.evaluate_once("before")
+                loop.loop()
+                if not loop.done:
+                    raise Stopped(interrupts.number)
+                loop.evaluate_once("after")
+                write_outcome(loop)
+        except Stopped as stopped:
+            if not _say_stopped(run, config.steps):
+                raise Stopped(interrupts.number) from stopped
     return run
 
 
-@contextmanager
-def _stop_on_sigterm() -> Iterator[list[int]]:
-    """Yields a list that is no longer empty once SIGTERM has come."""
-    caught: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
-    except ValueError:  # not the main thread: the caller's signals are the caller's
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _say_stopped(run: Path, steps: int) -> bool:
+    """Tells how to go on; whether there is anything saved to go on from."""
+    step = latest_step_of(run)
+    if not processes.is_process_zero():
+        return bool(step)
+    if step:
+        print(f"stopped at step {step} of {steps}, all saved; go on with:")
+    elif (run / "config.json").exists():
+        print("stopped before the first step was made; start with:")
+    else:
+        print("stopped before the run began; start it again")
+        return False
+    print(f"  balcap train --resume {run}", flush=True)
+    return bool(step)
 
 
 class Trainer:
@@ -108,6 +128,8 @@ class Trainer:
       callbacks: see `Callback`. Early stopping by held-out scores evaluates ten times in the run
         where `evaluation.every` says nothing.
       resume: a run to go on with, with its own settings where `config` is not given.
+      checkpoint: of `resume`, "best" or the number of a step; default: the newest.
+      resume_anyway: goes on with other data or settings than those that the run was saved with.
 
     Raises:
       UserError: a mistake in the arguments; data and weights are looked at by `train`.
@@ -132,8 +154,13 @@ class Trainer:
         loggers: Sequence[Any] | None = None,
         callbacks: Sequence[Callback] = (),
         resume: str | Path | None = None,
+        checkpoint: str | int | None = None,
+        resume_anyway: bool = False,
     ):
         self._resume = None if resume is None else Path(resume)
+        self._checkpoint = "" if checkpoint is None else str(checkpoint)
+        self._anyway = resume_anyway
+        check_resume_flags(self._resume, checkpoint=self._checkpoint, anyway=resume_anyway)
         old = None if self._resume is None else load_run(self._resume)
         config = config or old or TrainConfig()
         if not isinstance(config, TrainConfig):
@@ -150,7 +177,8 @@ class Trainer:
             folder = self._resume.resolve()  # may have been moved since
             here = {"out": folder.parent, "name": folder.name}
             config = dataclasses.replace(config, **here)
-            check_resume(self._resume, dataclasses.replace(old, **here), config)
+            old = dataclasses.replace(old, **here)
+            check_resume(self._resume, old, config, anyway=resume_anyway)
         self.config = config
         self.run = config.out / config.name
         in_memory = not isinstance(train_dataset, str | Path)
@@ -175,13 +203,19 @@ class Trainer:
         """
         announce_settings(self.config)
         use_persistent_cache()
-        resume = self._resume
-        self._resume = self.run  # a second call goes on
+        resume, checkpoint = self._resume, self._checkpoint
+        self._resume, self._checkpoint = self.run, ""  # a second call goes on
         try:
-            return train(self.config, resume=resume, seams=self._seams)
+            return train(
+                self.config,
+                resume=resume,
+                seams=self._seams,
+                checkpoint=checkpoint,
+                resume_anyway=self._anyway,
+            )
         except BaseException:
             if not (self.run / "config.json").exists():  # it never began
-                self._resume = resume
+                self._resume, self._checkpoint = resume, checkpoint
             raise
 
     @speaks_python

@@ -1,5 +1,6 @@
 """Checkpoints come back exactly, and neither kill -9 nor a full disk loses a run."""
 
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from balcap_jax.errors import UserError
 from balcap_jax.training.checkpoint import Checkpoints
+from balcap_jax.training.checksums import checksums
 
 
 class State(NamedTuple):
@@ -296,3 +298,199 @@ def test_kill_9_at_any_moment_leaves_a_run_that_resumes(tmp_path):
 def child_environment() -> dict[str, str]:
     root = str(Path(__file__).parents[2])
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
+
+
+def noise(seed: int) -> dict[str, jax.Array]:
+    """Arrays that do not compress, so that a changed byte of a file is one of a number."""
+    keys = jax.random.split(jax.random.key(seed), 2)
+    return {
+        "w": jax.random.bits(keys[0], (64, 512), jnp.uint32),
+        "b": jax.random.bits(keys[1], (64,), jnp.uint16),
+    }
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    middle = max(0, len(data) // 2 - 32)
+    data[middle : middle + 64] = (byte ^ 0xFF for byte in data[middle : middle + 64])
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": Path.unlink,
+    "foreign": lambda path: path.write_bytes(b'{"step": "x"}'),
+}
+
+
+def test_whatever_file_is_damaged_the_newest_intact_step_is_taken(tmp_path):
+    """Each file of a step in each way: either nothing is lost, or the step before is taken."""
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, noise(step), {"n": step}, pending={"p": noise(step + 10)["b"]})
+    whole = tmp_path / "run" / "checkpoints" / "2"
+    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    told: dict[str, str] = {}
+    like = {"p": noise(0)["b"]}
+    for file in files:
+        for name, damage in DAMAGES.items():
+            copy = tmp_path / "copy"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(tmp_path / "run", copy)
+            damage(copy / "checkpoints" / "2" / file)
+            with Checkpoints(copy) as checkpoints:
+                got = checkpoints.restore_intact(noise(0), pending_like=like)
+                assert got.step in (1, 2)
+                assert_identical(got.state, noise(got.step))
+                assert_identical(got.pending, {"p": noise(got.step + 10)["b"]})
+                assert got.extra == {"n": got.step}
+                assert got.checked
+                if got.step == 2:
+                    continue
+                told[f"{file} {name}"] = got.broken[0]
+                assert got.broken[0].startswith("2 (")
+                with pytest.raises(UserError, match=r"no intact checkpoint of step 2: 2 \("):
+                    checkpoints.restore_intact(noise(0), step=2, pending_like=like)
+    biggest = max(files, key=lambda file: (whole / file).stat().st_size)
+    for name in DAMAGES:
+        assert f"{biggest} {name}" in told
+        assert f"extra/metadata {name}" in told
+    assert told[f"{biggest} flipped"] == "2 (the checksum of w does not fit)"
+
+
+def test_a_damaged_step_goes_out_of_the_way_and_no_intact_step_is_a_sentence(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, noise(step), {})
+    folder = tmp_path / "checkpoints"
+    (folder / "2" / "extra" / "metadata").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_intact(noise(0)).step == 1
+        assert checkpoints.set_aside_after(1) == ["aside-2"]
+        checkpoints.save(2, noise(7), {})
+        checkpoints.wait()
+        assert_identical(checkpoints.restore(noise(0))[0], noise(7))
+        assert (folder / "aside-2").is_dir()
+        for step in (1, 2):
+            shutil.rmtree(folder / str(step) / "state")
+        with pytest.raises(UserError, match=r"no intact checkpoint: 2 \(.*; 1 \("):
+            checkpoints.restore(noise(0))
+
+
+def test_what_only_has_the_name_of_a_step_is_none(tmp_path):
+    """Files and folders of other people, and a copy of a step under another name."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, noise(4), {})
+    folder = tmp_path / "checkpoints"
+    (folder / "99").write_text("x")
+    (folder / "98").mkdir()
+    (folder / "97").mkdir()
+    (folder / "97" / "notes.txt").write_text("x")
+    (folder / "007").mkdir()
+    (folder / "²").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "5").symlink_to(folder / "nowhere")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4]
+        assert checkpoints.latest_step() == 4
+        assert checkpoints.best_step() is None
+        assert checkpoints.restore_intact(noise(0)).step == 4
+        for step in (97, 98, 99):
+            checkpoints.save(step, noise(step), {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [98, 99]
+    assert (folder / "notes").is_dir()
+    shutil.copytree(folder / "99", folder / "100")
+    with Checkpoints(tmp_path) as checkpoints:
+        got = checkpoints.restore_intact(noise(0))
+    assert got.step == 99
+    assert got.broken == ("100 (it is step 99)",)
+
+
+def test_a_step_of_an_older_version_is_restored_unchecked(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, noise(1), {"n": 1})
+    path = tmp_path / "checkpoints" / "1" / "extra" / "metadata"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: record[name] for name in ("leaves", "extra")}))
+    with Checkpoints(tmp_path) as checkpoints:
+        got = checkpoints.restore_intact(noise(0))
+    assert_identical(got.state, noise(1))
+    assert (got.checked, got.extra) == (False, {"n": 1})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "float16", "uint32"])
+def test_checksums_see_every_bit_and_every_move_but_no_mesh(dtype):
+    rng = np.random.default_rng(0)
+    values = jnp.asarray(rng.integers(0, 2, (8, 16)) * 100).astype(dtype)
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    sums = {
+        checksums({"x": jax.device_put(values, place)})["x"]
+        for place in (
+            jax.devices()[3],
+            NamedSharding(mesh, PartitionSpec("a", "b")),
+            NamedSharding(mesh, PartitionSpec(None, "a")),
+            NamedSharding(mesh, PartitionSpec()),
+        )
+    }
+    assert sums == {checksums({"x": np.asarray(values)})["x"]}
+    moved = {checksums({"x": np.roll(np.asarray(values), n, axis=n % 2)})["x"] for n in (1, 2, 3)}
+    bits = np.asarray(values).view(f"uint{8 * values.dtype.itemsize}").copy()
+    bits[3, 5] ^= 1
+    changed = bits.view(values.dtype)
+    assert len(sums | moved | {checksums({"x": changed})["x"]}) == 5
+
+
+def test_checksums_see_pairs_of_changes_that_a_plain_sum_would_miss():
+    values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    right = checksums({"x": values})["x"]
+    bits = values.view(np.uint32)
+    for change in (0x8000_0000, 0x40, 0x0100_0000):
+        pair = bits.copy()
+        pair[1, 2] ^= change
+        pair[9, 4] ^= change
+        swapped = bits.copy()
+        swapped[[3, 4]] = swapped[[4, 3]]
+        for other in (pair, swapped):
+            assert checksums({"x": other.view(np.float32)})["x"] != right
+    assert checksums({"x": np.float64(1)}) != checksums({"x": np.float64(2)})
+    assert checksums({"x": np.int64(2**40)}) != checksums({"x": np.int64(2**41)})
+
+
+def test_a_folder_that_cannot_be_written_any_more_ends_at_once(tmp_path):
+    """No thread goes on waiting for the folder of a step that could not be made."""
+    done = subprocess.run(
+        [sys.executable, "-c", FOLDER_GONE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=child_environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "refused: Cannot write" in done.stdout
+    assert done.stderr == ""
+
+
+FOLDER_GONE = """
+import os, shutil, sys
+import jax.numpy as jnp
+from balcap_jax.training.checkpoint import Checkpoints
+from balcap_jax.errors import UserError
+
+checkpoints = Checkpoints(sys.argv[1])
+checkpoints.save(1, {"w": jnp.ones(4)}, {})
+checkpoints.wait()
+folder = os.path.join(sys.argv[1], "checkpoints")
+shutil.rmtree(folder)
+open(folder, "w").close()
+for step in (2, 3):
+    try:
+        checkpoints.save(step, {"w": jnp.ones(4)}, {})
+        checkpoints.wait()
+    except UserError as error:
+        print("refused:", error)
+"""

@@ -1,0 +1,153 @@
+"""What data a run sees, in a few numbers that a resumed run is compared with."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from balcap_jax.config.sections import DataConfig
+from balcap_jax.data.examples import Example, Source
+from balcap_jax.data.photos import Photos
+from balcap_jax.data.rows import Row
+from balcap_jax.data.tfds_folders import find_folder
+from balcap_jax.errors import UserError
+
+INVALID = "invalid rows"
+_OF_FILE = ("bytes of data.path", "content of data.path")
+ROWS = 5_000  # of more rows, as many are looked at, evenly spread; the file is, as a whole
+MEMORY_ROWS = 2_000  # the same for rows in memory, which may be decoded to be looked at
+_WHOLE = 1 << 30  # bytes; of a larger file pieces are read, evenly spread
+_PIECE, _PIECES = 1 << 20, 512
+_SAMPLE = 4096  # bytes of an image in memory
+
+
+def fingerprint(
+    data: DataConfig,
+    source: Source,
+    heldout: Sequence[Example],
+    *,
+    in_memory: bool = False,
+    without: Collection[int] = (),
+) -> dict[str, Any]:
+    """Names and sizes of the data's files, and numbers of rows with digests of their ids and texts.
+
+    Images on the disk are not opened. A million rows take seconds.
+
+    Args:
+      in_memory: the training rows are, and not in the file of the settings.
+      without: places of training rows to pass over: those that were invalid and are fixed since.
+    """
+    facts: dict[str, Any] = {"training rows": len(source)}
+    if isinstance(source, Photos):
+        for name in ("heldout_path", "boxes") if in_memory else ("path", "heldout_path", "boxes"):
+            facts |= _files(f"data.{name}", getattr(data, name))
+        most = MEMORY_ROWS if in_memory else ROWS
+        places = [place for place in _spread(len(source), most) if place not in without]
+        rows = {place: _row(source, place) for place in places}
+        facts[INVALID] = [*without, *(place for place, row in rows.items() if row is None)]
+        good = [row for row in rows.values() if row is not None]
+        facts["ids of training rows"] = _digest(row.id for row in good)
+        facts["texts of training rows"] = _digest(map(_text, good))
+        facts["images of training rows"] = _digest(map(_image, good))
+    else:  # generated: other programs would give other texts
+        places = _spread(min(len(source), 1 << 16), 4)
+        facts["texts of training rows"] = _digest(_text(source[place]) for place in places)
+    facts["held-out rows"] = len(heldout)
+    facts["ids of held-out rows"] = _digest(example.id for example in heldout)
+    facts["texts of held-out rows"] = _digest(map(_text, heldout))
+    facts["sizes of held-out images"] = _digest(str(example.image.size) for example in heldout)
+    return facts
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, each as "training rows (100 -> 120)"; a digest is not shown."""
+    # Where rows were fixed, the file is another one; that the other rows are not is seen by them.
+    fixed = bool(then.get(INVALID))
+    return [
+        f"{name} ({then.get(name)} -> {now.get(name)})"
+        if isinstance(then.get(name, 0), int) and isinstance(now.get(name, 0), int)
+        else name
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+        and name != INVALID
+        and not (fixed and name.startswith(_OF_FILE))
+    ]
+
+
+def _row(source: Photos, place: int) -> Row | None:
+    """The row, None where it is invalid, which stops a run only when its turn comes."""
+    try:
+        return source.row(place)
+    except UserError:
+        return None
+
+
+def _files(setting: str, value: str) -> dict[str, Any]:
+    """Bytes and content of a file; of the files of a folder their names and bytes."""
+    path = Path(value)
+    if value and path.is_file():
+        size = path.stat().st_size
+        return {
+            f"bytes of {setting} {path.name}": size,
+            f"content of {setting} {path.name}": _content(path, size),
+        }
+    if value and path.is_dir():
+        folder = find_folder(path) or path
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        listed = (f"{p.relative_to(folder)} {p.stat().st_size}" for p in files)
+        return {f"bytes of {setting}, or names of its files": _digest(listed)}
+    return {}
+
+
+def _content(path: Path, size: int) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+        else:
+            for start in np.linspace(0, size - _PIECE, _PIECES).astype(np.int64):
+                file.seek(int(start))
+                digest.update(file.read(_PIECE))
+    return digest.hexdigest()
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Places from 0 to below `count`, all or `most` of them."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64).tolist()
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def _text(row: Row | Example) -> str:
+    parts = (row.prompt, row.reference, row.references, row.boxes, row.units)
+    return json.dumps([*parts, *map(dict, row.messages), dict(row.columns)], default=_kind)
+
+
+def _kind(value: Any) -> str:
+    """For what JSON cannot hold: its address must not count."""
+    return type(value).__name__
+
+
+def _image(row: Row) -> str:
+    """An image as far as it costs nothing: the name of a file, a part of what is in memory."""
+    image = row.image
+    if isinstance(image, bytes):
+        part = image[:: max(1, len(image) // _SAMPLE)]
+        return f"{len(image)} {hashlib.blake2b(part, digest_size=12).hexdigest()}"
+    if isinstance(image, np.ndarray):
+        flat = image.reshape(-1)
+        part = np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLE)]).tobytes()
+        return f"{image.shape} {hashlib.blake2b(part, digest_size=12).hexdigest()}"
+    if isinstance(image, Image):
+        return f"{image.size} {image.mode}"
+    return Path(image).name
