@@ -35,6 +35,8 @@ class BadRowError(UserError):
     """
 
     def __init__(self, where: str, fault: str):
+        # Values are shown as they are, and the message must be printed all the same.
+        fault = " ".join(fault.split()).encode("utf-8", "backslashreplace").decode()
         super().__init__(f"{where} {fault}")
         self.where, self.fault = where, fault
 
@@ -295,7 +297,7 @@ def units(value: Any, *, where: str) -> tuple[str, ...]:
       BadRowError: it is no such list.
     """
     value = listed(value)
-    if missing(value) or value == []:
+    if missing(value) or (isinstance(value, list) and not value):
         return ()
     if isinstance(value, list):
         value = [item.get("text") if isinstance(item, Mapping) else item for item in value]
