@@ -1,11 +1,10 @@
 """JSON files of a model folder, which anybody may have written: whole, once, not too deep."""
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from balcap_jax.errors import UserError
+from balcap_jax.runs import safe_json
 
 # The deepest published file has 9 levels; far below where a reader's stack ends.
 DEPTH = 64
@@ -41,12 +40,7 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
       ValueError: it is no JSON, an object has an entry twice, or it is nested too deep.
     """
-    try:
-        content = json.loads(text, object_pairs_hook=_once)
-    except RecursionError as error:
-        raise ValueError(f"nested deeper than {DEPTH} levels") from error
-    _check_depth(content)
-    return content
+    return safe_json.loads(text, unique=True, depth=DEPTH)
 
 
 def reason_of(error: BaseException) -> str:
@@ -64,29 +58,3 @@ def printable(text: str, limit: int = 160) -> str:
 def shown(value: Any) -> str:
     """`value` as in Python, short enough for a sentence."""
     return printable(repr(value), 80)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{shown(twice)} stands twice in an object")
-    return content
-
-
-def _check_depth(content: Any) -> None:
-    level = [content]
-    for _ in range(DEPTH):
-        level = [
-            inner for outer in level for inner in _values(outer) if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return
-    raise ValueError(f"nested deeper than {DEPTH} levels")
-
-
-def _values(outer: Any) -> Iterable[Any]:
-    if isinstance(outer, dict):
-        return outer.values()
-    return outer if isinstance(outer, list) else ()

@@ -79,16 +79,24 @@ def _decoded(text: str) -> tuple[dict[str, Any], str]:
         except json.JSONDecodeError:
             text = _TRAILING_COMMA.sub(lambda match: match[1] or match[2], text)
             item, end = _DECODER.raw_decode(text)
-        safe_json.check_depth(item)
+        _check_depth(item)
     except RecursionError:
-        raise BadAnswer("JSON nested too deeply") from None
+        raise BadAnswer(_DEEP) from None
     except ValueError as error:
         reason = str(error)  # Python's own speak of lines and columns, or of digits
         raise BadAnswer(reason if reason in _REASONS else "JSON that is cut or broken") from None
     return item, text[end:]
 
 
-_REASONS = ("a field given twice", "a number that is none", "JSON nested too deeply")
+_DEEP = "JSON nested too deeply"
+_REASONS = ("a field given twice", "a number that is none", _DEEP)
+
+
+def _check_depth(item: Any) -> None:
+    try:
+        safe_json.check_depth(item)
+    except ValueError:
+        raise ValueError(_DEEP) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
