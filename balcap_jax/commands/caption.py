@@ -14,6 +14,7 @@ from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.training.saved_policy import saved_policy
 
 BATCH = 16
 
@@ -25,8 +26,12 @@ def caption(config: CaptionConfig) -> Iterator[tuple[Path, str]]:
       UserError: an image or the policy cannot be read.
     """
     examples = [_example(path, config.prompt) for path in config.images]
-    folder = policy_folder(config.model, revision=config.revision)
-    policy, params = load_pretrained(folder)
+    if config.checkpoint:
+        folder, policy, params, _ = saved_policy(Path(config.model), config.checkpoint)
+        params = jax.device_put(params, jax.devices()[0])
+    else:
+        folder = policy_folder(config.model, revision=config.revision)
+        policy, params = load_pretrained(folder)
     captioner = Captioner(
         policy,
         Processor.load(folder),
