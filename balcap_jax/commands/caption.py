@@ -14,6 +14,7 @@ from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.training.saved_policy import saved_policy
 
 BATCH = 8
 
@@ -27,8 +28,12 @@ def caption(config: CaptionConfig) -> Iterator[tuple[Path, str]]:
     """
     pixels = Pixels(config.min_pixels, config.max_pixels, config.max_file_pixels)
     photos = _Photos(config.images, config.prompt, pixels)
-    folder = policy_folder(config.model, revision=config.revision)
-    policy, params = load_pretrained(folder)
+    if config.checkpoint:
+        folder, policy, params, _ = saved_policy(Path(config.model), config.checkpoint)
+        params = jax.device_put(params, jax.devices()[0])
+    else:
+        folder = policy_folder(config.model, revision=config.revision)
+        policy, params = load_pretrained(folder)
     captioner = Captioner(
         policy,
         Processor.load(folder).limited(min_pixels=pixels.least, max_pixels=pixels.most),

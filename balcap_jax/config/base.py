@@ -56,6 +56,12 @@ class Settings:
             ok = getattr(self, name) >= low
             self._require(ok, name, f"must be at least {low}", f"set {flag} {low} or more.")
 
+    def _at_most(self, high: int, *names: str) -> None:
+        for name in names:
+            flag = "--" + f"{self.room}{name}".replace("_", "-")
+            ok = getattr(self, name) <= high
+            self._require(ok, name, f"must be at most {high}", f"set {flag} {high} or less.")
+
     def _no_dead_settings(self, choice: str, read_by: dict[str, tuple[str, ...]]) -> None:
         """Refuses a changed setting that the chosen variant does not read."""
         chosen = getattr(self, choice)

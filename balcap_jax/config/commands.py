@@ -11,6 +11,9 @@ from balcap_jax.config.base import Settings
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.sections import (
+    MOST_CAPTIONS,
+    MOST_IMAGES,
+    MOST_TOKENS,
     PROMPT,
     CheckpointConfig,
     DataConfig,
@@ -57,6 +60,7 @@ class TrainConfig(Settings):
     def check(self) -> None:
         _check_run(self)
         self._at_least(1, "prompts_per_step", "log_every", "sample_every")
+        self._at_most(MOST_IMAGES, "prompts_per_step")
         for logger in self.loggers:
             if logger not in LOGGERS:
                 raise UserError(
@@ -127,6 +131,9 @@ class SFTConfig(Settings):
         )
         self._at_least(1, "vision_batch_size", "batch_size", "captions_per_image")
         self._at_least(1, "max_new_tokens", "log_every", "save_every")
+        self._at_most(MOST_IMAGES, "vision_batch_size", "batch_size")
+        self._at_most(MOST_CAPTIONS, "captions_per_image")
+        self._at_most(MOST_TOKENS, "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,8 @@ class CaptionConfig(Settings):
     # Policy: "base", a run, a Hugging Face folder or a name on the hub.
     model: str = "base"
     revision: str | None = None  # Branch, tag or commit of a hub name; default: its main branch.
+    # Checkpoint of the run: "best", or the number of a step; default: its finished policy.
+    checkpoint: str = ""
     prompt: str = PROMPT  # Request to the policy.
     max_new_tokens: int = 128  # Most tokens of a caption; it is cut there.
     temperature: float = 0.0  # Temperature; 0 takes the most likely token at each position.
@@ -150,6 +159,8 @@ class CaptionConfig(Settings):
         check_pixels(self)
         self._require(len(self.images) > 0, "images", "is empty", "name an image file.")
         self._at_least(1, "max_new_tokens")
+        self._at_most(MOST_TOKENS, "max_new_tokens")
+        self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")
         self._at_least(0, "temperature")
         self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
 
@@ -176,6 +187,7 @@ class ScoreConfig(Settings):
 
     def check(self) -> None:
         self._at_least(1, "batch_size")
+        self._at_most(MOST_IMAGES, "batch_size")
         self._require(
             self.judge.kind != "scene" or self.data is not None,
             "data",
@@ -203,6 +215,8 @@ class ExportConfig(Settings):
 
     run: Path  # Folder of the run: its finished policy, or its last checkpoint before the end.
     out: Path  # Folder to write, which must not exist yet or be empty.
+    # Checkpoint of the run: "best", or the number of a step.
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,6 +230,7 @@ class ScenesConfig(Settings):
 
     def check(self) -> None:
         self._at_least(1, "count")
+        self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")
 
 
 def _check_run(config: Any) -> None:

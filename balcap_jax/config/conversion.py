@@ -70,6 +70,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+_LARGEST = 2**31  # of whole numbers; devices count with 32 bits
+
+
 def _bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise UnfitError("must be true or false")
@@ -79,9 +82,13 @@ def _bool(value: Any) -> bool:
 def _int(value: Any) -> int:
     if isinstance(value, int | Text) and not isinstance(value, bool):
         try:
-            return int(value)
+            number = int(value)
         except ValueError:
-            pass
+            number = None
+        if number is not None and abs(number) > _LARGEST:
+            raise UnfitError(f"must be a whole number from -{_LARGEST} to {_LARGEST}")
+        if number is not None:
+            return number
     raise UnfitError("must be a whole number")
 
 

@@ -24,6 +24,10 @@ _READ_BY_ADVANTAGE = {
 _READ_BY_LENGTH_CONTROL = {"mask_mode": ("auto", "mask"), "linear_coefficient": ("linear",)}
 # Names in the scores of an evaluation that no reward may have.
 BESIDE_REWARDS = ("b_capscore", "words", "rho", "captions", "no_signal")
+# More than these at once are a slip of the keyboard: they would only fill the memory.
+MOST_IMAGES = 2**16
+MOST_CAPTIONS = 2**12  # of an image
+MOST_TOKENS = 2**20  # of a caption; what a policy can is checked where it is loaded
 MEMORY = "memory"  # the data's path in a run whose rows were given in Python
 
 
@@ -75,6 +79,8 @@ class DataConfig(Settings):
 
     def check(self) -> None:
         self._at_least(1, "heldout", "workers")
+        self._at_most(MOST_IMAGES, "heldout")
+        self._at_most(1024, "workers")
         if self.path == "scenes":  # made on the spot: nothing to find, to hold out or to be bad
             for name in ("format", "images", "boxes", "split", "heldout_path", "heldout_split"):
                 default = type(self).__dataclass_fields__[name].default
@@ -122,6 +128,8 @@ class RolloutConfig(Settings):
             "set --rollout.group-size 2 or more.",
         )
         self._at_least(1, "max_new_tokens")
+        self._at_most(MOST_CAPTIONS, "group_size")
+        self._at_most(MOST_TOKENS, "max_new_tokens")
         self._positive("temperature")
         self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
 
@@ -245,6 +253,7 @@ class RLConfig(Settings):
         self._require(0 < self.clip_low < 1, "clip_low", "must lie between 0 and 1")
         self._at_least(0, "kl_coef")
         self._at_least(1, "updates_per_rollout", "micro_batches")
+        self._at_most(1024, "updates_per_rollout")
 
 
 @dataclass(frozen=True)
@@ -336,7 +345,9 @@ class CheckpointConfig(Settings):
 
     every: int = 25  # Steps between saves.
     keep: int = 2  # Latest checkpoints kept.
-    keep_best: bool = True  # Keeping of the checkpoint with the best evaluation, too.
+    # Keeping of the checkpoint with the best scores of held-out images, too; for this, steps are
+    # evaluated (evaluation.every).
+    keep_best: bool = True
     room = "checkpoint."
 
     def check(self) -> None:
@@ -356,3 +367,4 @@ class EvaluationConfig(Settings):
     def check(self) -> None:
         self._at_least(0, "every", "temperature")
         self._at_least(1, "batch_size")
+        self._at_most(MOST_IMAGES, "batch_size")

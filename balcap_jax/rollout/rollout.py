@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from balcap_jax.data.examples import Example
 from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.errors import UserError
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.padding import pad_to_sizes, sizes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
@@ -56,6 +57,17 @@ class Captioner:
         top_p: float = 1.0,
         clock: DeviceClock | None = None,
     ):
+        """
+        Raises:
+          UserError: the policy has not so many positions.
+        """
+        positions = policy.config.text.max_position_embeddings
+        if max_new_tokens >= positions:
+            raise UserError(
+                f"max_new_tokens={max_new_tokens} must be below the policy's "
+                f"max_position_embeddings={positions}, which image and prompt need a part of; set "
+                f"it to less."
+            )
         self.processor = processor
         self.mesh = mesh
         self._clock = clock

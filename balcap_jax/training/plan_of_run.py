@@ -27,6 +27,12 @@ def announce_run(loop: "TrainingLoop") -> None:
     announce(
         f"data: {data}, {len(loop.heldout)} held out; rewards: {rewards}; {judge}", shown=shown
     )
+    if config.checkpoint.keep_best and not config.evaluation.every:
+        announce(
+            "no best checkpoint is kept, because evaluation.every=0 makes no held-out scores "
+            "between steps",
+            shown=shown,
+        )
     announce(
         f"memory of each device: {bytes_of_state(loop) / 2**30:.2f} GiB for weights, optimizer and "
         "gradients; activations come on top (`balcap plan` counts them)",

@@ -11,11 +11,12 @@ import tiny_hf
 import tiny_llava
 from safetensors import safe_open
 
-from balcap_jax.commands.export import _last_checkpoint, export
+from balcap_jax.commands.export import export
 from balcap_jax.config.commands import ExportConfig
 from balcap_jax.config.sections import ModelConfig, OptimConfig
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.training import experience
+from balcap_jax.training.saved_policy import saved_policy
 from balcap_jax.training.trainer import train
 
 FAMILIES = {
@@ -77,7 +78,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsy
 def test_steps_below_the_rounding_of_bfloat16_add_up(tmp_path):
     """Of a weight of 1, bfloat16 keeps no step below 0.004: Adam's first steps of 1e-4 are kept."""
     start, run = trained(tmp_path, tiny, tiny_hf, steps=2, learning_rate=1e-4)
-    _, _, params, step = _last_checkpoint(run)
+    _, _, params, step = saved_policy(run)
     assert step == 2
 
     def scale_of(params):
