@@ -103,7 +103,8 @@ class CheckConfig(Settings):
     """Contents of a data file and all that is wrong with it; every row and image is read."""
 
     file: str  # The data: a file or a folder of any kind that --data.path takes.
-    # Settings to read them with; --data.heldout-path and --data.heldout-split name what must share no image.
+    # Settings to read them with; --data.heldout-path and --data.heldout-split name what must share
+    # no image.
     data: DataConfig = field(default_factory=lambda: DataConfig(path=MEMORY))
 
     def check(self) -> None:
