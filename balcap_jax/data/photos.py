@@ -172,12 +172,15 @@ class Photos:
                 len(self.places),
             )
         if not left.places:
-            raise UserError(
-                f"{self.bad.name} has {count} examples to train on, whose images are all held out "
-                "as well; hold out fewer with --data.heldout, or name other data with "
-                "--data.heldout-path."
-            )
+            raise self._all_held_out(count)
         return left
+
+    def _all_held_out(self, count: int) -> UserError:
+        return UserError(
+            f"{self.bad.name} has {count} examples to train on, whose images are all held out as "
+            "well; hold out fewer with --data.heldout, or name other data with "
+            "--data.heldout-path."
+        )
 
     def shared(self, others: "Photos") -> int:
         """How many of these examples have an image of `others`."""
@@ -241,6 +244,8 @@ class Photos:
                         f"({error}); restore it and resume the run."
                     ) from error
                 self.bad.add({_name(row): str(error)}, read="so far")
+        if self.passed_over and not self.bad.reasons:
+            raise self._all_held_out(len(self))
         raise self.bad.none_good({}, read="in this part")
 
     def _example(self, row: Row) -> Example:

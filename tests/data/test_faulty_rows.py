@@ -344,6 +344,15 @@ def test_an_image_is_on_one_side_of_the_split(tmp_path, checked, monkeypatch, ca
         assert "left out 3 of 5 examples" in caplog.messages[0]
 
 
+def test_a_long_file_of_one_image_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "CHECKED", 1)
+    red(tmp_path)
+    path = write_rows(tmp_path, [GOOD] * 5)
+    train, _ = open_sources(DataConfig(path=str(path), heldout=1), seed=0)
+    with pytest.raises(UserError, match="4 examples to train on, whose images are all held out"):
+        train[0]
+
+
 def test_an_image_in_memory_is_on_one_side_of_the_split():
     first, second = (Image.new("RGB", (9, 9), colour) for colour in ("red", "blue"))
     for same in (first.copy(), np.asarray(first)):

@@ -223,11 +223,13 @@ def test_a_million_rows_stay_on_disk(tmp_path):
     from images import red
 
     red(tmp_path)
+    red(tmp_path, "heldout.png")  # an image is on one side only
     row = json.dumps({"image": "red.png", "captions": ["A red wall.", "All of it is red. " * 10]})
     path = tmp_path / "million.jsonl"
     with path.open("w") as file:
         for _ in range(100):
-            file.write((row + "\n") * 10_000)
+            file.write((row + "\n") * 9_998)
+        file.write((row.replace("red.png", "heldout.png") + "\n") * 200)
     command = [sys.executable, "-c", OPEN, str(path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(run.stdout)
