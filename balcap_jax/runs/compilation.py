@@ -54,7 +54,10 @@ def use_persistent_cache() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and nobody knows this user
+        return
     folder = caches / "balcap_jax" / f"compiled-{_processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
