@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.data.scene_source import SceneSource, export
 from balcap_jax.errors import UserError
 from balcap_jax.scenes import world as scenes
 from balcap_jax.scenes.world import Scene, Sign, Thing, make_scene, render, split_of
@@ -194,13 +194,14 @@ def test_source_yields_examples_by_index():
 def test_export_writes_what_the_source_yields_and_overwrites_nothing(tmp_path):
     from balcap_jax.data.caption_files import CaptionFile
 
-    path = scenes.export(tmp_path / "made", split="train", count=3, seed=1)
+    path = export(tmp_path / "made", split="train", count=3, seed=1)
     read, source = CaptionFile(path, max_bad_images=0), SceneSource("train", 3, seed=1)
     assert len(read) == 3
     for i in range(3):
-        assert read[i]._replace(image=None) == source[i]._replace(image=None)
+        columns = source[i].columns  # of a file also those that are not read
+        assert read[i]._replace(image=None, columns=columns) == source[i]._replace(image=None)
         assert read[i].image.tobytes() == source[i].image.tobytes()
     before = path.read_bytes()
     with pytest.raises(UserError, match="not overwritten"):
-        scenes.export(tmp_path / "made", split="train", count=1)
+        export(tmp_path / "made", split="train", count=1)
     assert path.read_bytes() == before
