@@ -230,14 +230,14 @@ def kind_of(backend: Attention) -> str:
 @pytest.mark.parametrize(
     ("where", "dtype", "expected"),
     [
-        (CPU, "bfloat16", "attention"),
-        (TPU, "bfloat16", "attention_splash"),
-        (TPU, "float32", "attention_splash"),
-        (H100, "bfloat16", "attention_cudnn"),
-        (H100, "float32", "attention"),
-        (A100, "float16", "attention_cudnn"),
-        (T4, "float16", "attention"),
-        (MI300, "bfloat16", "attention"),
+        (CPU, "bfloat16", "plain"),
+        (TPU, "bfloat16", "splash"),
+        (TPU, "float32", "splash"),
+        (H100, "bfloat16", "cudnn"),
+        (H100, "float32", "plain"),
+        (A100, "float16", "cudnn"),
+        (T4, "float16", "plain"),
+        (MI300, "bfloat16", "plain"),
     ],
 )
 def test_auto_takes_what_fits(where, dtype, expected):
@@ -291,6 +291,7 @@ def test_cudnn_lowers_for_cuda(monkeypatch):
     assert "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
 
 
+@pytest.mark.slow
 def test_splash_compiles_for_tpu():
     """Loss and gradient of a policy with heads of 128, in its tower of 80, by the real compiler."""
     config = tiny.config(

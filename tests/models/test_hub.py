@@ -179,6 +179,7 @@ print(processor.tokenizer("A red circle.")["input_ids"])
 """
 
 
+@pytest.mark.slow
 def test_fresh_processes_online_and_then_offline(hub, cache, tmp_path):
     """As users do it, by the environment: HF_ENDPOINT, the cache's place, HF_HUB_OFFLINE."""
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.url}

@@ -100,7 +100,7 @@ def test_every_rule_is_used():
 def test_optimizer_moments_follow_their_parameters():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     shardings = state_shardings(
-        mesh, abstract_params(), make_optimizer(learning_rate=1e-3), frozen=()
+        mesh, abstract_params(), make_optimizer(learning_rate=1e-3), frozen=("visual",)
     )
     up = shardings.params["language_model"]["layers"]["mlp"]["up_proj"]["weight"]
     assert up.spec == P(None, "tensor", "fsdp")

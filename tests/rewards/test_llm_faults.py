@@ -15,6 +15,7 @@ from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.llm.prompts import JOINT, UNITS, messages
 
 SOURCE = SceneSource("train", 64)
+IMAGES = 12
 
 
 def settings(server, folder, **changes) -> JudgeConfig:
@@ -45,8 +46,8 @@ def judged(asker, examples, captions):
 
 @pytest.fixture(scope="module")
 def truth():
-    """2,000 captions and what the server says of them, asked without a network."""
-    examples, captions = batch(40, 50)
+    """600 captions and what the server says of them, asked without a network."""
+    examples, captions = batch(IMAGES, 50)
     images = {example.id: make_ready(example.image, side=1024).url for example in examples}
     verdicts = []
     for example, caption in zip(examples, captions, strict=True):
@@ -55,26 +56,26 @@ def truth():
         asked = messages(JOINT, text=caption, image_url=images[example.id], units=units)
         answer = json.dumps(judge({"messages": asked}))
         verdicts.append(verdict_of([findings(JOINT, answer, caption=caption, units=len(units))]))
-    assert len(set(verdicts)) > 1900
+    assert len(set(verdicts)) > 570
     return examples, captions, verdicts
 
 
-def test_two_thousand_captions_through_faults_are_as_without(truth, tmp_path):
+def test_hundreds_of_captions_through_faults_are_as_without(truth, tmp_path):
     examples, captions, verdicts = truth
     with JudgeServer(fault=schedule) as server:
         asker = LLMJudge(settings(server, tmp_path))
         assert judged(asker, examples, captions) == verdicts
         spent = asker.lap()
-        assert server.calls >= 2000
+        assert server.calls >= 600
         assert server.faults["500"] > 0.09 * server.calls
         for fault in ("429", "stall", "drop", "half", "half_body", "schema"):
-            assert server.faults[fault] > 15, fault
+            assert server.faults[fault] > 4, fault
     assert spent["failures"] == 0
     assert spent["calls"] >= server.calls  # one that broke may have reached nobody
     # An answer that comes too late on a busy machine is a timeout, however bad it is.
     unusable = server.faults["half"] + server.faults["schema"]
     assert 0.9 * unusable < spent["bad_answers"] <= unusable
-    assert spent["calls"] == spent["errors"] + spent["bad_answers"] + len(captions) + 40
+    assert spent["calls"] == spent["errors"] + spent["bad_answers"] + len(captions) + IMAGES
 
 
 def test_an_outage_is_no_signal_and_what_came_before_it_is_kept(truth, tmp_path, caplog):

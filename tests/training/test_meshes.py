@@ -27,7 +27,7 @@ FAMILIES = {
 SPLITS = [
     sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8
 ]  # (data, fsdp, tensor)
-QUICK = [("llava", (2, 2, 2))]  # tests/test_update.py has some of the other family
+QUICK = [("llava", (2, 2, 2))]  # tests/rl/test_update.py has it of the other family
 ONE = make_mesh(devices=jax.devices()[:1])
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from matplotlib.figure import Figure
 from small_run import BASE, params_of, small
 
 from balcap_jax.config.judge import JudgeConfig
@@ -21,11 +22,15 @@ from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.training.trainer import train
 
+SAVEFIG = Figure.savefig  # of matplotlib; see conftest.py
+
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
-    """Four steps without a stop."""
-    return train(small(tmp_path_factory.mktemp("unbroken")))
+    """Four steps without a stop, and with their curves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVEFIG)
+        return train(small(tmp_path_factory.mktemp("unbroken")))
 
 
 def test_run_leaves_everything_it_promises(unbroken):
