@@ -557,6 +557,7 @@ class TrainingLoop:
     def _check_signal(self, lost: float, reasons: str) -> None:
         """Stops a run whose judge stopped responding, saved as it was before this step."""
         if self.failures.trips(lost):
+            self.judge.share_totals()
             self._save_and_wait()
             raise self.failures.error(lost, where=f"step {self.step + 1}", reasons=reasons)
         self.failures.shares.append(lost)
