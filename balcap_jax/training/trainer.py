@@ -25,7 +25,7 @@ from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.compilation import use_persistent_cache
-from balcap_jax.runs.folder import RunLock, new_run
+from balcap_jax.runs.folder import RunLock, new_run, remove_half_written
 from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 from balcap_jax.training.checkpoint import latest_step_of
@@ -78,6 +78,7 @@ def train(
                     lambda: held.enter_context(new_run(config.out, config.name))
                 )
             processes.on_process_zero(lambda: held.enter_context(RunLock(run)))
+            processes.on_process_zero(lambda: remove_half_written(run))
             processes.check_shared(run)
             with closing(TrainingLoop(config, run, seams or Seams(), interrupts)) as loop:
                 announce_run(loop)
