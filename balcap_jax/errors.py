@@ -9,7 +9,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake in settings, data or files: one sentence with the value, the rule and the remedy.
 
     The command line prints the sentence and exits with 2; a traceback is for our own bugs only.

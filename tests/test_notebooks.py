@@ -71,6 +71,7 @@ def test_rewards_and_advantages():
     assert max(seen["masked['drop']"]) == pytest.approx(1.43, abs=0.005)
 
 
+@pytest.mark.slow
 def test_train_with_your_own_reward(tmp_path, monkeypatch):
     monkeypatch.setenv("BALCAP_STEPS", "2")
     monkeypatch.setenv("BALCAP_OUT", str(tmp_path))

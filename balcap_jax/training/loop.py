@@ -239,7 +239,6 @@ class TrainingLoop:
         """The run is where it was when `found` was saved."""
         self.state, extra = found.state, found.extra
         self.step, self.seconds = extra["step"], extra["seconds"]
-        check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
         self.summary = extra["summary"]
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
@@ -278,6 +277,7 @@ class TrainingLoop:
             self._say(f"the checkpoint of step {broken} is not intact")
         if found.broken:
             self._say(f"going on from step {step}, the newest that is intact")
+        check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
         unknown = [] if found.checked else ["checksums"]
         changed = []
         if "settings" in extra:

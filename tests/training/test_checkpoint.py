@@ -325,6 +325,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 def test_whatever_file_is_damaged_the_newest_intact_step_is_taken(tmp_path):
     """Each file of a step in each way: either nothing is lost, or the step before is taken."""
     with Checkpoints(tmp_path / "run") as checkpoints:

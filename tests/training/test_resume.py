@@ -230,6 +230,7 @@ def test_the_best_checkpoint_is_that_of_the_best_held_out_score(run, tmp_path):
         list(caption(dataclasses.replace(config, checkpoint="latest")))
 
 
+@pytest.mark.slow
 def test_keep_best_keeps_by_held_out_scores_alone(tmp_path, monkeypatch, capsys):
     """A good training batch is not what is kept; and without evaluations nothing is."""
     scores = iter([10.0, 30.0, 20.0, float("nan"), 5.0])
@@ -255,6 +256,7 @@ def test_keep_best_keeps_by_held_out_scores_alone(tmp_path, monkeypatch, capsys)
         train(load_run(run), resume=run, checkpoint="best")
 
 
+@pytest.mark.slow
 def test_rows_in_memory_are_recorded_too(tmp_path):
     rng = np.random.default_rng(0)
     rows = [

@@ -81,6 +81,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsy
     assert {key for key in decoder if key.endswith("proj.weight")} <= moved
 
 
+@pytest.mark.slow
 def test_steps_below_the_rounding_of_bfloat16_add_up(tmp_path):
     """Of a weight of 1, bfloat16 keeps no step below 0.004: Adam's first steps of 1e-4 are kept."""
     start, run = trained(tmp_path, tiny, tiny_hf, steps=2, learning_rate=1e-4)
