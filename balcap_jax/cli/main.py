@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,7 @@ _EXIT_NOTHING = 1  # a command that ended in order, and what it was to do came t
 _EXIT_MISTAKE = 2
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _EXIT_PIPE = 141  # 128 + SIGPIPE
+_INTERRUPTS = "balcap_jax.training.interrupts"  # not imported for every command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,13 +54,31 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0, 2 for a mistake that the user can fix, 130 after Ctrl-C and so on; 0 where a
       run was stopped by it and saved.
     """
+    _forget_interrupts()
     try:
         code = _exit_code(list(sys.argv[1:] if argv is None else argv))
     except BaseException:
         exit_alone(1)
         raise
     exit_alone(code)
+    _exit_interrupted(code)
     return code
+
+
+def _forget_interrupts() -> None:
+    if (module := sys.modules.get(_INTERRUPTS)) is not None:
+        module.came = False
+
+
+def _exit_interrupted(code: int) -> None:
+    """Ends the process at once after a signal: C++ threads may still compile, compute or wait, and
+    would abort it where Python waits for none of them.
+    """
+    if getattr(sys.modules.get(_INTERRUPTS), "came", False):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # the terminal may be gone
+                stream.flush()
+        os._exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:

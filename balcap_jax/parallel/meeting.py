@@ -112,13 +112,15 @@ class _Meeting:
         missing = [i for i in range(1, self._processes) if i not in self.peers]
         never = ", ".join(str(i) for i in missing if i not in self._left)
         again = ", ".join(str(i) for i in missing if i in self._left)
-        parts = [
-            *([f"{never} did not come to {where} within {timeout:g} s"] if never else []),
-            *([f"{again} came and ended before the others were there"] if again else []),
-        ]
+        if not never:
+            return (
+                f"Of {self._processes} processes, {again} came to {where} and ended before the "
+                "others were there; read what it printed, and start it again."
+            )
         return (
-            f"Of {self._processes} processes, {' and '.join(parts)}; start each with its "
-            "--dist.process, or wait longer with --dist.start-timeout."
+            f"Of {self._processes} processes, {never} did not come to {where} within "
+            f"{timeout:g} s; start each with its --dist.process, or wait longer with "
+            f"--dist.start-timeout{again and f' ({again} came and ended again)'}."
         )
 
     def close_strangers(self) -> None:

@@ -1,9 +1,12 @@
 """How many programs a run compiled, and the folder that keeps them for the next run."""
 
+import functools
 import hashlib
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -50,11 +53,16 @@ def use_persistent_cache() -> None:
 
     The folder is JAX_COMPILATION_CACHE_DIR where that is set (empty: no cache), else
     `balcap_jax` in the user's folder for caches, one for each kind of processor: the machines of
-    a cluster may share the folder. A cache that cannot be written is none.
+    a cluster may share the folder. A cache that cannot be written is none, and an entry that cannot
+    be read is made again.
     """
+    _replace_broken_entries()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and nobody knows this user
+        return
     folder = caches / "balcap_jax" / f"compiled-{_processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +70,29 @@ def use_persistent_cache() -> None:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+@functools.cache
+def _replace_broken_entries() -> None:
+    """JAX warns of an entry that cannot be read, compiles, and never writes over what is there."""
+    from jax._src import compilation_cache  # noqa: PLC0415  there is no other way
+
+    read = getattr(compilation_cache, "get_executable_and_time", None)
+    if read is None:  # another JAX: its warnings stay
+        return
+
+    @functools.wraps(read)
+    def read_or_remove(cache_key: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return read(cache_key, *args, **kwargs)
+        except Exception:
+            folder = jax.config.jax_compilation_cache_dir
+            if folder and "://" not in folder:
+                with suppress(OSError):
+                    (Path(folder) / f"{cache_key}-cache").unlink()
+            raise
+
+    compilation_cache.get_executable_and_time = read_or_remove
 
 
 def _processor() -> str:

@@ -136,6 +136,15 @@ class RunLock:
         self.close()
 
 
+def remove_half_written(run: str | Path) -> None:
+    """Removes what processes that were killed while they wrote a policy have left in a run.
+
+    For the holder of its lock: nobody else writes there.
+    """
+    for path in Path(run).glob(".*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
     """Turns an operating system's refusal to write `path` into one sentence for the user."""

@@ -11,14 +11,11 @@ Of several processes, each writes and reads its own parts of the arrays, and all
 calls; the folder is on storage that they share, and process 0 says what is in it.
 """
 
-import gc
 import hashlib
 import json
-import logging
 import math
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +28,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.parallel.processes import gather_list, is_alone, is_process_zero
 from balcap_jax.runs.folder import cannot_write, existing_run, plain, run_folder, write_json_atomic
 from balcap_jax.training.checksums import checksums
+from balcap_jax.training.quiet_storage import drop_half_done, quiet_storage
 
 __all__ = [
     "Checkpoints", "Restored", "existing_run", "latest_step_of", "run_folder", "write_json_atomic",
@@ -109,7 +107,7 @@ class Checkpoints:
                 "set it to 1 or more."
             )
         assert best_mode in ("max", "min"), best_mode
-        logging.getLogger("absl").addFilter(_not_from_orbax)
+        quiet_storage()
         self._ocp = ocp
         self._run = Path(folder)
         self._folder = (self._run / FOLDER).absolute()
@@ -360,7 +358,7 @@ class Checkpoints:
                 raise _cannot_read(self._folder / str(step), reason.group()) from error
             problem = f"{item} cannot be read: {_shown(error)}"
         if problem:
-            _drop_half_read()
+            drop_half_done()
         if not is_alone():  # before the sums, which all must compute
             problem = next(filter(None, gather_list([problem])), "")
         if problem or arrays is None:
@@ -459,17 +457,13 @@ class Checkpoints:
                 # they may fill the disk.
                 with suppress(Exception):
                     self._writer.close()
+                drop_half_done()
                 with suppress(OSError):
                     self._writer = self._open()
             refused = _DISK_REFUSES.search(str(error))
             if refused is None:
                 raise
             raise cannot_write(self._folder, refused.group()) from error
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """orbax logs each failed save with several tracebacks; we raise it as one sentence instead."""
-    return "orbax" not in record.pathname
 
 
 def latest_step_of(run: Path) -> int:
@@ -502,16 +496,6 @@ def _shown(error: Exception) -> str:
     """The beginning of what a library says, on one line."""
     text = " ".join(str(error).split())
     return f"{text[:_SAID]} ..." if len(text) > _SAID else text or type(error).__name__
-
-
-def _drop_half_read() -> None:
-    """Python prints pages about each of orbax's reads that are dropped while they wait."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
 
 
 def _cannot_read(path: Path, reason: str) -> UserError:

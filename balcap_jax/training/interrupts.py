@@ -14,6 +14,7 @@ from balcap_jax.runs.progress import announce
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Shells, terminals and launchers pass a signal on to a process that has got it already.
+came = False  # whether a signal has come in this process; see `balcap_jax.cli.main`
 _SAME = 0.3  # seconds in which more signals are the same wish
 
 
@@ -74,6 +75,8 @@ class Interrupts:
         self._theirs.close()  # ends the thread
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        global came
+        came = True
         self.number = self.number or number
         self.stop.set()
         if not self._held:

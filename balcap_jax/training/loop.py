@@ -162,7 +162,10 @@ class TrainingLoop:
         self.settings = settings = to_dict(dataclasses.replace(config, dist=DistConfig()))
         self.metrics = self.samples = NoLog()
         processes.on_process_zero(lambda: self._open_logs(settings))
-        processes.on_process_zero(lambda: write_json_atomic(self.run / "config.json", settings))
+        # Of a run that is resumed they are written once they are known to fit it.
+        processes.on_process_zero(
+            lambda: None if (self.run / "config.json").exists() else self._write_settings()
+        )
         self.checkpoints = Checkpoints(
             self.run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
@@ -225,8 +228,12 @@ class TrainingLoop:
             )
             processes.on_process_zero(lambda: self._check_same_run(found, anyway=anyway))
             self._take_up(found)
+        processes.on_process_zero(self._write_settings)
         self.metrics.truncate_to(self.step)
         self.samples.truncate_to(self.step)
+
+    def _write_settings(self) -> None:
+        write_json_atomic(self.run / "config.json", self.settings)
 
     def _take_up(self, found: Restored) -> None:
         """The run is where it was when `found` was saved."""
@@ -550,6 +557,7 @@ class TrainingLoop:
     def _check_signal(self, lost: float, reasons: str) -> None:
         """Stops a run whose judge stopped responding, saved as it was before this step."""
         if self.failures.trips(lost):
+            self.judge.share_totals()
             self._save_and_wait()
             raise self.failures.error(lost, where=f"step {self.step + 1}", reasons=reasons)
         self.failures.shares.append(lost)

@@ -12,8 +12,9 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.files import check_resume, check_resume_flags, load_run
 from balcap_jax.config.sections import MEMORY, PROMPT
 from balcap_jax.data.examples import Example
-from balcap_jax.data.images import BadImageError, ImageLike, open_image
+from balcap_jax.data.images import BadImageError, ImageLike, Pixels, open_image
 from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.data.sources import pixels_of
 from balcap_jax.errors import UserError, speaks_python
 from balcap_jax.models.hf.folders import POLICY, policy_folder
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
@@ -24,7 +25,7 @@ from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.compilation import use_persistent_cache
-from balcap_jax.runs.folder import RunLock, new_run
+from balcap_jax.runs.folder import RunLock, new_run, remove_half_written
 from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 from balcap_jax.training.checkpoint import latest_step_of
@@ -77,6 +78,7 @@ def train(
                     lambda: held.enter_context(new_run(config.out, config.name))
                 )
             processes.on_process_zero(lambda: held.enter_context(RunLock(run)))
+            processes.on_process_zero(lambda: remove_half_written(run))
             processes.check_shared(run)
             with closing(TrainingLoop(config, run, seams or Seams(), interrupts)) as loop:
                 announce_run(loop)
@@ -235,7 +237,9 @@ class Trainer:
         """
         several = isinstance(images, list | tuple)
         seed = sampling.pop("seed", 0)
-        examples = [_example(image, prompt) for image in (images if several else [images])]
+        pixels = pixels_of(self.config.data)
+        given = images if several else [images]
+        examples = [_example(image, prompt, pixels) for image in given]
         captioner, params = self._captioner_for(sampling)
         captions = captioner.captions(
             params, examples, jax.random.key(seed), batch_size=min(16, len(examples))
@@ -269,7 +273,11 @@ class Trainer:
         policy, params = load_pretrained(folder)
         options = {"max_new_tokens": 128, "temperature": 0.0, **sampling}
         mesh = make_mesh(devices=jax.devices()[:1])
-        return Captioner(policy, Processor.load(folder), mesh, group_size=1, **options), params
+        data = self.config.data
+        processor = Processor.load(folder).limited(
+            min_pixels=data.min_pixels, max_pixels=data.max_pixels
+        )
+        return Captioner(policy, processor, mesh, group_size=1, **options), params
 
 
 def _with_model(config: TrainConfig, model: str | Path | None, revision: str | None) -> TrainConfig:
@@ -340,9 +348,10 @@ def _with_evaluations(config: TrainConfig, callbacks: Sequence[Callback]) -> Tra
     return dataclasses.replace(config, evaluation=evaluation)
 
 
-def _example(image: ImageLike, prompt: str) -> Example:
+def _example(image: ImageLike, prompt: str, pixels: Pixels) -> Example:
     name = str(image) if isinstance(image, str | Path) else "the image"
     try:
-        return Example(id=name, image=open_image(image), prompt=prompt, reference="")
+        opened = open_image(image, pixels=pixels)
+        return Example(id=name, image=opened, prompt=prompt, reference="")
     except BadImageError as error:
         raise UserError(f"{name} cannot be captioned ({error}); give a readable image.") from None

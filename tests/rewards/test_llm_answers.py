@@ -165,6 +165,19 @@ def test_a_caption_that_states_nothing_has_no_assertions():
         assert findings(JOINT, text, caption=caption, units=3).assertions == ()
 
 
+def test_words_without_content_are_a_remark_where_they_are_a_sentence():
+    caption = "There. A red star. The of! is."  # as a policy writes that has learnt nothing
+    for quote, good in (("There.", True), ("The of!", True), ("is", True), ("the", False),
+                        ("A", False), ("of", False), ("There A", False)):  # fmt: skip
+        listed = [{"quote": q, "verified": False, "pointable": False} for q in ("red star", quote)]
+        text = json.dumps(ANSWER | {"assertions": listed})
+        if good:
+            assert len(findings(JOINT, text, caption=caption, units=3).assertions) == 2
+        else:
+            with pytest.raises(BadAnswer, match="states nothing"):
+                findings(JOINT, text, caption=caption, units=3)
+
+
 def test_one_spelling_of_a_letter():
     caption = "A cafe\u0301 with a nai\u0308ve sign."  # as two characters each
     for quote in ("A café", "naïve sign", "cafe\u0301 naïve"):

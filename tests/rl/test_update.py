@@ -286,11 +286,33 @@ def test_what_carries_no_weight_does_not_matter(batch, reference):
     assert_trees_close(metrics, reference[1], rtol=1e-5, atol=1e-6)
 
 
-def test_a_batch_without_any_signal_changes_nothing(batch):
-    state, metrics = run(batch._replace(valid=jnp.zeros_like(batch.valid)))
-    assert metrics["loss"] == 0
-    assert metrics["tokens"] == 0
-    assert_trees_close(state.params, PARAMS, rtol=0)
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_batch_without_any_signal_is_a_skipped_step(batch, sizes, micro_batches):
+    """Neither Adam's momentum nor weight decay move the policy then."""
+    data, fsdp, tensor = sizes
+    mesh = make_mesh(
+        data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor]
+    )
+    decaying = make_optimizer(learning_rate=1e-2, weight_decay=0.1)
+    update = make_update(POLICY, decaying, mesh, micro_batches=micro_batches)
+    state = init_state(mesh, PARAMS, decaying, frozen=POLICY.vision_paths)
+    state, _ = update(state, shard_batch(mesh, batch))  # moments that would go on
+    before = jax.device_get(state)
+    nothing = batch._replace(valid=jnp.zeros_like(batch.valid))
+    state, metrics = update(state, shard_batch(mesh, nothing))
+    after = jax.device_get(state)
+    assert (metrics["loss"], metrics["tokens"], metrics["skipped"]) == (0, 0, 1)
+    assert (after.step, after.skipped) == (2, 1)
+    tiny.assert_equal_trees((after.params, after.opt_state), (before.params, before.opt_state))
+    # A signal that teaches nothing is an ordinary step: the momentum goes on.
+    constant = batch._replace(advantages=jnp.zeros_like(batch.advantages))
+    state, metrics = update(state, shard_batch(mesh, constant))
+    assert metrics["skipped"] == 1
+    moved = jax.tree.map(
+        lambda new, old: float(np.abs(new - old).max()), state.params, after.params
+    )
+    assert max(jax.tree.leaves(moved["language_model"])) > 1e-3
 
 
 def test_pixels_change_the_loss(batch, reference):

@@ -16,6 +16,7 @@ from balcap_jax.runs.folder import (
     RunLock,
     existing_run,
     read_jsonl,
+    remove_half_written,
     run_folder,
     write_json_atomic,
     write_jsonl_atomic,
@@ -145,4 +146,19 @@ def test_jsonl_round_trip_drops_a_torn_row_only(tmp_path):
     with path.open("ab") as file:
         file.write(b"\n")
     with pytest.raises(UserError, match="line 3 is not JSON"):
+        read_jsonl(path)
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path):
+    (tmp_path / ".policy.123.partial" / "deep").mkdir(parents=True)
+    (tmp_path / "policy").mkdir()
+    remove_half_written(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"step": ' + "9" * 5000 + "}", "{"])
+def test_lines_that_no_reader_of_json_takes_are_a_sentence(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(UserError, match="line 2 is not JSON"):
         read_jsonl(path)

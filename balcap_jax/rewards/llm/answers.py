@@ -149,12 +149,20 @@ def _assertions(listed: Any, caption: str) -> tuple[Assertion, ...]:
             raise BadAnswer("an assertion with fields of another type")
         if not grounded(quote, said):
             raise BadAnswer("an assertion that the caption does not make")
-        if says_something and not _content(quote):
+        if says_something and not _content(quote) and not _is_sentence(quote, said):
             raise BadAnswer("an assertion that states nothing")
         # The findings belong to it: some judges quote a whole sentence for each of its facts.
         name = (_gist(quote), verified, pointable)
         found.setdefault(name, Assertion(clean(quote), verified, pointable))
     return tuple(found.values())
+
+
+def _is_sentence(quote: str, caption: str) -> bool:
+    """Whether the caption sets the words apart, as a new policy does ("There. A."): then they are
+    a remark, which the judge is to list.
+    """
+    inner = re.escape(_folded(clean(quote)).strip(" .!?;:"))
+    return re.search(rf"(^|[.!?;:]\s*){inner}\s*([.!?;:]|$)", _folded(caption)) is not None
 
 
 def grounded(quote: str, caption: str) -> bool:
