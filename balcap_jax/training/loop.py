@@ -237,7 +237,6 @@ class TrainingLoop:
         """The run is where it was when `found` was saved."""
         self.state, extra = found.state, found.extra
         self.step, self.seconds = extra["step"], extra["seconds"]
-        check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
         self.summary = extra["summary"]
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
@@ -272,6 +271,7 @@ class TrainingLoop:
                 f"{self.run} is at step {step}, which is past the last one by steps={last}; give "
                 f"--steps {step} or more{back}."
             )
+        check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
         for broken in found.broken:
             self._say(f"the checkpoint of step {broken} is not intact")
         if found.broken:
