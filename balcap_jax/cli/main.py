@@ -147,12 +147,8 @@ def _train(arguments: list[str]) -> None:
     from balcap_jax.training.trainer import train
 
     use_persistent_cache()
-    train(
-        given.settings,
-        resume=resume,
-        checkpoint=given.checkpoint,
-        resume_anyway=given.resume_anyway,
-    )
+    wishes = {"checkpoint": given.checkpoint, "resume_anyway": given.resume_anyway}
+    train(given.settings, resume=resume, **{name: wish for name, wish in wishes.items() if wish})
 
 
 def _check_resume(resume: Path, old: TrainConfig, given: TrainFlags) -> None:

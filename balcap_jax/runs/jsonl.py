@@ -19,10 +19,9 @@ class JsonlLog:
         self.path = Path(path)
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self._read() if self.path.exists() else []
         if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            write_jsonl_atomic(self.path, rows)  # drops the torn last row
-        self._steps = [row["step"] for row in rows]
+            write_jsonl_atomic(self.path, self._read())  # drops the torn last row
+        self._steps: list[int] | None = None  # of the rows, once they have been asked for
         self._open()
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -34,10 +33,13 @@ class JsonlLog:
         with disk_errors(self.path):
             self._file.write("".join(to_json(row) + "\n" for row in rows))
             self._file.flush()
-        self._steps += [row["step"] for row in rows]
+        if self._steps is not None:
+            self._steps += [row["step"] for row in rows]
 
     def rows_to(self, step: int) -> int:
         """How many rows the file holds of steps up to `step`."""
+        if self._steps is None:
+            self._steps = [row["step"] for row in self._read()]
         return sum(of_row <= step for of_row in self._steps)
 
     def truncate_to(self, step: int) -> None:

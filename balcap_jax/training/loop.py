@@ -273,6 +273,7 @@ class TrainingLoop:
                 f"{self.run} is at step {step}, which is past the last one by steps={last}; give "
                 f"--steps {step} or more{back}."
             )
+        check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
         for broken in found.broken:
             self._say(f"the checkpoint of step {broken} is not intact")
         if found.broken:
