@@ -278,7 +278,6 @@ class TrainingLoop:
             self._say(f"the checkpoint of step {broken} is not intact")
         if found.broken:
             self._say(f"going on from step {step}, the newest that is intact")
-        check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
         unknown = [] if found.checked else ["checksums"]
         changed = []
         if "settings" in extra:

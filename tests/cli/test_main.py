@@ -84,8 +84,7 @@ def mistake(calls, capsys):
 
 def test_train_with_no_flags_is_the_default_run(calls):
     assert cli.main(["train"]) == 0
-    fresh = {"resume": None, "checkpoint": "", "resume_anyway": False}
-    assert calls == [("train", (TrainConfig(),), fresh)]
+    assert calls == [("train", (TrainConfig(),), {"resume": None})]
 
 
 def test_flags_set_typed_fields(calls):
@@ -196,7 +195,7 @@ def run_folder(tmp_path):
 def test_resume_takes_the_settings_of_the_run(calls, run_folder):
     assert cli.main(["train", "--resume", str(run_folder), "--steps", "20"]) == 0
     (_, (config,), keywords), *_ = calls
-    assert keywords == {"resume": run_folder, "checkpoint": "", "resume_anyway": False}
+    assert keywords == {"resume": run_folder}
     assert config == TrainConfig(
         name="moved",
         out=run_folder.parent,

@@ -152,8 +152,9 @@ def test_truncating_survives_a_kill_between_its_writes(tmp_path, monkeypatch):
 
 def test_a_damaged_row_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    log = MetricsLog(tmp_path, tensorboard=False)
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not JSON"):
-        MetricsLog(tmp_path, tensorboard=False)
+        log.truncate_to(1)
 
 
 def test_only_the_wall_clock_is_left_out_of_comparisons():
