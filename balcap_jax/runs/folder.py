@@ -213,8 +213,8 @@ def write_jsonl_atomic(path: str | Path, rows: Iterable[dict]) -> None:
     write_text_atomic(path, "".join(to_json(row) + "\n" for row in rows))
 
 
-def read_jsonl(path: str | Path) -> list[dict]:
-    """The rows of a JSONL file; a last line without its newline (torn by kill -9) is dropped.
+def read_jsonl(path: str | Path) -> list[Any]:
+    """The rows of a JSONL file, of any kind; a last line without its newline is dropped.
 
     Raises:
       UserError: another line is not JSON.
