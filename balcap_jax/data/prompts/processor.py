@@ -189,7 +189,7 @@ class Processor:
         with as_user_error(sentence):
             ids = self._ids(example)
         try:
-            return self.layout.expand(ids, self._cut(example.image))
+            return self.layout.expand(ids, self._cut(example.image, *example.more_images))
         except (ValueError, OSError) as error:
             raise UserError(sentence(str(error))) from error
 
@@ -209,10 +209,12 @@ class Processor:
         """This one with other bounds of images, see `data.min_pixels` and `data.max_pixels`."""
         return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
 
-    def _cut(self, image: Image.Image) -> list[CutImage]:
+    def _cut(self, *images: Image.Image) -> list[CutImage]:
         return self.layout.cut(
             self.image_processor(
-                images=[image.convert("RGB")], return_tensors="np", **self._size_options()
+                images=[image.convert("RGB") for image in images],
+                return_tensors="np",
+                **self._size_options(),
             )
         )
 
