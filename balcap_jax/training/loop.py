@@ -25,6 +25,7 @@ from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.folders import commit_of, load_to_train, policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
+from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import BatchRows, local_rows, make_mesh, shard_batch
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
@@ -49,7 +50,7 @@ from balcap_jax.training.fingerprint import INVALID, differences, fingerprint
 from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
-from balcap_jax.training.programs import learning_rate_of, make_programs
+from balcap_jax.training.programs import learning_rate_of, make_programs, trained_of
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
 from balcap_jax.training.seams import Seams, open_data, open_judge
 
@@ -142,11 +143,12 @@ class TrainingLoop:
         self.programs = make_programs(
             config, self.policy, self.processor, self.mesh, clock=self.clock
         )
+        self.trained = trained_of(config, self.policy)
         self.state = init_state(
             self.mesh,
             params,
             self.programs.optimizer,
-            frozen=() if model.train_vision else self.policy.vision_paths,
+            trained=self.trained,
             keep=False,
         )
         self.reference_params = None
@@ -522,6 +524,7 @@ class TrainingLoop:
     ) -> Batch:
         """What the update learns from; `whole` and `advantages` are those of all hosts."""
         rollout, local = generation.rollout, self.rows.local_rows
+        moves = trains_vision(self.policy, self.state.params, self.trained)
         batch = Batch(
             prompts=generation.prompts,
             tokens=rollout.tokens,
@@ -529,7 +532,7 @@ class TrainingLoop:
             old_logprobs=rollout.logprobs,
             advantages=shard_batch(self.mesh, advantages[local]),
             valid=shard_batch(self.mesh, whole.valid[local]),
-            features=None if self.config.model.train_vision else generation.features,
+            features=None if moves else generation.features,
         )
         if self.reference_params is not None:
             start = self.clock.start()

@@ -6,7 +6,7 @@ have; rows of a file by their reference.
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
+from balcap_jax.models.selection import overlaid
 from balcap_jax.parallel.sharding import make_mesh, shard_batch
 from balcap_jax.rl.train_state import (
     TrainState,
@@ -42,6 +43,7 @@ from balcap_jax.runs.logs import MetricsLog
 from balcap_jax.runs.progress import training_progress
 from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
 from balcap_jax.scenes.captions import NO_FAULTS, FaultRates, faulty_caption
+from balcap_jax.training.programs import rates_of, trained_of
 from balcap_jax.training.vision_pretraining import pretrain_tower, token_labels
 
 T = TypeVar("T")
@@ -77,6 +79,7 @@ def sft(config: SFTConfig) -> Path:
             params = pretrain_vision(config, policy, params, source, processor)
             save(params)
         optimizer = make_optimizer(
+            rates=rates_of(config, policy),
             learning_rate=config.optim.learning_rate,
             warmup_steps=config.optim.warmup_steps,
             total_steps=config.steps,
@@ -86,10 +89,9 @@ def sft(config: SFTConfig) -> Path:
             b2=config.optim.b2,
             max_grad_norm=config.optim.max_grad_norm,
         )
-        train_vision = config.model.train_vision
-        frozen = () if train_vision else policy.vision_paths
-        state = init_state(mesh, params, optimizer, frozen=frozen, keep=False)
-        step_function = make_sft_step(policy, optimizer, mesh, train_vision=train_vision)
+        trained = trained_of(config, policy)
+        state = init_state(mesh, params, optimizer, trained=trained, keep=False)
+        step_function = make_sft_step(policy, optimizer, mesh, trained=trained)
 
         _loop(config, run, source, processor, state, step_function, save)
     return run
@@ -100,16 +102,16 @@ def make_sft_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
-    train_vision: bool,
+    trained: Sequence[str],
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step `(state, prompts, tokens [b g c], mask [b g c]) -> (state, metrics)`.
 
-    The loss is the mean over tokens of the negative log-likelihood; the G captions of an image
-    share its prompt.
+    `trained` are patterns of paths. The loss is the mean over tokens of the negative
+    log-likelihood; the G captions of an image share its prompt.
     """
 
     def loss_of(trainable: dict, frozen: dict, prompts: Prompts, tokens: Any, mask: Any):
-        params = {**trainable, **frozen}
+        params = overlaid(frozen, trainable)
         features = policy.encode_images(params, prompts.images)
         logprobs, entropy = completion_logprobs(
             policy, params, prompts, features, tokens, chunk=128
@@ -121,9 +123,7 @@ def make_sft_step(
         )
 
     def step(state: TrainState, prompts: Prompts, tokens: Any, mask: Any):
-        trainable, frozen = split_trainable(
-            state.params, frozen=() if train_vision else policy.vision_paths
-        )
+        trainable, frozen = split_trainable(state.params, trained=trained)
         (loss, entropy), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             trainable, frozen, prompts, tokens, mask
         )
