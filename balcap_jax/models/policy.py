@@ -10,7 +10,7 @@ v vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -50,6 +50,8 @@ from balcap_jax.parallel.sharding import (
     gather_for_decoding,
 )
 
+DECODER = ("language_model", "lm_head")  # paths in `params`
+
 
 @dataclass(frozen=True)
 class VisionLanguagePolicy(ABC):
@@ -87,6 +89,8 @@ class VisionLanguagePolicy(ABC):
     # Paths in `params` of all that makes image features: frozen, the features of a rollout serve
     # its update.
     vision_paths: ClassVar[tuple[str, ...]]
+    # Parts that settings name, "projector", "tower" and "decoder" -> paths in `params`.
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]
 
     @property
     @abstractmethod

@@ -2,7 +2,7 @@
 step, jitted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.selection import overlaid
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
 from balcap_jax.rl.update import check_split, like_parameters, on_mesh, split_micro_batches
 
@@ -54,7 +55,7 @@ def make_supervised_update(
     mesh: Mesh,
     *,
     micro_batches: int = 1,
-    train_vision: bool = True,
+    trained: Sequence[str],
     chunk: int = 128,
 ) -> Callable[[TrainState, Lesson], tuple[TrainState, dict[str, Array]]]:
     """The step `update(state, lesson) -> (state, metrics)`, compiled, its state donated.
@@ -65,7 +66,7 @@ def make_supervised_update(
 
     Args:
       micro_batches: parts of the B prompts that are run one after the other.
-      train_vision: the vision tower is trained, too.
+      trained: patterns of the paths that train, see `selects`.
       chunk: see `token_logprobs`.
 
     Returns:
@@ -78,9 +79,7 @@ def make_supervised_update(
 
     def update(state: TrainState, lesson: Lesson):
         check_split(lesson.tokens.shape[0], micro_batches, mesh)
-        trainable, frozen = split_trainable(
-            state.params, frozen=() if train_vision else policy.vision_paths
-        )
+        trainable, frozen = split_trainable(state.params, trained=trained)
         loss_of = partial(_micro_loss, frozen=frozen, policy=policy, chunk=chunk)
 
         def accumulate(gradients, micro: Lesson):
@@ -126,7 +125,7 @@ def _micro_loss(
     trainable: dict, lesson: Lesson, *, frozen: dict, policy: VisionLanguagePolicy, chunk: int
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss of a micro-batch, summed and not divided."""
-    params = {**trainable, **frozen}
+    params = overlaid(frozen, trainable)
     features = policy.encode_images(params, lesson.prompts.images)
     logprobs, entropy = completion_logprobs(
         policy, params, lesson.prompts, features, lesson.tokens, chunk=chunk

@@ -1,6 +1,6 @@
 """The update of the policy: clipped objective over micro-batches and one optimizer step, jitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.selection import overlaid, trains_vision
 from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
 from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
@@ -120,7 +121,7 @@ def make_update(
     temperature: float = 1.0,
     banned_tokens: tuple[int, ...] = (),
     micro_batches: int = 1,
-    train_vision: bool = False,
+    trained: Sequence[str] | None = None,
     chunk: int = 32,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The step `update(state, batch) -> (state, metrics)`, compiled, its state donated.
@@ -133,7 +134,9 @@ def make_update(
     Args:
       temperature, banned_tokens: as in the sampler.
       micro_batches: parts of the B prompts that are run one after the other.
-      train_vision: the images are encoded here, with gradient, and `Batch.features` is not read.
+      trained: patterns of the paths that train (see `selects`); default: the decoder. Where they
+        take in what makes image features, the images are encoded here, with gradient, and
+        `Batch.features` is not read.
       chunk: see `token_logprobs`.
 
     Returns:
@@ -146,6 +149,7 @@ def make_update(
     Raises:
       UserError: on the first call, when the batch cannot be split as asked.
     """
+    patterns = policy.parts["decoder"] if trained is None else tuple(trained)
     scorer = Scorer(policy, temperature, banned_tokens, chunk)
     objective = partial(
         policy_loss,
@@ -157,10 +161,8 @@ def make_update(
 
     def update(state: TrainState, batch: Batch):
         check_split(batch.tokens.shape[0], micro_batches, mesh)
-        trainable, frozen = split_trainable(
-            state.params, frozen=() if train_vision else policy.vision_paths
-        )
-        if train_vision:
+        trainable, frozen = split_trainable(state.params, trained=patterns)
+        if trains_vision(policy, state.params, patterns):
             batch = batch._replace(features=None)
         gradients, totals = _summed_gradients(
             partial(_micro_loss, frozen=frozen, scorer=scorer, objective=objective),
@@ -184,7 +186,7 @@ def _micro_loss(
     trainable: dict, batch: Batch, *, frozen: dict, scorer: Scorer, objective: Callable
 ) -> tuple[Float[Array, ""], _Totals]:
     """The loss of a micro-batch, summed and not divided, and what its metrics are made of."""
-    logprobs, entropy = scorer({**trainable, **frozen}, batch)
+    logprobs, entropy = scorer(overlaid(frozen, trainable), batch)
     loss = objective(
         logprobs,
         batch.old_logprobs,

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from balcap_jax.data.loading import Loader
 from balcap_jax.models.hf.weights import load_pretrained
+from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import local_rows, shard_batch
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
@@ -234,6 +235,7 @@ class TrainingLoop(TaskRun):
     ) -> Batch:
         """What the update learns from; `whole` and `advantages` are those of all hosts."""
         rollout, local = generation.rollout, self.rows.local_rows
+        moves = trains_vision(self.policy, self.state.params, self.trained)
         batch = Batch(
             prompts=generation.prompts,
             tokens=rollout.tokens,
@@ -241,7 +243,7 @@ class TrainingLoop(TaskRun):
             old_logprobs=rollout.logprobs,
             advantages=shard_batch(self.mesh, advantages[local]),
             valid=shard_batch(self.mesh, whole.valid[local]),
-            features=None if self.config.model.train_vision else generation.features,
+            features=None if moves else generation.features,
         )
         if self.reference_params is not None:
             start = self.clock.start()

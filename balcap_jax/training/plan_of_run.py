@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from balcap_jax.parallel.processes import is_process_zero
+from balcap_jax.rl.train_state import split_trainable
 from balcap_jax.runs.progress import announce
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ def bytes_of_state(loop: "TaskRun") -> int:
             for x in jax.tree.leaves(tree)
         )
 
-    frozen = () if loop.config.model.train_vision else loop.policy.vision_paths
-    trained = {name: tree for name, tree in loop.state.params.items() if name not in frozen}
+    trained, _ = split_trainable(loop.state.params, trained=loop.trained)
     reference = here(getattr(loop, "reference_params", None))
     return here((loop.state.params, loop.state.opt_state)) + here(trained, 4) + reference

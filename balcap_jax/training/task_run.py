@@ -38,6 +38,7 @@ from balcap_jax.training.callbacks import Callbacks
 from balcap_jax.training.checkpoint import Checkpoints, Restored
 from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.opening import Opened, open_policy
+from balcap_jax.training.programs import trained_of
 from balcap_jax.training.same_run import check_same_run, look_at_data
 from balcap_jax.training.seams import Seams
 
@@ -185,11 +186,12 @@ class TaskRun(ABC):
         # With the commit that a resumed run shall start from, too.
         self.config = dataclasses.replace(self.config, model=opened.model)
         self.folder, self.processor, self.policy = opened.folder, opened.processor, opened.policy
+        self.trained = trained_of(self.config, self.policy)  # patterns of paths
         self.state = init_state(
             self.mesh,
             opened.params,
             self._make_programs(),
-            frozen=() if opened.model.train_vision else self.policy.vision_paths,
+            trained=self.trained,
             keep=False,
         )
 
@@ -304,7 +306,8 @@ class TaskRun(ABC):
         self.step += 1
         self.average.add(row)
         self.owed = row
-        if self.step % self.config.sample_every == 0:
+        every = self.config.sample_every
+        if every and self.step % every == 0:
             with self._saved_on_error():
                 self._log_samples(samples)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from balcap_jax.config.commands import TrainConfig
-from balcap_jax.config.files import check_resume, check_resume_flags, load_run
+from balcap_jax.config.commands import SFTConfig, TrainConfig
+from balcap_jax.config.files import check_resume, check_resume_flags, load_any_run, load_run
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data.examples import Example
 from balcap_jax.data.images import BadImageError, ImageLike, Pixels, open_image
@@ -26,8 +26,10 @@ from balcap_jax.training.callbacks import Callback
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.outcome import write_outcome
 from balcap_jax.training.seams import Seams
+from balcap_jax.training.sft import sft
 from balcap_jax.training.start import run_task
 from balcap_jax.training.trainer_settings import (
+    config_of_task,
     with_data,
     with_evaluations,
     with_loggers,
@@ -73,11 +75,12 @@ def train(
 
 
 class Trainer:
-    """Reinforcement learning of a captioner, from Python.
+    """Training of a captioner, from Python: on rewards, or with task="sft" on given answers.
 
     Args:
-      config: settings, such as `TrainConfig.of({"steps": 200})`; default: those of the default run,
-        or with `resume` those of that run.
+      config: settings, such as `TrainConfig.of({"steps": 200})` or `SFTConfig.of({...})`; default:
+        those of the default run, or with `resume` those of that run.
+      task: "rl" or "sft"; default: that of `config` or of the run, else "rl".
       model: "base", a run, a Hugging Face folder, or a name on the hub.
       revision: branch, tag or commit of a name on the hub.
       train_dataset: rows in memory (a list of dicts, a `datasets.Dataset`, any data set with a
@@ -105,8 +108,9 @@ class Trainer:
     @speaks_python
     def __init__(
         self,
-        config: TrainConfig | None = None,
+        config: TrainConfig | SFTConfig | None = None,
         *,
+        task: str | None = None,
         model: str | Path | None = None,
         revision: str | None = None,
         train_dataset: Any = None,
@@ -124,16 +128,20 @@ class Trainer:
         self._checkpoint = "" if checkpoint is None else str(checkpoint)
         self._anyway = resume_anyway
         check_resume_flags(self._resume, checkpoint=self._checkpoint, anyway=resume_anyway)
-        old = None if self._resume is None else load_run(self._resume)
-        config = config or old or TrainConfig()
-        if not isinstance(config, TrainConfig):
-            raise UserError(
-                f"config is a {type(config).__name__}, which must be a TrainConfig; make one by "
-                "TrainConfig.of({...})."
-            )
+        old = None if self._resume is None else load_any_run(self._resume)
+        config = config_of_task(task, config or old)
+        if old is not None and type(old) is not type(config):
+            load_run(self._resume, type(config))  # says which command it is a run of
         config = with_model(config, model, revision)
         config = with_data(config, train_dataset)
-        config, functions = with_rewards(config, reward_funcs, reward_weights)
+        functions = None
+        if isinstance(config, TrainConfig):
+            config, functions = with_rewards(config, reward_funcs, reward_weights)
+        elif not (reward_funcs is None and reward_weights is None and judge is None):
+            raise UserError(
+                'task="sft" learns given answers and reads no reward_funcs, reward_weights or '
+                'judge; leave them out, or train on rewards with task="rl".'
+            )
         config, objects = with_loggers(config, loggers)
         config = with_evaluations(config, callbacks)
         if self._resume is not None:
@@ -169,7 +177,7 @@ class Trainer:
         resume, checkpoint = self._resume, self._checkpoint
         self._resume, self._checkpoint = self.run, ""  # a second call goes on
         try:
-            return train(
+            return (train if isinstance(self.config, TrainConfig) else sft)(
                 self.config,
                 resume=resume,
                 seams=self._seams,
@@ -215,8 +223,8 @@ class Trainer:
         Raises:
           UserError: there is no trained policy yet, or the folder cannot be written.
         """
-        trained = self.run / POLICY
-        if not (trained / "config.json").is_file():
+        trained = self._trained()
+        if trained is None:
             raise UserError(
                 f"{self.run} holds no trained policy yet; call train() first, or for an unfinished "
                 f"run `balcap export {self.run} {folder}`."
@@ -224,13 +232,18 @@ class Trainer:
         policy, params = load_pretrained(trained, dtype=self.config.model.dtype)
         save_pretrained(folder, policy, params, dtype=self.config.model.dtype, source=trained)
 
+    def _trained(self) -> Path | None:
+        """The policy that this trainer has trained; None as long as there is none."""
+        # A folder of the same name may hold another run, which this trainer did not go on with.
+        trained = self.run / POLICY
+        mine = self._resume is not None
+        return trained if mine and (trained / "config.json").is_file() else None
+
     def _start(self) -> Path:
         return policy_folder(self.config.model.path, revision=self.config.model.revision)
 
     def _captioner_for(self, sampling: dict[str, Any]) -> tuple[Captioner, dict]:
-        trained = self.run / POLICY
-        done = (trained / "config.json").is_file()
-        folder = trained if done else self._start()
+        folder = self._trained() or self._start()
         policy, params = load_pretrained(folder)
         options = {"max_new_tokens": 128, "temperature": 0.0, **sampling}
         mesh = make_mesh(devices=jax.devices()[:1])

@@ -5,15 +5,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.commands import SFTConfig, TrainConfig
+from balcap_jax.config.files import RunConfig
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.function_names import RewardFunction, name_function
 from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 
+TASKS = {"rl": TrainConfig, "sft": SFTConfig}
 
-def with_model(config: TrainConfig, model: str | Path | None, revision: str | None) -> TrainConfig:
+
+def config_of_task(task: str | None, config: Any) -> TrainConfig | SFTConfig:
+    """The settings, or the default ones of the task.
+
+    Raises:
+      UserError: there is no such task, or they are those of another.
+    """
+    if task is not None and task not in TASKS:
+        raise UserError(f"task={task!r} is unknown; choose one of {', '.join(TASKS)}.")
+    if config is None:
+        return TASKS[task or "rl"]()
+    wanted = tuple(TASKS.values()) if task is None else TASKS[task]
+    if not isinstance(config, wanted):
+        name = TASKS[task or "rl"].__name__
+        raise UserError(
+            f"config is a {type(config).__name__}, which must be a {name}; make one by "
+            f"{name}.of({{...}})."
+        )
+    return config
+
+
+def with_model(config: RunConfig, model: str | Path | None, revision: str | None) -> RunConfig:
     if model is None and revision is None:
         return config
     path = config.model.path if model is None else str(model)
@@ -22,7 +45,7 @@ def with_model(config: TrainConfig, model: str | Path | None, revision: str | No
     )
 
 
-def with_data(config: TrainConfig, train_dataset: Any) -> TrainConfig:
+def with_data(config: RunConfig, train_dataset: Any) -> RunConfig:
     if train_dataset is None:
         return config
     path = str(train_dataset) if isinstance(train_dataset, str | Path) else MEMORY
@@ -63,8 +86,8 @@ def with_rewards(
 
 
 def with_loggers(
-    config: TrainConfig, loggers: Sequence[Any] | None
-) -> tuple[TrainConfig, tuple[Any, ...]]:
+    config: RunConfig, loggers: Sequence[Any] | None
+) -> tuple[RunConfig, tuple[Any, ...]]:
     if loggers is None:
         return config, ()
     names = tuple(logger for logger in loggers if isinstance(logger, str))
@@ -72,7 +95,7 @@ def with_loggers(
     return dataclasses.replace(config, loggers=names), objects
 
 
-def with_evaluations(config: TrainConfig, callbacks: Sequence[Callback]) -> TrainConfig:
+def with_evaluations(config: RunConfig, callbacks: Sequence[Callback]) -> RunConfig:
     """Settings that evaluate ten times where a callback waits for that and they say nothing."""
     waits = any(isinstance(c, EarlyStopping) and c.reads_heldout for c in callbacks)
     if config.evaluation.every or not waits:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from balcap_jax.models.inputs import ImagePatches
 from balcap_jax.models.llava.clip import ClipEmbeddings, ClipLayer, Projector
 from balcap_jax.models.llava.config import LlavaConfig
 from balcap_jax.models.llava.layout import LlavaLayout
-from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
 from balcap_jax.parallel.sharding import constrain_images
 
 
@@ -23,6 +24,13 @@ class Llava(VisionLanguagePolicy):
 
     layout_type = LlavaLayout
     vision_paths = ("vision_tower", "multi_modal_projector")
+    parts = MappingProxyType(
+        {
+            "projector": ("multi_modal_projector",),
+            "tower": ("vision_tower",),
+            "decoder": DECODER,
+        }
+    )
 
     config: LlavaConfig
 
