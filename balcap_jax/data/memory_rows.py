@@ -78,6 +78,12 @@ class MemoryRows(Sequence[Row]):
         given = values.get("prompt")
         prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
         captions = rows.captions(_lenient(values), names=CAPTIONS, where=where)
+        if self._conversations and not captions:
+            raise BadRowError(
+                where,
+                'has no caption and no "messages", so there is no answer to learn; add one or '
+                "remove the row.",
+            )
         id_ = _id(values.get("id"), index, where=where)
         self._seen.check(id_, index)
         return Row(

@@ -28,7 +28,7 @@ from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 from balcap_jax.training.saved_policy import saved_policy
 from balcap_jax.training.sft import sft
-from balcap_jax.training.trainer import Trainer, train
+from balcap_jax.training.trainer import Trainer
 
 SMALL = SFTConfig(
     steps=6,
@@ -48,9 +48,8 @@ ROW = {"prompt": "What is this?", "captions": ["a red square .", "red all over .
 
 
 def rows(count: int = 8) -> list[dict]:
-    colours = [(200, 30, 30), (30, 30, 200), (30, 200, 30)]
     return [
-        {**ROW, "id": str(i), "image": Image.new("RGB", (56, 56), colours[i % 3])}
+        {**ROW, "id": str(i), "image": Image.new("RGB", (56, 56), (200, 30, i))}
         for i in range(count)
     ]
 
@@ -176,8 +175,8 @@ def test_a_run_that_failed_goes_on_to_the_same_bits(tmp_path, one_device):
     first, second = (load_pretrained(tmp_path / n / "policy")[1] for n in ("sft", "halted"))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert straight == tmp_path / "sft"
+    changed = [{**row, "captions": ["another"]} for row in rows()]
     with pytest.raises(UserError, match="texts of training rows"):
-        changed = [{**row, "captions": ["another"]} for row in rows()]
         Trainer(resume=tmp_path / "halted", train_dataset=changed).train()
 
 
@@ -244,7 +243,7 @@ def test_conversations_and_several_images_are_learned(tmp_path, one_device):
     )
     run = Trainer(
         config,
-        train_dataset=conversation_rows()[:3] * 1,
+        train_dataset=conversation_rows()[:3],
         eval_dataset=[{**row, "id": "e" + row["id"]} for row in conversation_rows()[3:]],
     ).train()
     found = read_jsonl(run / "metrics.jsonl")
@@ -259,12 +258,17 @@ def test_bad_settings_and_rows_are_one_sentence(tmp_path, one_device):
         Trainer(task="dpo")
     with pytest.raises(UserError, match="must be a multiple of micro_batches=3"):
         dataclasses.replace(SMALL, micro_batches=3)
-    empty = [{"id": str(i), "image": Image.new("RGB", (56, 56))} for i in range(4)]
-    config = of_rows(tmp_path, model=ModelConfig(path="base"))
-    with pytest.raises(UserError, match="has no answer to learn"):
-        Trainer(config, train_dataset=empty).train()
-    with pytest.raises(UserError, match="a run of `balcap sft`"):
-        train(load_run(tmp_path / "sft"), resume=tmp_path / "sft")
+    config = of_rows(
+        tmp_path,
+        model=ModelConfig(path="base"),
+        data=DataConfig(path="memory", heldout=2, max_bad_images=0),
+    )
+    empty = {"id": "empty", "image": Image.new("RGB", (56, 56))}
+    with pytest.raises(UserError, match="train_dataset, row 8 has no caption .* no answer to le"):
+        Trainer(config, train_dataset=[*rows(), empty]).train()
+    special = {**ROW, "id": "special", "image": empty["image"], "captions": ["a <|im_end|> b"]}
+    with pytest.raises(UserError, match=r"row 8 has .* holds <\|im_end\|>, a special token"):
+        Trainer(config, train_dataset=[*rows(), special]).train()
 
 
 def test_packaged_base_policy():
