@@ -92,9 +92,19 @@ def torch_loss(side, lesson: Lesson):
     return torch.nn.functional.cross_entropy(torch.cat(logits), torch.cat(targets))
 
 
+@pytest.fixture
+def one_thread():
+    """Arrays are tiny: more threads of torch only wait for one another."""
+    torch = pytest.importorskip("torch", reason="torch is in the test extra")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("kind", [QwenSide, LlavaSide])
-def test_loss_curve_is_that_of_transformers_and_torch(kind, tmp_path):
+def test_loss_curve_is_that_of_transformers_and_torch(kind, tmp_path, one_thread):
     """20 steps of AdamW with weight decay and clipping, all parameters trained: 1e-4."""
     torch = pytest.importorskip("torch", reason="torch is in the test extra")
     side = kind(tmp_path)
