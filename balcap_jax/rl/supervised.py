@@ -10,14 +10,21 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from balcap_jax.models.decoder.lora import with_dropout_keys
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
-from balcap_jax.rl.update import check_split, like_parameters, on_mesh, split_micro_batches
+from balcap_jax.rl.update import (
+    check_split,
+    dropout_keys,
+    like_parameters,
+    on_mesh,
+    split_micro_batches,
+)
 
 
 class Lesson(NamedTuple):
@@ -57,6 +64,7 @@ def make_supervised_update(
     micro_batches: int = 1,
     trained: Sequence[str],
     chunk: int = 128,
+    seed: int = 0,
 ) -> Callable[[TrainState, Lesson], tuple[TrainState, dict[str, Array]]]:
     """The step `update(state, lesson) -> (state, metrics)`, compiled, its state donated.
 
@@ -68,6 +76,7 @@ def make_supervised_update(
       micro_batches: parts of the B prompts that are run one after the other.
       trained: patterns of the paths that train, see `selects`.
       chunk: see `token_logprobs`.
+      seed: of the adapters' dropout, as in `make_update`.
 
     Returns:
       `update`. Its metrics are scalars on the device: loss and entropy (nats per learned token),
@@ -82,8 +91,8 @@ def make_supervised_update(
         trainable, frozen = split_trainable(state.params, trained=trained)
         loss_of = partial(_micro_loss, frozen=frozen, policy=policy, chunk=chunk)
 
-        def accumulate(gradients, micro: Lesson):
-            new, sums = jax.grad(loss_of, has_aux=True)(trainable, micro)
+        def accumulate(gradients, micro: tuple[Lesson, Key[Array, ""] | None]):
+            new, sums = jax.grad(loss_of, has_aux=True)(trainable, *micro)
             # float32 also where the parameters are not: bfloat16 would swallow the later addends
             return jax.tree.map(lambda g, n: g + n.astype(g.dtype), gradients, new), sums
 
@@ -91,7 +100,10 @@ def make_supervised_update(
         gradients, sums = jax.lax.scan(
             accumulate,
             like_parameters(mesh, gradients),
-            split_micro_batches(lesson, micro_batches),
+            (
+                split_micro_batches(lesson, micro_batches),
+                dropout_keys(policy, state.step, seed=seed, count=micro_batches),
+            ),
         )
         sums = jax.tree.map(jnp.sum, sums)
         share = 1.0 / jnp.maximum(sums.tokens, 1.0)
@@ -116,16 +128,24 @@ def make_supervised_sums(
     """`sums(params, lesson)` of the same loss, without a step, compiled."""
 
     def sums(params: dict, lesson: Lesson) -> Sums:
-        return _micro_loss({}, lesson, frozen=params, policy=policy, chunk=chunk)[1]
+        return _micro_loss({}, lesson, None, frozen=params, policy=policy, chunk=chunk)[1]
 
     return on_mesh(mesh, jax.jit(sums))
 
 
 def _micro_loss(
-    trainable: dict, lesson: Lesson, *, frozen: dict, policy: VisionLanguagePolicy, chunk: int
+    trainable: dict,
+    lesson: Lesson,
+    key: Key[Array, ""] | None,
+    *,
+    frozen: dict,
+    policy: VisionLanguagePolicy,
+    chunk: int,
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss of a micro-batch, summed and not divided."""
     params = overlaid(frozen, trainable)
+    if key is not None:
+        params = with_dropout_keys(params, key)
     features = policy.encode_images(params, lesson.prompts.images)
     logprobs, entropy = completion_logprobs(
         policy, params, lesson.prompts, features, lesson.tokens, chunk=chunk

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from balcap_jax.errors import UserError
+from balcap_jax.models.decoder.lora import with_dropout_keys
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
@@ -123,6 +124,7 @@ def make_update(
     micro_batches: int = 1,
     trained: Sequence[str] | None = None,
     chunk: int = 32,
+    seed: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The step `update(state, batch) -> (state, metrics)`, compiled, its state donated.
 
@@ -138,6 +140,7 @@ def make_update(
         take in what makes image features, the images are encoded here, with gradient, and
         `Batch.features` is not read.
       chunk: see `token_logprobs`.
+      seed: of the adapters' dropout, together with the step and the number of the micro-batch.
 
     Returns:
       `update`. Its metrics are scalars on the device, means over the tokens with a signal: loss,
@@ -168,6 +171,7 @@ def make_update(
             partial(_micro_loss, frozen=frozen, scorer=scorer, objective=objective),
             trainable,
             split_micro_batches(batch, micro_batches),
+            dropout_keys(policy, state.step, seed=seed, count=micro_batches),
             mesh,
         )
         share = mean_of(jnp.ones(()), totals.loss.count)  # 0 where no caption had a signal
@@ -182,11 +186,29 @@ def make_update(
     return on_mesh(mesh, jax.jit(update, donate_argnums=0))
 
 
+def dropout_keys(
+    policy: VisionLanguagePolicy, step: Int[Array, ""], *, seed: int, count: int
+) -> Key[Array, " micro"] | None:
+    """A key for each micro-batch of a step; None where nothing is dropped."""
+    if policy.lora is None or not policy.lora.dropout:
+        return None
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), count)
+
+
 def _micro_loss(
-    trainable: dict, batch: Batch, *, frozen: dict, scorer: Scorer, objective: Callable
+    trainable: dict,
+    batch: Batch,
+    key: Key[Array, ""] | None,
+    *,
+    frozen: dict,
+    scorer: Scorer,
+    objective: Callable,
 ) -> tuple[Float[Array, ""], _Totals]:
     """The loss of a micro-batch, summed and not divided, and what its metrics are made of."""
-    logprobs, entropy = scorer(overlaid(frozen, trainable), batch)
+    params = overlaid(frozen, trainable)
+    if key is not None:
+        params = with_dropout_keys(params, key)
+    logprobs, entropy = scorer(params, batch)
     loss = objective(
         logprobs,
         batch.old_logprobs,
@@ -209,22 +231,23 @@ def _micro_loss(
 
 
 def _summed_gradients(
-    loss_of: Callable[[dict, Batch], tuple[Array, _Totals]],
+    loss_of: Callable[[dict, Batch, Key[Array, ""] | None], tuple[Array, _Totals]],
     trainable: dict,
     micro_batches: Batch,
+    keys: Key[Array, " micro"] | None,
     mesh: Mesh,
 ) -> tuple[dict, _Totals]:
     """Gradients, float32, and totals, one micro-batch after the other: nothing is divided yet."""
 
-    def accumulate(gradients, micro: Batch):
-        new, totals = jax.grad(loss_of, has_aux=True)(trainable, micro)
+    def accumulate(gradients, micro: tuple[Batch, Key[Array, ""] | None]):
+        new, totals = jax.grad(loss_of, has_aux=True)(trainable, *micro)
         # float32 also where the parameters are not: bfloat16 would swallow the later addends
         gradients = jax.tree.map(lambda g, n: g + n.astype(g.dtype), gradients, new)
         return gradients, totals
 
     gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
     gradients = like_parameters(mesh, gradients)
-    gradients, totals = jax.lax.scan(accumulate, gradients, micro_batches)
+    gradients, totals = jax.lax.scan(accumulate, gradients, (micro_batches, keys))
     summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
     return gradients, summed._replace(ratio_max=jnp.max(totals.ratio_max))
 

@@ -127,6 +127,7 @@ class SupervisedRun(TaskRun):
             self.mesh,
             micro_batches=config.micro_batches,
             trained=trained_of(config, self.policy),
+            seed=config.seed,
         )
         self._sums = make_supervised_sums(self.policy, self.mesh)
         self._tester = Captioner(

@@ -27,6 +27,7 @@ from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import layout_of, load_config
+from balcap_jax.models.hf.adapter_config import base_folder
 from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.layout import Layout
 from balcap_jax.models.padding import pad_rows
@@ -75,7 +76,7 @@ class Processor:
         Raises:
           UserError: one of them is missing, unreadable, or does not fit the others.
         """
-        folder = Path(folder)
+        folder = base_folder(Path(folder))
         config = load_config(folder)
         check_files(folder)
         with trials() as trial:
