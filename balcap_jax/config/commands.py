@@ -99,8 +99,8 @@ class SFTConfig(Settings):
     # Most tokens to learn of a caption, or of a conversation from its first answer on; a longer one
     # is cut and does not learn to end.
     max_new_tokens: int = 112
-    # Type of the written weights.
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
+    # Type of the written weights; "auto": float16 of a new policy, else model.dtype.
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     log_every: int = 50  # Steps between rows of metrics.jsonl.
     sample_every: int = 0  # Steps between captions of held-out images in samples.jsonl; 0: none.
     # Places where rows of metrics go beside metrics.jsonl: "tensorboard", "wandb".

@@ -12,6 +12,7 @@ from balcap_jax.data.lessons import Answers, Lessons
 from balcap_jax.data.loading import Draw, StepLoader
 from balcap_jax.data.prompts.answers import AnswerEncoder, Text
 from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.errors import UserError
 from balcap_jax.models.inputs import Prompts, Row
 
 
@@ -51,7 +52,16 @@ def prepared(
     """
     example: Example = lesson.example
     encoder.check(example)
-    return processor.row(example), encoder.texts(example, lesson.answers)
+    row, texts = processor.row(example), encoder.texts(example, lesson.answers)
+    length = int(row.positions.max()) + max(len(text.ids) for text in texts)
+    most = processor.config.text.max_position_embeddings
+    if length >= most:
+        raise UserError(
+            f"Example {example.id!r} takes {length + 1} positions with its answer, and the policy "
+            f"has max_position_embeddings={most}; shrink its images with --data.max-pixels, cut "
+            "its answers with --max-new-tokens, or remove it."
+        )
+    return row, texts
 
 
 def join(

@@ -322,8 +322,15 @@ def _write_outcome(run: SupervisedRun) -> None:
     processes.on_process_zero(lambda: _write(run, params))
 
 
+def _written(config: SFTConfig) -> str:
+    """The type of the written weights."""
+    if config.save_dtype != "auto":
+        return config.save_dtype
+    return "float16" if config.model.path == SCRATCH else config.model.dtype
+
+
 def _write(run: SupervisedRun, params: dict) -> None:
-    finish(run, params, dtype=run.config.save_dtype, shapes=run.shapes | run._tester.shapes)
+    finish(run, params, dtype=_written(run.config), shapes=run.shapes | run._tester.shapes)
     before, after = run.summary["before"]["loss"], run.summary["after"]["loss"]
     run.say(f"held-out loss per token: {before:.3f} before, {after:.3f} after")
     tell(run, [run.run / SUMMARY, run.run / POLICY])

@@ -18,8 +18,11 @@ from balcap_jax.config.sections import (
     ModelConfig,
     OptimConfig,
 )
+from balcap_jax.data.lessons import Answers
+from balcap_jax.data.prompts.answers import AnswerEncoder
 from balcap_jax.data.prompts.processor import Processor
-from balcap_jax.data.scene_source import export
+from balcap_jax.data.scene_source import SceneSource, export
+from balcap_jax.data.supervised import prepared
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
@@ -98,6 +101,28 @@ def test_validation_falls_and_is_logged_with_samples(run):
     assert [row["step"] for row in samples] == [3] * 3 + [6] * 3
     assert {row["id"] for row in samples} == {f"heldout-0-{i:06d}" for i in range(3)}
     assert {"caption", "reference"} <= set(samples[0])
+
+
+@pytest.mark.slow
+def test_a_tower_that_has_learned_to_see_is_saved_before_the_first_step(tmp_path):
+    config = dataclasses.replace(
+        SMALL, out=tmp_path, steps=1, vision_steps=2, vision_batch_size=2, sample_every=0,
+        evaluation=EvaluationConfig(batch_size=2),
+    )  # fmt: skip
+    taught = sft(config)
+    found = saved_policy(taught, "0")
+    assert found.step == 0
+    plain = sft(dataclasses.replace(config, name="plain", vision_steps=0))
+    assert not (plain / "checkpoints" / "0").exists()
+    other = saved_policy(plain, "1")
+
+    def tower(saved):
+        return jax.tree.leaves(saved.params["visual"]["blocks"])
+
+    moved = [float(np.abs(a - b).max()) for a, b in zip(tower(found), tower(other), strict=True)]
+    assert max(moved) > 1e-4
+    losses = [json.loads((r / "summary.json").read_text())["before"] for r in (taught, plain)]
+    assert losses[0] != losses[1]  # what is evaluated is the taught one
 
 
 def test_transformers_reads_the_folder(run):
@@ -251,6 +276,15 @@ def test_conversations_and_several_images_are_learned(tmp_path, one_device):
     assert found[-1]["tokens"] == found[0]["tokens"]  # all three, in whatever order
 
 
+def test_an_answer_beyond_the_last_position_is_one_sentence():
+    processor = Processor.load(policy_folder("base"))
+    text = dataclasses.replace(processor.config.text, max_position_embeddings=60)
+    short = dataclasses.replace(processor, config=dataclasses.replace(processor.config, text=text))
+    example = SceneSource("train", 1)[0]
+    with pytest.raises(UserError, match="positions with its answer, and the policy has max_pos"):
+        prepared(Answers(example, [example.reference]), short, AnswerEncoder(short, length=64))
+
+
 def test_bad_settings_and_rows_are_one_sentence(tmp_path, one_device):
     with pytest.raises(UserError, match="reads no reward_funcs"):
         Trainer(of_rows(tmp_path), train_dataset=rows(), reward_funcs=lambda **_: [0.0])
@@ -263,6 +297,13 @@ def test_bad_settings_and_rows_are_one_sentence(tmp_path, one_device):
         model=ModelConfig(path="base"),
         data=DataConfig(path="memory", heldout=2, max_bad_images=0),
     )
+    rates = dataclasses.replace(
+        config,
+        model=ModelConfig(path="base", train=("projector",)),
+        optim=OptimConfig(rates=("tower=1e-3",)),
+    )
+    with pytest.raises(UserError, match="a rate for 'tower', which is not trained"):
+        Trainer(rates, train_dataset=rows()).train()
     empty = {"id": "empty", "image": Image.new("RGB", (56, 56))}
     with pytest.raises(UserError, match="train_dataset, row 8 has no caption .* no answer to le"):
         Trainer(config, train_dataset=[*rows(), empty]).train()
