@@ -28,6 +28,7 @@ from balcap_jax.models.padding import pad_to_sizes, sizes_of
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import BatchRows, batch_shards, shard_batch
+from balcap_jax.reporting.report import report
 from balcap_jax.reporting.rows import caption_row
 from balcap_jax.rl.supervised import Lesson, make_supervised_sums, make_supervised_update
 from balcap_jax.rl.train_state import init_state
@@ -333,4 +334,4 @@ def _write(run: SupervisedRun, params: dict) -> None:
     finish(run, params, dtype=_written(run.config), shapes=run.shapes | run._tester.shapes)
     before, after = run.summary["before"]["loss"], run.summary["after"]["loss"]
     run.say(f"held-out loss per token: {before:.3f} before, {after:.3f} after")
-    tell(run, [run.run / SUMMARY, run.run / POLICY])
+    tell(run, [*report(run.run), run.run / SUMMARY, run.run / POLICY])

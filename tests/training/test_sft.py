@@ -101,6 +101,7 @@ def test_validation_falls_and_is_logged_with_samples(run):
     assert [row["step"] for row in samples] == [3] * 3 + [6] * 3
     assert {row["id"] for row in samples} == {f"heldout-0-{i:06d}" for i in range(3)}
     assert {"caption", "reference"} <= set(samples[0])
+    assert (run / "curves.png").exists()
 
 
 @pytest.mark.slow
