@@ -10,6 +10,7 @@ from balcap_jax.cli.flags import parse
 from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.files import load_toml
+from balcap_jax.config.sections import MOST_IMAGES, MOST_TOKENS
 from balcap_jax.errors import UserError
 
 
@@ -38,6 +39,16 @@ class PlanFlags(Settings):
     prompts_per_chip: float = 1.0  # Images per chip and step of --scaling.
     most_fsdp: int = 64  # Data shards of --scaling beyond which `data` grows.
     plot: Path | None = None  # PNG of --scaling to write.
+
+    def check(self) -> None:
+        self._at_least(1, "text_tokens", "most_fsdp")
+        self._at_most(MOST_TOKENS, "text_tokens")
+        self._positive("prompts_per_chip")
+        self._at_most(MOST_IMAGES, "prompts_per_chip")
+        for name in ("try_data", "try_tensor", "try_prompts", "try_micro_batches"):
+            sizes = getattr(self, name)
+            fits = all(1 <= size <= MOST_IMAGES for size in sizes)
+            self._require(fits, name, f"must be numbers from 1 to {MOST_IMAGES}")
 
 
 def plan_command(arguments: list[str]) -> None:

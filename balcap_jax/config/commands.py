@@ -230,6 +230,7 @@ class ScenesConfig(Settings):
 
     def check(self) -> None:
         self._at_least(1, "count")
+        self._at_most(10**7, "count")
         self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")
 
 
