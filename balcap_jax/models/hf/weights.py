@@ -28,6 +28,7 @@ from balcap_jax.models.hf.weight_files import DTYPES, INDEX, WEIGHTS, Stored, ch
 from balcap_jax.models.json_files import printable
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
+from balcap_jax.runs.folder import remove_half_written, written_beside
 
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
@@ -127,35 +128,32 @@ def save_pretrained(
             f"{folder} holds a sharded model ({INDEX}), which a single file cannot replace; choose "
             "another folder."
         )
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     tensors = _export(policy, params, dtype)
     stored = {str(tensor.dtype) for tensor in tensors.values()}
     config = with_dtype(policy.config.to_hf(), stored.pop() if len(stored) == 1 else None)
+    remove_half_written(folder.parent, folder.name)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write_json(beside / "config.json", config)
-        write_json(beside / "generation_config.json", policy.config.to_hf_generation())
-        if source is not None:
-            copy_companions(Path(source), beside)
-        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        # safetensors writes for the owner alone; a policy may be read by whom its config may.
-        shutil.copymode(beside / "config.json", beside / WEIGHTS)
-        if not folder.exists() or not any(folder.iterdir()):
-            os.replace(beside, folder)
-            return
-        # The weights last: a folder with new weights has everything else of the new policy too.
-        for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
-            if path.is_dir():  # chat templates; a folder replaces only an empty one
-                shutil.rmtree(folder / path.name, ignore_errors=True)
-            os.replace(path, folder / path.name)
+        with written_beside(folder) as beside:
+            write_json(beside / "config.json", config)
+            write_json(beside / "generation_config.json", policy.config.to_hf_generation())
+            if source is not None:
+                copy_companions(Path(source), beside)
+            save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+            # safetensors writes for the owner alone; a policy may be read by whom its config may.
+            shutil.copymode(beside / "config.json", beside / WEIGHTS)
+            if not folder.exists() or not any(folder.iterdir()):
+                os.replace(beside, folder)
+                return
+            # The weights last: a folder with new weights has everything else of the new policy too.
+            for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
+                if path.is_dir():  # chat templates; a folder replaces only an empty one
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
+                os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"Cannot write the policy to {folder} ({error}); free space there or choose another "
             "folder."
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 # ---- names and layouts
