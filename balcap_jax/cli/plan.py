@@ -25,7 +25,8 @@ class PlanFlags(Settings):
     # Published shape in place of the folder in model.path: qwen2.5-vl-3b, qwen2.5-vl-7b,
     # llava-1.5-7b.
     model: str | None = None
-    image: str | None = None  # Pixels of an image, as 896x896; default: about 1000 image tokens.
+    # Pixels of an image, as 896x896; default: the largest that data.max_pixels allows.
+    image: str | None = None
     text_tokens: int = 24  # Tokens of a prompt, without those of its image.
     json: bool = False  # JSON instead of tables.
     sweep: bool = False  # Ranking of variants; the --try flags name them.
@@ -67,7 +68,7 @@ def plan_command(arguments: list[str]) -> None:
         raise UserError(f"--topology is missing; name a slice, such as {EXAMPLES}.")
     where = slice_of(topology)
     model = model_of(config.model.path, shape=flags.model)
-    sizes = {"image": image_of(model.config, flags.image), "text_tokens": flags.text_tokens}
+    sizes = {"image": image_of(model, config.data, flags.image), "text_tokens": flags.text_tokens}
     note = check_compiler()
     if note:
         sys.stderr.write(f"balcap: note: {note}\n")
