@@ -64,8 +64,9 @@ _WATCH = _Watch()
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:
-    """What `function` returns, if it does so in time; it is ended soon after. No such call may stand within
-    another.
+    """What `function` returns, if it does so in time; it is ended soon after.
+
+    No such call may stand within another.
 
     Raises:
       TimeoutError: it was ended.
