@@ -71,27 +71,94 @@ def test_rewards_and_advantages():
     assert max(seen["masked['drop']"]) == pytest.approx(1.43, abs=0.005)
 
 
-@pytest.mark.slow
-def test_train_with_your_own_reward(tmp_path, monkeypatch):
+def in_colab_and_here(path: Path) -> None:
+    """What a notebook for Colab begins with; `COLAB_RELEASE_TAG` is set there alone."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert f"{path.stem}.ipynb)" in cells[0].source  # the badge opens this one
+    assert "**Runtime**" in cells[0].source
+    assert "%pip install" in cells[1].source
+    assert "drive.mount" in cells[2].source
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Path:
+    """The folder that a notebook writes to, with a few steps only."""
     monkeypatch.setenv("BALCAP_STEPS", "2")
     monkeypatch.setenv("BALCAP_OUT", str(tmp_path))
-    path = ROOT / "notebooks" / "train_with_your_own_reward.ipynb"
-    notebook = executed(nbformat.read(path, as_version=4))
-    cells = notebook.cells
-    printed = {
-        i: "".join(out.get("text", "") for out in cell.outputs if out.output_type == "stream")
-        for i, cell in enumerate(cells)
+    return tmp_path
+
+
+def printed(notebook) -> list[str]:
+    """What each cell of code wrote."""
+    return [
+        "".join(out.get("text", "") for out in cell.outputs if out.output_type == "stream")
+        for cell in notebook.cells
         if cell.cell_type == "code"
-    }
-    rows = [json.loads(line) for line in (tmp_path / "brief" / "metrics.jsonl").open()]
+    ]
+
+
+def shown(notebook, kind: str) -> int:
+    """How many outputs of this MIME type the cells have."""
+    return sum(
+        kind in out.get("data", {})
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for out in cell.outputs
+    )
+
+
+def steps_of(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
+
+
+@pytest.mark.slow
+def test_quickstart(small, monkeypatch):
+    path = ROOT / "notebooks" / "quickstart.ipynb"
+    in_colab_and_here(path)
+    notebook = executed(nbformat.read(path, as_version=4))
+    run = small / "quickstart"
+    assert steps_of(run) == [1, 2]
+    assert any("b_capscore" in text and "->" in text for text in printed(notebook))
+    assert shown(notebook, "image/png") == 3  # curves, lengths, a scene
+    assert shown(notebook, "text/html") >= 1
+    assert (small / "quickstart-policy" / "model.safetensors").exists()
+    # After a disconnect all cells are run again: nothing is trained twice, nothing is refused.
+    executed(nbformat.read(path, as_version=4))
+    assert steps_of(run) == [1, 2]
+
+
+@pytest.mark.slow
+def test_evaluate_and_compare(small, monkeypatch):
+    monkeypatch.setenv("BALCAP_IMAGES", "6")
+    path = ROOT / "notebooks" / "evaluate_and_compare.ipynb"
+    in_colab_and_here(path)
+    notebook = executed(nbformat.read(path, as_version=4))
+    said = printed(notebook)
+    intervals = next(text for text in said if "95 % from" in text)
+    assert intervals.count("6 images") == 3
+    for name in ("base", "trained"):
+        scores = [json.loads(line) for line in (small / f"compared-{name}-scores.jsonl").open()]
+        assert len(scores) == 6
+        assert all(0 <= row["precision"] <= 1 for row in scores)
+    assert "reference:" in said[-1]
+    assert "trained:" in said[-1]
+
+
+@pytest.mark.slow
+def test_train_with_your_own_reward(small):
+    path = ROOT / "notebooks" / "train_with_your_own_reward.ipynb"
+    in_colab_and_here(path)
+    notebook = executed(nbformat.read(path, as_version=4))
+    rows = [json.loads(line) for line in (small / "brief" / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all({"reward/brief/mean", "brief/over", "heldout/brief"} <= set(row) for row in rows)
-    assert any("b_capscore" in text and "->" in text for text in printed.values())
+    said = printed(notebook)
+    assert any("b_capscore" in text and "->" in text for text in said)
     # rich's bar is a widget in a notebook.
     widgets = json.dumps(notebook.metadata["widgets"])
     assert "2/2" in widgets
     assert "b-CapScore" in widgets
     # Errors speak of settings, as Python calls them.
-    (mistake,) = [text for text in printed.values() if "num_generations" in text]
+    (mistake,) = [text for text in said if "num_generations" in text]
     assert "rollout.group_size" in mistake
     assert "--" not in mistake

@@ -21,6 +21,8 @@ def quiet_storage() -> None:
         "ignore", message=r"coroutine '(async_serialize|_read_array|_async)\S*' was never awaited"
     )
     logging.getLogger("absl").addFilter(_not_from_orbax)
+    # Of parts of a save that fail after the first that failed, which is the one that is raised.
+    logging.getLogger("asyncio").addFilter(_not_of_orbax)
     sys.excepthook = _without_closed_loops(sys.excepthook, of=lambda *args: args[1])
     sys.unraisablehook = _without_closed_loops(sys.unraisablehook, of=lambda told: told.exc_value)
 
@@ -37,6 +39,11 @@ def drop_half_done() -> None:
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    # asyncio names the coroutine and its file: "coro=<... defined at .../orbax/...>".
+    return "orbax" not in record.getMessage()
 
 
 def _without_closed_loops(hook: Callable[..., Any], *, of: Callable[..., Any]) -> Callable:

@@ -254,8 +254,8 @@ class Trainer:
         Raises:
           UserError: there is no trained policy yet, or the folder cannot be written.
         """
-        trained = self.run / POLICY
-        if not (trained / "config.json").is_file():
+        trained = self._trained()
+        if trained is None:
             raise UserError(
                 f"{self.run} holds no trained policy yet; call train() first, or for an unfinished "
                 f"run `balcap export {self.run} {folder}`."
@@ -263,13 +263,18 @@ class Trainer:
         policy, params = load_pretrained(trained, dtype=self.config.model.dtype)
         save_pretrained(folder, policy, params, dtype=self.config.model.dtype, source=trained)
 
+    def _trained(self) -> Path | None:
+        """The policy that this trainer has trained; None as long as there is none."""
+        # A folder of the same name may hold another run, which this trainer did not go on with.
+        trained = self.run / POLICY
+        mine = self._resume is not None
+        return trained if mine and (trained / "config.json").is_file() else None
+
     def _start(self) -> Path:
         return policy_folder(self.config.model.path, revision=self.config.model.revision)
 
     def _captioner_for(self, sampling: dict[str, Any]) -> tuple[Captioner, dict]:
-        trained = self.run / POLICY
-        done = (trained / "config.json").is_file()
-        folder = trained if done else self._start()
+        folder = self._trained() or self._start()
         policy, params = load_pretrained(folder)
         options = {"max_new_tokens": 128, "temperature": 0.0, **sampling}
         mesh = make_mesh(devices=jax.devices()[:1])

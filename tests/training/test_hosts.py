@@ -251,7 +251,9 @@ def test_costs_of_the_judge_are_those_of_all_hosts(tmp_path):
         assert again["calls"] == server.calls > first["calls"]
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "signal_", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)]
+)
 def test_when_process_zero_ends_or_hangs_the_others_end_with_a_sentence(signal_, tmp_path):
     """JAX alone would abort them in C++."""
     run = tmp_path / "balcap"
@@ -268,6 +270,7 @@ def test_when_process_zero_ends_or_hangs_the_others_end_with_a_sentence(signal_,
         assert time.monotonic() - begun < 15
 
 
+@pytest.mark.long
 def test_a_process_is_killed_and_started_again_while_others_are_awaited(tmp_path):
     """And process 0, too; noise at the port meanwhile."""
     run = tmp_path / "balcap"

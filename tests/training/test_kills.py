@@ -18,9 +18,10 @@ from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.fields import without_wall_clock
 from balcap_jax.runs.folder import read_jsonl
 
-KILLS = 20
-EARLY = 5  # of them before the first step of a start: while it imports, loads and compiles
-SIZES = (1_000, 30_000, 300_000, 3_000_000)  # bytes of the largest file
+# Kills; how many of them before the first step of a start, while it imports, loads and compiles;
+# bytes of the largest file.
+FEW = (6, 2, (30_000,))
+MANY = (20, 5, (1_000, 30_000, 300_000, 3_000_000))
 COMMAND = (sys.executable, "-m", "balcap_jax", "train")
 SMALL = (
     "--prompts-per-step", "2", "--data.heldout", "2", "--evaluation.batch-size", "2",
@@ -71,15 +72,19 @@ def _bits(tree) -> dict | str:
 
 
 @pytest.mark.slow
-def test_twenty_kills_and_four_full_disks_end_in_the_same_bits(tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "early", "sizes"),
+    [pytest.param(*FEW, id="few"), pytest.param(*MANY, marks=pytest.mark.long, id="many")],
+)
+def test_kills_and_full_disks_end_in_the_same_bits(kills, early, sizes, tmp_path):
     rng = random.Random(0)
     run = tmp_path / "killed"
     flags = (*SMALL, "--out", tmp_path, "--name", "killed", "--steps", 100_000)
     began, mid_save = time.monotonic(), 0
-    for kill in range(KILLS):
+    for kill in range(kills):
         going = (run / "config.json").exists()
         process = start("--resume", run, "--steps", 100_000) if going else start(*flags)
-        if kill < EARLY:  # the first finds no cache of programs and compiles for longest
+        if kill < early:  # the first finds no cache of programs and compiles for longest
             time.sleep(rng.uniform(1, 5))
         else:
             before, deadline = rows(run), time.monotonic() + 120
@@ -97,7 +102,7 @@ def test_twenty_kills_and_four_full_disks_end_in_the_same_bits(tmp_path):
             shutil.rmtree(run)  # killed before it was a run: its lock refuses the next start
     killed = time.monotonic() - began
 
-    for size in SIZES:
+    for size in sizes:
         process = start("--resume", run, "--steps", 100_000, limit=size)
         said = process.communicate(timeout=200)[0]
         assert process.returncode == 2, (size, said)
@@ -110,4 +115,4 @@ def test_twenty_kills_and_four_full_disks_end_in_the_same_bits(tmp_path):
     finish("--resume", run, "--steps", steps)
     finish(*SMALL, "--out", tmp_path, "--name", "unbroken", "--steps", steps)
     assert_same_run(run, tmp_path / "unbroken")
-    print(f"{KILLS} kills in {killed:.0f} s, {mid_save} during a save; {steps} steps")
+    print(f"{kills} kills in {killed:.0f} s, {mid_save} during a save; {steps} steps")

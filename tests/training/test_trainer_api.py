@@ -176,6 +176,12 @@ def test_the_trained_policy_captions_and_is_written(trained, tmp_path):
     assert again.caption(np.asarray(SCENES[0].image), max_new_tokens=8) == text
     with pytest.raises(bj.UserError, match="holds no trained policy yet; call train"):
         again.save_pretrained(tmp_path / "other")
+    # Another trainer that would write to the same folder has nothing to do with the run in it.
+    stranger = bj.Trainer(trainer.config, model=tmp_path / "no such policy")
+    with pytest.raises(bj.UserError, match="no such policy"):
+        stranger.caption(SCENES[0].image)
+    with pytest.raises(bj.UserError, match="holds no trained policy yet; call train"):
+        stranger.save_pretrained(tmp_path / "other")
     with pytest.raises(bj.UserError, match="no.png cannot be captioned .there is no such file"):
         again.caption("no.png")
 
