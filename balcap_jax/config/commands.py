@@ -221,6 +221,32 @@ class ExportConfig(Settings):
 
 
 @dataclass(frozen=True)
+class ModelCheckConfig(Settings):
+    """Whether a policy computes on this machine what transformers computes with its weights.
+
+    Every line is pass, fail or skipped with the reason; the last block is for an issue.
+    """
+
+    # Policy: "base", a run, a Hugging Face folder or a name on the hub.
+    model: str
+    revision: str | None = None  # Branch, tag or commit of a hub name; default: its main branch.
+    image: Path | None = None  # Image of the prompt; default: one that is drawn.
+    prompt: str = PROMPT  # Words of the prompt.
+    tokens: int = 20  # Tokens that are written and compared one by one.
+    # Types to compute in; transformers computes in float32 always.
+    dtype: Literal["both", "float32", "bfloat16"] = "both"
+    # Judge to ask about two captions: --judge.model, --judge.base-url.
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+    def check(self) -> None:
+        self._at_least(2, "tokens")
+        self._at_most(256, "tokens")
+        self._require(
+            self.judge.kind == "llm", "judge", "must be of kind llm", "leave --judge.kind out."
+        )
+
+
+@dataclass(frozen=True)
 class AssembleConfig(Settings):
     """A LLaVA folder from a vision tower, a language model and a projector."""
 
