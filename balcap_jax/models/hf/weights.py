@@ -8,7 +8,7 @@ Both directions are strict: every weight is set exactly once and every key is us
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -39,7 +39,9 @@ __all__ = [
     "INDEX",
     "WEIGHTS",
     "Stored",
+    "check_tensors",
     "load_pretrained",
+    "params_of",
     "save_pretrained",
     "stored_shapes",
 ]
@@ -83,7 +85,7 @@ def load_pretrained(
     policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
     weights = _weights(policy)
     tensors = scan(folder, family_of(policy.config).keys(policy.config))
-    _check(folder, policy, tensors)
+    check_tensors(folder, policy, tensors, stored_shapes(policy))
     params: Params = {}
     shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
     for weight in weights:
@@ -162,6 +164,15 @@ def save_pretrained(
 def stored_shapes(policy: VisionLanguagePolicy) -> dict[str, tuple[int, ...]]:
     """Published key -> shape in the files, for every weight of `policy`."""
     return {key: weight.stored_shape for weight in _weights(policy) for key in weight.keys}
+
+
+def params_of(policy: VisionLanguagePolicy, read: Callable[[str], np.ndarray]) -> Params:
+    """`params` on the host, numpy arrays: each from `read(published key)`, of the stored shape."""
+    params: Params = {}
+    for weight in _weights(policy):
+        layers = [read(key).reshape(weight.shape) for key in weight.keys]
+        _set(params, weight.path, np.stack(layers) if weight.stacked else layers[0])
+    return params
 
 
 @lru_cache(maxsize=8)  # tracing `init` takes longer than reading a small file
@@ -282,8 +293,21 @@ def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[sli
 # ---- files
 
 
-def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored]) -> None:
-    """Every weight is there once with its shape, and nothing else is."""
+def check_tensors(
+    folder: Path,
+    policy: VisionLanguagePolicy,
+    tensors: dict[str, Stored],
+    needed: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Every weight of `needed` is there once with its shape, and nothing else is; a tied head that
+    is stored twice is taken out of `tensors`.
+
+    Args:
+      needed: published key -> shape in the files.
+
+    Raises:
+      UserError: else.
+    """
     table = family_of(policy.config).keys(policy.config)
     head, embedding = map(table.publish, ("lm_head.weight", "language_model.embed_tokens.weight"))
     if policy.config.tie_word_embeddings and {head, embedding} <= tensors.keys():
@@ -296,7 +320,6 @@ def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored
                 f"{head}; set tie_word_embeddings to false to use it, or remove it."
             )
         del tensors[head]
-    needed = stored_shapes(policy)
     shapes = {key: stored.shape for key, stored in tensors.items()}
     problems = {
         "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],
