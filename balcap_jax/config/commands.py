@@ -255,7 +255,7 @@ class AssembleConfig(Settings):
     tower: str = ""
     # Language model of type llama, mistral or qwen2: a folder, or a name on the hub.
     decoder: str = ""
-    # "mlp2x", a new one of two layers, or a LLaVA folder whose trained projector is taken.
+    # Projector: "mlp2x", a new one of two layers, or a LLaVA folder whose trained one is taken.
     projector: str = NEW_PROJECTOR
     # Layer of the tower whose output is read: -1 the last, -2 the one before it.
     vision_feature_layer: int = -2
