@@ -259,7 +259,7 @@ class AssembleConfig(Settings):
     projector: str = NEW_PROJECTOR
     # Layer of the tower whose output is read: -1 the last, -2 the one before it.
     vision_feature_layer: int = -2
-    # "default" leaves the tower's class token out, "full" keeps it.
+    # Features: "default" leaves the tower's class token out, "full" keeps it.
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     # Pixels of an image's side; the tower's positions are resized to it. 0: as the tower has it.
     image_size: int = 0
