@@ -68,6 +68,7 @@ setup(
             # range makes pip take the newest one with several GB of CUDA libraries.
             "torch==2.13.0",
             "trl>=1.0",
+            "peft>=0.21",  # adapters are compared with its own
         ],
         # `balcap plan`: the compiler for TPUs that goes with the installed JAX; no TPU is needed.
         "plan": ["jax[tpu]", "packaging>=24.0"],

@@ -199,7 +199,17 @@ def path_name(path: tuple) -> str:
 
 
 def matching_rules(name: str) -> list[P]:
-    """The specs of all rules that match the path `name`; one, if the table is right."""
+    """The specs of all rules that match the path `name`; one, if the table is right.
+
+    An adapter is split as the weight it belongs to: lora_A [r, in] along `in`, lora_B [out, r]
+    along `out`, the rank never.
+    """
+    layer, _, leaf = name.rpartition("/")
+    if leaf in ("lora_A", "lora_B"):
+        return [
+            P(*spec[:-2], *((None, spec[-1]) if leaf == "lora_A" else (spec[-2], None)))
+            for spec in matching_rules(f"{layer}/weight")
+        ]
     return [spec for pattern, spec in RULES if re.search(rf"(^|/){pattern}$", name)]
 
 

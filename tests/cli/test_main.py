@@ -166,7 +166,7 @@ def test_sft(calls, tmp_path):
     path = tmp_path / "a.toml"
     path.write_text("batch_size = 8\n")
     assert cli.main(["sft", "--config", str(path), "--steps", "5000"]) == 0
-    assert calls == [("sft", (SFTConfig(batch_size=8, steps=5000),), {})]
+    assert calls == [("sft", (SFTConfig(batch_size=8, steps=5000),), {"resume": None})]
 
 
 def test_caption(calls, capsys):

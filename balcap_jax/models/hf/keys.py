@@ -12,6 +12,7 @@ class KeyTable(NamedTuple):
 
     Attributes:
       published: name in `params`, its parts joined by dots -> name in the published repository.
+      modules: name in `params` -> name of the module in transformers >= 5, for adapters.
       other_layouts: name in another layout (transformers v5) -> published name.
       convolution: `params` path of the patch embedding, a convolution in torch.
       patch: its shape in the files after the output axis.
@@ -19,6 +20,7 @@ class KeyTable(NamedTuple):
     """
 
     published: tuple[tuple[str, str], ...]
+    modules: tuple[tuple[str, str], ...]
     other_layouts: tuple[tuple[str, str], ...]
     convolution: str
     patch: tuple[int, ...]
@@ -27,6 +29,10 @@ class KeyTable(NamedTuple):
     def publish(self, path: str) -> str:
         """The published key of a weight named as in `params`."""
         return _replace_prefix(path, self.published)
+
+    def module(self, path: str) -> str:
+        """The module of transformers >= 5 for a layer named as in `params`."""
+        return _replace_prefix(path, self.modules)
 
     def normalise(self, key: str) -> str:
         """The published key for a key in any known layout."""

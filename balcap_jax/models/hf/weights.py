@@ -21,7 +21,10 @@ from jax.sharding import Mesh
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.decoder.lora import A, B, adapted_modules, merge
 from balcap_jax.models.families import family_of, load_config, make_policy
+from balcap_jax.models.hf.adapter_config import base_folder, is_adapter
+from balcap_jax.models.hf.adapters import load_adapter
 from balcap_jax.models.hf.companions import COMPANIONS, copy_companions, with_dtype, write_json
 from balcap_jax.models.hf.keys import KeyTable
 from balcap_jax.models.hf.weight_files import DTYPES, INDEX, WEIGHTS, Stored, check_finite, scan
@@ -32,6 +35,8 @@ from balcap_jax.runs.folder import remove_half_written, written_beside
 
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
+
+_merge = jax.jit(merge, static_argnums=3, donate_argnums=0)
 
 
 __all__ = [
@@ -72,6 +77,7 @@ def load_pretrained(
 
     Reads a single file or an index with shards, keys as published ("visual.", "model.layers.") or
     as transformers v5 names its modules ("model.visual.", "model.language_model.layers.").
+    Of a folder with a PEFT adapter alone, its base is loaded and the adapter merged into it.
 
     Args:
       dtype: of the weights and of the computation, "float32" or "bfloat16".
@@ -82,14 +88,43 @@ def load_pretrained(
       UserError: folder, config.json or weights are missing, damaged or of another model.
     """
     folder = Path(folder)
+    if is_adapter(folder):
+        return _load_merged(folder, dtype=dtype, mesh=mesh)
     policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
+    return policy, load_weights(folder, policy, lambda _: dtype, mesh=mesh)
+
+
+def _load_merged(
+    folder: Path, *, dtype: str, mesh: Mesh | None
+) -> tuple[VisionLanguagePolicy, Params]:
+    """The base that an adapter's folder names, with the adapter in its weights."""
+    policy, params = load_pretrained(base_folder(folder), dtype=dtype, mesh=mesh)
+    adapter = load_adapter(folder, policy, mesh=mesh)
+    for path, leaves in adapted_modules(adapter.params):
+        module = _get(params, tuple(path.split("/")))
+        # One stack after the other, so that no second policy lies beside the first.
+        module["weight"] = _merge(module["weight"], leaves[A], leaves[B], adapter.lora)
+    return policy, params
+
+
+def load_weights(
+    folder: Path,
+    policy: VisionLanguagePolicy,
+    dtype_of: Callable[[str], str],
+    *,
+    mesh: Mesh | None = None,
+) -> Params:
+    """The weights of `policy`, each in the dtype that `dtype_of` says of its path; see
+    `load_pretrained`.
+    """
     weights = _weights(policy)
     tensors = scan(folder, family_of(policy.config).keys(policy.config))
     check_tensors(folder, policy, tensors, stored_shapes(policy))
     params: Params = {}
     shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
     for weight in weights:
-        read = partial(_read_part, weight, tensors, jnp.dtype(dtype))
+        dtype = jnp.dtype(dtype_of("/".join(weight.path)))
+        read = partial(_read_part, weight, tensors, dtype)
         shape = (len(weight.keys), *weight.shape) if weight.stacked else weight.shape
         if shardings is None:
             leaf = jax.device_put(read((slice(None),) * len(shape)))
@@ -97,7 +132,7 @@ def load_pretrained(
             leaf = jax.make_array_from_callback(shape, _get(shardings, weight.path), read)
         # The next weight is read when this one has left the host.
         _set(params, weight.path, jax.block_until_ready(leaf))
-    return policy, params
+    return params
 
 
 def save_pretrained(
@@ -139,7 +174,7 @@ def save_pretrained(
             write_json(beside / "config.json", config)
             write_json(beside / "generation_config.json", policy.config.to_hf_generation())
             if source is not None:
-                copy_companions(Path(source), beside)
+                copy_companions(base_folder(Path(source)), beside)
             save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
             # safetensors writes for the owner alone; a policy may be read by whom its config may.
             shutil.copymode(beside / "config.json", beside / WEIGHTS)

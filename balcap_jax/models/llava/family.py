@@ -17,6 +17,11 @@ def key_table(config: LlavaConfig) -> KeyTable:
             ("lm_head.", "language_model.lm_head."),
             ("vision_tower.", published),
         ),
+        modules=(
+            ("language_model.", "model.language_model."),
+            ("vision_tower.", "model.vision_tower."),
+            ("multi_modal_projector.", "model.multi_modal_projector."),
+        ),
         other_layouts=(
             ("model.language_model.", "language_model.model."),
             ("lm_head.", "language_model.lm_head."),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from balcap_jax.models.llava.config import LlavaConfig
 from balcap_jax.models.llava.layout import LlavaLayout
 from balcap_jax.models.llava.projector import Projector
 from balcap_jax.models.llava.towers import Tower, tower_of
-from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
 from balcap_jax.parallel.sharding import constrain_images
 
 
@@ -25,6 +26,13 @@ class Llava(VisionLanguagePolicy):
 
     layout_type = LlavaLayout
     vision_paths = ("vision_tower", "multi_modal_projector")
+    parts = MappingProxyType(
+        {
+            "projector": ("multi_modal_projector",),
+            "tower": ("vision_tower",),
+            "decoder": DECODER,
+        }
+    )
 
     config: LlavaConfig
 
