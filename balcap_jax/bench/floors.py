@@ -98,7 +98,7 @@ def update_work(side: Ours) -> Work:
     Bytes: parameters and moments read and written once, gradients in float32 written and read
     once; no activations. Flops: the model's, without what is made again in the backward pass.
     """
-    trainable, _ = split_trainable(side.state.params, frozen=side.policy.vision_paths)
+    trainable, _ = split_trainable(side.state.params, trained=side.policy.parts["decoder"])
     gradients = 4 * sum(x.size for x in jax.tree.leaves(trainable))
     moved = 2 * (size_of(trainable) + size_of(side.state.opt_state) + gradients)
     with without_remat(), jax.set_mesh(side.mesh):

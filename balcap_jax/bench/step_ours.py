@@ -43,7 +43,7 @@ class Ours:
             self.mesh,
             random_params(self.policy, self.mesh),
             self.optimizer,
-            frozen=self.policy.vision_paths,
+            trained=self.policy.parts["decoder"],
             keep=False,
         )
         self.objective = random_objective(preset)

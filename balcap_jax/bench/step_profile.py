@@ -37,7 +37,7 @@ def update_parts(side: Ours, seconds: float, *, rounds: int = 3) -> dict[str, fl
     """
     policy, batch = side.policy, side.batch
     banned = policy.config.banned_tokens
-    trainable, frozen = split_trainable(side.state.params, frozen=side.policy.vision_paths)
+    trainable, frozen = split_trainable(side.state.params, trained=side.policy.parts["decoder"])
 
     def objective(logprobs):
         return -jnp.mean(batch.advantages[..., None] * logprobs)

@@ -48,6 +48,6 @@ def export(config: ExportConfig) -> str:
 def _finished(run: Path) -> bool:
     """Whether the run wrote its policy at its end and has not been resumed and saved since."""
     written = (run / POLICY / "config.json").is_file()
-    if not written or not (run / SUMMARY).is_file():  # a supervised run writes no summary
+    if not written or not (run / SUMMARY).is_file():  # supervised runs wrote none once
         return written
     return latest_step_of(run) <= read_json(run / SUMMARY).get("steps", 0)

@@ -3,6 +3,7 @@
 The comment beside a field is its text in `--help`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +48,9 @@ class ModelConfig(Settings):
     # Attention kernel: "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs), "xla" (anywhere), or
     # "auto": what fits.
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    # Parts to train: "projector", "tower", "decoder", or paths of weights such as
+    # "language_model/layers/mlp/*"; none given: as train_vision says, which counts only then.
+    train: tuple[str, ...] = ()
     train_vision: bool = False  # Training of the vision tower, too; it is frozen otherwise.
     # Values of a layer that the backward pass keeps and does not compute again, from fast to small:
     # all ("none"), the outputs of matmuls ("dots"), of attention ("attention"), nothing ("full").
@@ -271,7 +275,17 @@ class OptimConfig(Settings):
     b1: float = 0.9  # Decay of the mean of gradients.
     b2: float = 0.95  # Decay of the mean of squared gradients.
     max_grad_norm: float = 1.0  # Norm that larger gradients are scaled down to.
+    # Peak learning rates of parts, as NAME=RATE with the names of model.train, such as
+    # "projector=1e-3"; the others have learning_rate. The first that names a weight counts.
+    rates: tuple[str, ...] = ()
     room = "optim."
+
+    @property
+    def by_part(self) -> tuple[tuple[str, float], ...]:
+        """The name and the peak learning rate of each entry of `rates`."""
+        return tuple(
+            (name, float(rate)) for name, _, rate in (r.partition("=") for r in self.rates)
+        )
 
     def check(self) -> None:
         self._positive("learning_rate", "max_grad_norm")
@@ -279,6 +293,26 @@ class OptimConfig(Settings):
         for name in ("b1", "b2"):
             ok = 0 <= getattr(self, name) < 1
             self._require(ok, name, "must be at least 0 and below 1")
+        for entry in self.rates:
+            name, _, rate = entry.partition("=")
+            self._require(
+                bool(name) and _is_rate(rate),
+                "rates",
+                f"holds {entry!r}, which is no NAME=RATE with a rate above 0",
+                "write such as --optim.rates projector=1e-3 tower=2e-6.",
+            )
+        names = [name for name, _ in self.by_part]
+        self._require(
+            len(set(names)) == len(names), "rates", "names a part twice", "name each part once."
+        )
+
+
+def _is_rate(text: str) -> bool:
+    """Whether `text` is a number above 0 and finite."""
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

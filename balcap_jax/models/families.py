@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.family import Family
+from balcap_jax.models.hf.adapter_config import base_folder, is_adapter
 from balcap_jax.models.hf.declarations import (
     check_adapter,
     check_original_llava,
@@ -34,7 +35,8 @@ def layout_of(config: PolicyConfig) -> Layout:
 
 
 def load_config(folder: str | Path) -> PolicyConfig:
-    """The configuration in a folder: config.json and, where there is one, generation_config.json.
+    """The configuration in a folder: config.json and, where there is one, generation_config.json;
+    of an adapter's folder, that of its base.
 
     Raises:
       UserError: no such folder, no readable config.json, not a supported model, or the folder says
@@ -45,6 +47,8 @@ def load_config(folder: str | Path) -> PolicyConfig:
         raise UserError(
             f"{folder} is not a folder; give a local folder with config.json and safetensors files."
         )
+    if is_adapter(folder):
+        folder = base_folder(folder)
     check_adapter(folder)
     if not (folder / "config.json").is_file():
         raise UserError(

@@ -10,7 +10,7 @@ v vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -37,6 +37,7 @@ from balcap_jax.models.decoder.decode_step import (
 )
 from balcap_jax.models.decoder.layer import DecoderLayer
 from balcap_jax.models.decoder.layers import Definition, Params, RMSNorm
+from balcap_jax.models.decoder.lora import LEAVES, Lora, merge_adapters
 from balcap_jax.models.decoder.remat import check_remat, rematerialise
 from balcap_jax.models.decoder.rotary import axis_angles, rotary_frequencies, text_angles
 from balcap_jax.models.hf.inputs import PaddedPrompts, padded_prompts
@@ -49,6 +50,8 @@ from balcap_jax.parallel.sharding import (
     constrain_stream,
     gather_for_decoding,
 )
+
+DECODER = ("language_model", "lm_head")  # paths in `params`
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class VisionLanguagePolicy(ABC):
       attention: the backend, by a name of `attention_backends`; or the backend itself, which is not
         checked against this machine: to compile for another one, or to test.
       remat: what each layer keeps for the backward pass, by a name of `remat.POLICIES`.
+      lora: how the adapters in `params` count, where there are any.
     """
 
     config: PolicyConfig
@@ -70,6 +74,7 @@ class VisionLanguagePolicy(ABC):
     dtype: DTypeLike = jnp.float32
     attention: str | Attention = "auto"
     remat: str = "none"
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         check_remat(self.remat)
@@ -87,6 +92,8 @@ class VisionLanguagePolicy(ABC):
     # Paths in `params` of all that makes image features: frozen, the features of a rollout serve
     # its update.
     vision_paths: ClassVar[tuple[str, ...]]
+    # Parts that settings name, "projector", "tower" and "decoder" -> paths in `params`.
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]
 
     @property
     @abstractmethod
@@ -120,7 +127,7 @@ class VisionLanguagePolicy(ABC):
     def definitions(self) -> dict[str, Definition]:
         """The modules by their path in `params`."""
         text = self.config.text
-        return {
+        definitions = {
             **self.vision_definitions,
             "language_model.layers": Definition(
                 lambda rngs: DecoderLayer(text, **self.module_options, rngs=rngs)
@@ -129,6 +136,9 @@ class VisionLanguagePolicy(ABC):
                 lambda _: RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
             ),
         }
+        for definition in definitions.values():
+            definition.lora = self.lora
+        return definitions
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -306,10 +316,12 @@ class VisionLanguagePolicy(ABC):
         return tuple(KV(empty(), empty()) for _ in range(text.num_hidden_layers))
 
     def decode_weights(self, params: Params) -> DecodeWeights:
-        """The decoder's weights as `decode_step` takes them, made once per rollout."""
+        """The decoder's weights as `decode_step` takes them, made once per rollout; adapters are
+        merged into them.
+        """
 
         def narrow(path, x):
-            return x if path[-1].key == "scale" else x.astype(self.dtype)
+            return x if path[-1].key in ("scale", *LEAVES) else x.astype(self.dtype)
 
         decoder = {name: params[name] for name in ("language_model", "lm_head") if name in params}
         decoder = jax.tree_util.tree_map_with_path(narrow, decoder)
@@ -319,7 +331,7 @@ class VisionLanguagePolicy(ABC):
 
         def layer(i: int) -> LayerWeights:
             one = gather_for_decoding({"layers": take_layer(layers, i)})
-            return layer_weights(one["layers"], text)
+            return layer_weights(merge_adapters(one["layers"], self.lora), text)
 
         return DecodeWeights(
             embedding=model["embed_tokens"]["embedding"],

@@ -52,15 +52,24 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"merger/mlp/2/weight", P("fsdp", "tensor")),
     (r"merger/(mlp/2/bias|ln_q/scale)", P()),
     (r"encoder/layers/self_attn/out_proj/weight", P(None, "fsdp", "tensor")),
-    (r"encoder/layers/mlp/fc1/weight", P(None, "tensor", "fsdp")),
-    (r"encoder/layers/mlp/fc1/bias", P(None, "tensor")),
-    (r"encoder/layers/mlp/fc2/weight", P(None, "fsdp", "tensor")),
+    # "layer" is what DINOv2 calls its stack.
+    (r"encoder/layer/attention/attention/(query|key|value)/weight", P(None, "tensor", "fsdp")),
+    (r"encoder/layer/attention/attention/(query|key|value)/bias", P(None, "tensor")),
+    (r"encoder/layer/attention/output/dense/weight", P(None, "fsdp", "tensor")),
+    (r"encoder/layers?/mlp/fc1/weight", P(None, "tensor", "fsdp")),
+    (r"encoder/layers?/mlp/fc1/bias", P(None, "tensor")),
+    (r"encoder/layers?/mlp/fc2/weight", P(None, "fsdp", "tensor")),
     (r"encoder/layers/(self_attn/out_proj|mlp/fc2)/bias", P()),
+    (r"encoder/layer/(attention/output/dense|mlp/fc2)/bias", P()),
     (r"encoder/layers/layer_norm[12]/(scale|bias)", P()),
-    (r"vision_tower/(pre_layrnorm|post_layernorm)/(scale|bias)", P()),
-    (r"vision_tower/embeddings/class_embedding", P()),
+    (r"encoder/layer/(norm[12]/(scale|bias)|layer_scale[12]/lambda1)", P()),
+    (r"vision_tower/(pre_layrnorm|post_layernorm|layernorm)/(scale|bias)", P()),
+    (r"vision_tower/embeddings/(class_embedding|cls_token|mask_token)", P()),
     (r"vision_tower/embeddings/position_embedding/embedding", P(None, "fsdp")),
+    (r"vision_tower/embeddings/position_embeddings", P(None, None, "fsdp")),
     (r"vision_tower/embeddings/patch_embedding/weight", P("fsdp", None)),
+    (r"vision_tower/embeddings/patch_embeddings/projection/weight", P("fsdp", None)),
+    (r"vision_tower/embeddings/patch_embeddings/projection/bias", P()),
     (r"multi_modal_projector/linear_1/weight", P("tensor", "fsdp")),
     (r"multi_modal_projector/linear_1/bias", P("tensor")),
     (r"multi_modal_projector/linear_2/weight", P("fsdp", "tensor")),
@@ -190,7 +199,17 @@ def path_name(path: tuple) -> str:
 
 
 def matching_rules(name: str) -> list[P]:
-    """The specs of all rules that match the path `name`; one, if the table is right."""
+    """The specs of all rules that match the path `name`; one, if the table is right.
+
+    An adapter is split as the weight it belongs to: lora_A [r, in] along `in`, lora_B [out, r]
+    along `out`, the rank never.
+    """
+    layer, _, leaf = name.rpartition("/")
+    if leaf in ("lora_A", "lora_B"):
+        return [
+            P(*spec[:-2], *((None, spec[-1]) if leaf == "lora_A" else (spec[-2], None)))
+            for spec in matching_rules(f"{layer}/weight")
+        ]
     return [spec for pattern, spec in RULES if re.search(rf"(^|/){pattern}$", name)]
 
 

@@ -17,6 +17,7 @@ from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import make_policy
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel.sharding import BATCH_AXES, batch_shards, make_mesh
 from balcap_jax.plan.workloads.flops import count, without_remat
 from balcap_jax.plan.workloads.presets import Preset
@@ -24,7 +25,7 @@ from balcap_jax.plan.workloads.workload import RandomProcessor
 from balcap_jax.rl.train_state import TrainState, state_shapes, state_shardings
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.sampling import caption_keys, sample
-from balcap_jax.training.programs import optimizer_of, update_of
+from balcap_jax.training.programs import optimizer_of, trained_of, update_of
 
 PROGRAMS = ("encode", "rollout", "update")
 
@@ -73,7 +74,7 @@ class Step:
             config.model.attention, dtype=config.model.dtype, head_dims=heads, device=devices[0]
         )
         self.policy = dataclasses.replace(self.policy, attention=attends)
-        self.optimizer = optimizer_of(config)
+        self.optimizer = optimizer_of(config, self.policy)
         _check_batch(config, self.mesh)
         preset = Preset(
             model,
@@ -101,11 +102,11 @@ class Step:
 
         prompts: Prompts = jax.tree.map(lambda x: array((B, *x.shape[1:]), x.dtype), self.prompt)
         params = jax.eval_shape(policy.init, jax.random.key(0))
-        frozen = () if config.model.train_vision else policy.vision_paths
+        trained = trained_of(config, policy)
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            state_shapes(params, self.optimizer, frozen=frozen),
-            state_shardings(self.mesh, params, self.optimizer, frozen=frozen),
+            state_shapes(params, self.optimizer, trained=trained),
+            state_shardings(self.mesh, params, self.optimizer, trained=trained),
         )
         features = jax.eval_shape(policy.encode_images, params, prompts.images)
         keys = jax.eval_shape(
@@ -152,7 +153,7 @@ class Step:
                     stop_tokens=policy.config.stop_tokens,
                     pad_token_id=policy.config.pad_token_id,
                 )
-            if self.config.model.train_vision:
+            if trains_vision(policy, state.params, trained_of(self.config, policy)):
                 batch = batch._replace(features=None)
             update = update_of(self.config, policy, self.optimizer, self.mesh).__wrapped__
             return update.trace(state, batch)

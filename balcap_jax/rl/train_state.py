@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from balcap_jax.errors import UserError
+from balcap_jax.models.selection import leaf_paths, overlaid, part_of, selects
 from balcap_jax.parallel.sharding import param_shardings, path_name, replicate
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -60,13 +61,17 @@ def make_schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+# Last names of a path; "lambda1" is the layer scale of DINOv2.
+NOT_DECAYED = ("scale", "bias", "lambda1")
+
+
 def decays(params: dict) -> dict:
-    """True where weight decay applies: everywhere but norms and biases.
+    """True where weight decay applies: everywhere but norms, biases and layer scales.
 
     By name, since stacked layers make a bias look like a matrix.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).rsplit("/", 1)[-1] not in ("scale", "bias"), params
+        lambda path, _: path_name(path).rsplit("/", 1)[-1] not in NOT_DECAYED, params
     )
 
 
@@ -81,8 +86,14 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     max_grad_norm: float = 1.0,
+    rates: Sequence[tuple[Sequence[str], float]] = (),
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv:1711.05101) after clipping by global norm, on a schedule."""
+    """AdamW (arXiv:1711.05101) after clipping by global norm, on a schedule.
+
+    Args:
+      rates: (patterns of paths, peak learning rate) for parts that have one of their own; the first
+        that matches counts. The schedule is the same for all.
+    """
     rate = make_schedule(
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,
@@ -92,28 +103,52 @@ def make_optimizer(
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
         optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays),
+        *_own_rates(rates, learning_rate),
     )
 
 
-def split_trainable(params: dict, *, frozen: Sequence[str]) -> tuple[dict, dict]:
-    """(trainable, frozen) parameters; `frozen` are names at the top of `params`."""
-    kept = {name: params[name] for name in frozen}
-    return {name: tree for name, tree in params.items() if name not in kept}, kept
+def _own_rates(
+    rates: Sequence[tuple[Sequence[str], float]], learning_rate: float
+) -> list[optax.GradientTransformation]:
+    """Steps at `learning_rate` brought to the rate of their part."""
+    if not rates:
+        return []
+
+    def scaled(path: tuple, step: Array) -> Array:
+        name = path_name(path)
+        own = next((rate for patterns, rate in rates if selects(patterns, name)), learning_rate)
+        return step * (own / learning_rate)
+
+    return [
+        optax.stateless(lambda steps, _: jax.tree_util.tree_map_with_path(scaled, steps)),
+    ]
+
+
+def split_trainable(params: dict, *, trained: Sequence[str]) -> tuple[dict, dict]:
+    """(trainable, frozen) parameters, whose `overlaid` are `params` again.
+
+    Args:
+      trained: patterns of paths; see `selects`.
+    """
+    return (
+        part_of(params, lambda path: selects(trained, path)),
+        part_of(params, lambda path: not selects(trained, path)),
+    )
 
 
 def _new_state(
-    params: dict, optimizer: optax.GradientTransformation, *, frozen: Sequence[str]
+    params: dict, optimizer: optax.GradientTransformation, *, trained: Sequence[str]
 ) -> TrainState:
-    trainable, _ = split_trainable(params, frozen=frozen)
+    trainable, _ = split_trainable(params, trained=trained)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(step=zero, params=params, opt_state=optimizer.init(trainable), skipped=zero)
 
 
 def state_shapes(
-    params: Any, optimizer: optax.GradientTransformation, *, frozen: Sequence[str]
+    params: Any, optimizer: optax.GradientTransformation, *, trained: Sequence[str]
 ) -> TrainState:
     """Shape and dtype of each array of the state; `params` may be `jax.eval_shape` results."""
-    return jax.eval_shape(lambda params: _new_state(params, optimizer, frozen=frozen), params)
+    return jax.eval_shape(lambda params: _new_state(params, optimizer, trained=trained), params)
 
 
 def state_shardings(
@@ -121,10 +156,10 @@ def state_shardings(
     params: Any,
     optimizer: optax.GradientTransformation,
     *,
-    frozen: Sequence[str],
+    trained: Sequence[str],
 ) -> TrainState:
     """The sharding of each array of the state; `params` may be `jax.eval_shape` results."""
-    return param_shardings(mesh, state_shapes(params, optimizer, frozen=frozen))
+    return param_shardings(mesh, state_shapes(params, optimizer, trained=trained))
 
 
 def init_state(
@@ -132,7 +167,7 @@ def init_state(
     params: dict,
     optimizer: optax.GradientTransformation,
     *,
-    frozen: Sequence[str],
+    trained: Sequence[str],
     keep: bool = True,
 ) -> TrainState:
     """A state at step 0 on the mesh. `params` may be host arrays.
@@ -141,7 +176,7 @@ def init_state(
       keep: the caller goes on using `params`, so that the state gets a copy. False: they are the
         state's from here on, and what already lies as it should stays where it is.
     """
-    shardings = state_shardings(mesh, params, optimizer, frozen=frozen)
+    shardings = state_shardings(mesh, params, optimizer, trained=trained)
 
     def own(x, sharding):
         if not keep:
@@ -152,7 +187,7 @@ def init_state(
         return jax.device_put(x, sharding, may_alias=False)
 
     params = jax.tree.map(own, params, shardings.params)
-    trainable, _ = split_trainable(params, frozen=frozen)
+    trainable, _ = split_trainable(params, trained=trained)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
     step, skipped = replicate(mesh, jnp.int32(0)), replicate(mesh, jnp.int32(0))
     return TrainState(step=step, params=params, opt_state=opt_state, skipped=skipped)
@@ -172,12 +207,13 @@ def apply_gradients(
     move the parameters all the same.
 
     Args:
-      gradients: of the trainable parameters; the names in it say which those are.
+      gradients: of the trainable parameters; the paths in it say which those are.
       has_signal: there was something to learn from, be its gradient 0 or not.
     """
     norm = optax.tree.norm(gradients)
     good = jnp.isfinite(norm) & has_signal
-    trainable = {name: state.params[name] for name in gradients}
+    learning = set(leaf_paths(gradients))
+    trainable = part_of(state.params, lambda path: path in learning)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     stepped = optax.apply_updates(trainable, updates)
 
@@ -186,7 +222,7 @@ def apply_gradients(
 
     return TrainState(
         step=state.step + 1,
-        params={**state.params, **keep(stepped, trainable)},
+        params=overlaid(state.params, keep(stepped, trainable)),
         opt_state=keep(opt_state, state.opt_state),
         skipped=state.skipped + jnp.where(good, 0, 1),
     ), norm

@@ -1,6 +1,6 @@
 """The update of the policy: clipped objective over micro-batches and one optimizer step, jitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, NamedTuple
@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from balcap_jax.errors import UserError
+from balcap_jax.models.decoder.lora import with_dropout_keys
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.selection import overlaid, trains_vision
 from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
 from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
@@ -120,8 +122,9 @@ def make_update(
     temperature: float = 1.0,
     banned_tokens: tuple[int, ...] = (),
     micro_batches: int = 1,
-    train_vision: bool = False,
+    trained: Sequence[str] | None = None,
     chunk: int = 32,
+    seed: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The step `update(state, batch) -> (state, metrics)`, compiled, its state donated.
 
@@ -133,8 +136,11 @@ def make_update(
     Args:
       temperature, banned_tokens: as in the sampler.
       micro_batches: parts of the B prompts that are run one after the other.
-      train_vision: the images are encoded here, with gradient, and `Batch.features` is not read.
+      trained: patterns of the paths that train (see `selects`); default: the decoder. Where they
+        take in what makes image features, the images are encoded here, with gradient, and
+        `Batch.features` is not read.
       chunk: see `token_logprobs`.
+      seed: of the adapters' dropout, together with the step and the number of the micro-batch.
 
     Returns:
       `update`. Its metrics are scalars on the device, means over the tokens with a signal: loss,
@@ -146,6 +152,7 @@ def make_update(
     Raises:
       UserError: on the first call, when the batch cannot be split as asked.
     """
+    patterns = policy.parts["decoder"] if trained is None else tuple(trained)
     scorer = Scorer(policy, temperature, banned_tokens, chunk)
     objective = partial(
         policy_loss,
@@ -157,15 +164,14 @@ def make_update(
 
     def update(state: TrainState, batch: Batch):
         check_split(batch.tokens.shape[0], micro_batches, mesh)
-        trainable, frozen = split_trainable(
-            state.params, frozen=() if train_vision else policy.vision_paths
-        )
-        if train_vision:
+        trainable, frozen = split_trainable(state.params, trained=patterns)
+        if trains_vision(policy, state.params, patterns):
             batch = batch._replace(features=None)
         gradients, totals = _summed_gradients(
             partial(_micro_loss, frozen=frozen, scorer=scorer, objective=objective),
             trainable,
             split_micro_batches(batch, micro_batches),
+            dropout_keys(policy, state.step, seed=seed, count=micro_batches),
             mesh,
         )
         share = mean_of(jnp.ones(()), totals.loss.count)  # 0 where no caption had a signal
@@ -175,16 +181,34 @@ def make_update(
         )
         metrics = {**_means(totals), "grad_norm": grad_norm, "skipped": state.skipped}
         # Out as it came in, or the next call would compile again.
-        return _like_parameters(mesh, state), metrics
+        return like_parameters(mesh, state), metrics
 
-    return _on_mesh(mesh, jax.jit(update, donate_argnums=0))
+    return on_mesh(mesh, jax.jit(update, donate_argnums=0))
+
+
+def dropout_keys(
+    policy: VisionLanguagePolicy, step: Int[Array, ""], *, seed: int, count: int
+) -> Key[Array, " micro"] | None:
+    """A key for each micro-batch of a step; None where nothing is dropped."""
+    if policy.lora is None or not policy.lora.dropout:
+        return None
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), count)
 
 
 def _micro_loss(
-    trainable: dict, batch: Batch, *, frozen: dict, scorer: Scorer, objective: Callable
+    trainable: dict,
+    batch: Batch,
+    key: Key[Array, ""] | None,
+    *,
+    frozen: dict,
+    scorer: Scorer,
+    objective: Callable,
 ) -> tuple[Float[Array, ""], _Totals]:
     """The loss of a micro-batch, summed and not divided, and what its metrics are made of."""
-    logprobs, entropy = scorer({**trainable, **frozen}, batch)
+    params = overlaid(frozen, trainable)
+    if key is not None:
+        params = with_dropout_keys(params, key)
+    logprobs, entropy = scorer(params, batch)
     loss = objective(
         logprobs,
         batch.old_logprobs,
@@ -207,22 +231,23 @@ def _micro_loss(
 
 
 def _summed_gradients(
-    loss_of: Callable[[dict, Batch], tuple[Array, _Totals]],
+    loss_of: Callable[[dict, Batch, Key[Array, ""] | None], tuple[Array, _Totals]],
     trainable: dict,
     micro_batches: Batch,
+    keys: Key[Array, " micro"] | None,
     mesh: Mesh,
 ) -> tuple[dict, _Totals]:
     """Gradients, float32, and totals, one micro-batch after the other: nothing is divided yet."""
 
-    def accumulate(gradients, micro: Batch):
-        new, totals = jax.grad(loss_of, has_aux=True)(trainable, micro)
+    def accumulate(gradients, micro: tuple[Batch, Key[Array, ""] | None]):
+        new, totals = jax.grad(loss_of, has_aux=True)(trainable, *micro)
         # float32 also where the parameters are not: bfloat16 would swallow the later addends
         gradients = jax.tree.map(lambda g, n: g + n.astype(g.dtype), gradients, new)
         return gradients, totals
 
     gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
-    gradients = _like_parameters(mesh, gradients)
-    gradients, totals = jax.lax.scan(accumulate, gradients, micro_batches)
+    gradients = like_parameters(mesh, gradients)
+    gradients, totals = jax.lax.scan(accumulate, gradients, (micro_batches, keys))
     summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
     return gradients, summed._replace(ratio_max=jnp.max(totals.ratio_max))
 
@@ -265,10 +290,12 @@ def make_reference_logprobs(
         parts = split_micro_batches(batch, micro_batches)
         return join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
 
-    return _on_mesh(mesh, jax.jit(reference))
+    return on_mesh(mesh, jax.jit(reference))
 
 
-def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, which is jitted, called on the mesh."""
+
     @wraps(function)  # `__wrapped__` is the jitted function: to trace or to compile, on the mesh
     def call(*args):
         with jax.set_mesh(mesh):
@@ -277,7 +304,8 @@ def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
     return call
 
 
-def _like_parameters(mesh: Mesh, tree: Any) -> Any:
+def like_parameters(mesh: Mesh, tree: Any) -> Any:
+    """Arrays by the paths of parameters, spread over the mesh as these are."""
     return jax.lax.with_sharding_constraint(tree, param_shardings(mesh, tree))
 
 

@@ -1,15 +1,23 @@
 """The compiled programs of a training run, made of its settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from jax.sharding import Mesh
 
-from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.errors import UserError
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.rl.train_state import make_optimizer, make_schedule
+from balcap_jax.models.selection import (
+    leaf_paths,
+    patterns_of,
+    selects,
+    trained_patterns,
+)
+from balcap_jax.rl.train_state import make_optimizer, make_schedule, split_trainable
 from balcap_jax.rl.update import make_reference_logprobs, make_update
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.device_clock import DeviceClock
@@ -43,7 +51,7 @@ def make_programs(
         "max_new_tokens": config.rollout.max_new_tokens,
         "clock": clock,
     }
-    optimizer = optimizer_of(config)
+    optimizer = optimizer_of(config, policy)
     return Programs(
         captioner=Captioner(
             policy,
@@ -68,9 +76,44 @@ def make_programs(
     )
 
 
-def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
+def trained_of(config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy) -> tuple[str, ...]:
+    """Patterns of the paths in `params` that a run with these settings trains.
+
+    Raises:
+      UserError: model.train names what the policy does not have.
+    """
+    model = config.model
+    return trained_patterns(policy, model.train, train_vision=model.train_vision)
+
+
+def rates_of(
+    config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy
+) -> list[tuple[Sequence[str], float]]:
+    """Patterns of parts with a learning rate of their own, each with its rate.
+
+    Raises:
+      UserError: optim.rates names what the policy does not have, or what does not train.
+    """
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    learning = leaf_paths(split_trainable(shapes, trained=trained_of(config, policy))[0])
+    rates: list[tuple[Sequence[str], float]] = []
+    for name, rate in config.optim.by_part:
+        patterns = patterns_of(policy, [name], setting="optim.rates")
+        if not any(selects(patterns, path) for path in learning):
+            raise UserError(
+                f"optim.rates holds a rate for {name!r}, which is not trained; leave it out or "
+                f"name it in model.train."
+            )
+        rates.append((patterns, rate))
+    return rates
+
+
+def optimizer_of(
+    config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy
+) -> optax.GradientTransformation:
     """The optimizer of a run with these settings."""
     return make_optimizer(
+        rates=rates_of(config, policy),
         **_schedule(config),
         weight_decay=config.optim.weight_decay,
         b1=config.optim.b1,
@@ -79,17 +122,18 @@ def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def learning_rate_of(config: TrainConfig, updates: int) -> float:
+def learning_rate_of(config: TrainConfig | SFTConfig, updates: int) -> float:
     """The learning rate of the update after so many."""
     schedule = make_schedule(**_schedule(config))
     return float(schedule(updates))
 
 
-def _schedule(config: TrainConfig) -> dict[str, Any]:
+def _schedule(config: TrainConfig | SFTConfig) -> dict[str, Any]:
     return {
         "learning_rate": config.optim.learning_rate,
         "warmup_steps": config.optim.warmup_steps,
-        "total_steps": config.steps * config.rl.updates_per_rollout,
+        "total_steps": config.steps
+        * (1 if isinstance(config, SFTConfig) else config.rl.updates_per_rollout),
         "schedule": config.optim.schedule,
     }
 
@@ -109,7 +153,7 @@ def update_of(
         clip_high=config.rl.clip_high,
         loss_normaliser=config.rl.loss_normaliser,
         kl_coef=config.rl.kl_coef,
-        train_vision=config.model.train_vision,
+        trained=trained_of(config, policy),
         **_forward(config, policy),
     )
 

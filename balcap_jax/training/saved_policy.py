@@ -8,12 +8,13 @@ import jax
 from balcap_jax.config import files as config_files
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.families import load_config, make_policy
-from balcap_jax.models.hf.folders import policy_folder
+from balcap_jax.models.hf.folders import SCRATCH, START, policy_folder
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.rl.train_state import make_optimizer, state_shapes
+from balcap_jax.rl.train_state import state_shapes
 from balcap_jax.runs.folder import RunLock, existing_run
 from balcap_jax.runs.progress import announce
 from balcap_jax.training.checkpoint import FOLDER, Checkpoints
+from balcap_jax.training.programs import optimizer_of, trained_of
 
 
 class SavedPolicy(NamedTuple):
@@ -40,13 +41,14 @@ def saved_policy(run: Path, which: str = "") -> SavedPolicy:
       UserError: `run` is no run, is being written, or has no such checkpoint.
     """
     run = existing_run(run, needs=FOLDER)
-    config = config_files.load_run(run)
-    source = policy_folder(config.model.path, revision=config.model.revision)
+    config = config_files.load_any_run(run)
+    if config.model.path == SCRATCH:
+        source = run / START
+    else:
+        source = policy_folder(config.model.path, revision=config.model.revision)
     policy = make_policy(load_config(source), dtype=config.model.dtype)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))  # float32, as they are trained
-    # The settings of an optimizer do not change what its state is made of.
-    frozen = () if config.model.train_vision else policy.vision_paths
-    state = state_shapes(shapes, make_optimizer(learning_rate=1.0), frozen=frozen)
+    state = state_shapes(shapes, optimizer_of(config, policy), trained=trained_of(config, policy))
     # To the host: a state that was spread over devices need not fit on one.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     state = jax.tree.map(

@@ -45,7 +45,7 @@ def save_checkpoint(run, step, *, seed):
         learning_rate=1e-3, warmup_steps=2, total_steps=9, schedule="cosine", weight_decay=0.1
     )
     state = init_state(
-        make_mesh(data=2, fsdp=2, tensor=2), params, optimizer, frozen=policy.vision_paths
+        make_mesh(data=2, fsdp=2, tensor=2), params, optimizer, trained=policy.parts["decoder"]
     )
     with Checkpoints(run) as checkpoints:
         checkpoints.save(step, state, {"step": step, "summary": {}, "seconds": 1.0})

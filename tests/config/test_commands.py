@@ -189,6 +189,8 @@ OTHER = {
     "judge.calls": "separate",
     "judge.structured": "none",
     "judge.cache": Path("other.sqlite"),
+    "model.train": ("projector",),
+    "optim.rates": ("projector=1e-3",),
     "rl.clip_low": 0.3,
     "dist.coordinator": "b:1",
     "dist.process": 1,

@@ -89,7 +89,8 @@ def test_an_adapter_beside_the_base_or_alone(folder, name):
     (folder / name).write_text("{}")
     assert f"holds an adapter ({name})" in refusal(folder)
     (folder / "config.json").unlink()
-    assert f"holds an adapter ({name})" in refusal(folder, load_config)
+    said = "has peft_type None" if name == "adapter_config.json" else f"holds an adapter ({name})"
+    assert said in refusal(folder, load_config)
 
 
 @pytest.mark.parametrize("kind", ["llava_llama", "llava_mistral", "llava"])

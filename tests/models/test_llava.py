@@ -16,6 +16,7 @@ from balcap_jax.models.families import FAMILIES, load_config, make_policy
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.models.llava.config import LlavaConfig
 from balcap_jax.models.llava.policy import Llava
+from balcap_jax.models.selection import EVERYTHING
 from balcap_jax.rl.train_state import split_trainable
 from balcap_jax.rollout.sampling import caption_keys, sample
 
@@ -275,10 +276,10 @@ def test_folder_is_read_as_the_family_it_says(folder):
 
 def test_tower_and_projector_are_frozen_together():
     params = {"vision_tower": 1, "multi_modal_projector": 2, "language_model": 3, "lm_head": 4}
-    trainable, frozen = split_trainable(params, frozen=Llava.vision_paths)
+    trainable, frozen = split_trainable(params, trained=Llava.parts["decoder"])
     assert trainable.keys() == {"language_model", "lm_head"}
     assert frozen.keys() == {"vision_tower", "multi_modal_projector"}
-    assert split_trainable(params, frozen=()) == (params, {})
+    assert split_trainable(params, trained=EVERYTHING) == (params, {})
 
 
 # ---- the shared prompt

@@ -10,7 +10,8 @@ import tiny
 from flax import nnx
 
 from balcap_jax.models.attention.plain import KV, attend, attend_prompt_and_past
-from balcap_jax.models.decoder.layers import Linear, _matmul
+from balcap_jax.models.decoder.layers import Linear
+from balcap_jax.models.decoder.matmul import matmul
 from balcap_jax.models.geometry import window_ids
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
@@ -377,7 +378,7 @@ def test_matmul_and_its_gradient():
     layer.weight[...] = weight
     layer.bias[...] = bias = np.arange(5, dtype=np.float32)
     close(layer(x[None]), (x @ weight.T + bias[None])[None])
-    out, pull = jax.vjp(_matmul, x, weight)
+    out, pull = jax.vjp(matmul, x, weight)
     close(out, x @ weight.T)
     for ours, theirs in zip(pull(g), (g @ weight, g.T @ x), strict=True):
         close(ours, theirs)

@@ -29,7 +29,9 @@ def test_a_step_lowers_for_cuda(name, monkeypatch):
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (preset.batch, preset.group)))
     with jax.set_mesh(MESH):
         update = make_update(policy, optimizer, MESH).__wrapped__
-        trained = update.trace(state_shapes(params, optimizer, frozen=policy.vision_paths), batch)
+        trained = update.trace(
+            state_shapes(params, optimizer, trained=policy.parts["decoder"]), batch
+        )
         rollout = sample.trace(
             policy,
             params,

@@ -15,6 +15,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.families import make_policy
 from balcap_jax.models.llava.policy import Llava
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
+from balcap_jax.models.selection import EVERYTHING
 from balcap_jax.parallel.sharding import (
     RULES,
     batch_shards,
@@ -45,6 +46,7 @@ FAMILIES = {
     "qwen2_5_vl untied": Qwen2_5_VL(tiny.config(tie_word_embeddings=False)),
     "llava tied": Llava(tiny_llava.config(tie_word_embeddings=True)),
     "llava biased": Llava(BIASED),
+    "llava dinov2": Llava(tiny_llava.config(vision=tiny_llava.DINOV2)),
 }
 
 
@@ -57,7 +59,7 @@ def test_every_parameter_matches_exactly_one_rule(name):
         rules = matching_rules(path_name(path))
         assert len(rules) == 1, path_name(path)
         assert len(rules[0]) <= leaf.ndim
-        if re.search("/(layers|blocks)/", path_name(path)) and len(rules[0]):
+        if re.search("/(layers?|blocks)/", path_name(path)) and len(rules[0]):
             assert rules[0][0] is None  # the stack of layers is never sharded
 
 
@@ -66,12 +68,12 @@ def test_every_parameter_matches_exactly_one_rule(name):
 def test_published_models_and_their_optimizer_match_exactly_one_rule(shape, train_vision):
     policy = make_policy(config_of(shape))
     params = jax.eval_shape(policy.init, jax.random.key(0))
-    frozen = () if train_vision else policy.vision_paths
+    trained = EVERYTHING if train_vision else policy.parts["decoder"]
     optimizer = make_optimizer(learning_rate=1e-6, warmup_steps=5)
-    state = state_shapes(params, optimizer, frozen=frozen)
+    state = state_shapes(params, optimizer, trained=trained)
     leaves = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
     arrays = [(path_name(path), leaf) for path, leaf in leaves if leaf.ndim]
-    moments = 2 * len(jax.tree.leaves(split_trainable(params, frozen=frozen)[0]))
+    moments = 2 * len(jax.tree.leaves(split_trainable(params, trained=trained)[0]))
     assert len(arrays) == len(jax.tree.leaves(params)) + moments
     mesh = make_mesh(data=1, fsdp=4, tensor=2)
     whole = 0
@@ -100,7 +102,7 @@ def test_every_rule_is_used():
 def test_optimizer_moments_follow_their_parameters():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     shardings = state_shardings(
-        mesh, abstract_params(), make_optimizer(learning_rate=1e-3), frozen=("visual",)
+        mesh, abstract_params(), make_optimizer(learning_rate=1e-3), trained=("language_model",)
     )
     up = shardings.params["language_model"]["layers"]["mlp"]["up_proj"]["weight"]
     assert up.spec == P(None, "tensor", "fsdp")

@@ -112,7 +112,7 @@ def update_flops(
     """Model flops of an update, the tower frozen; with `patches` the images are encoded in it."""
     policy, optimizer = make_policy(config, dtype="bfloat16"), make_optimizer(learning_rate=1e-6)
     params = jax.eval_shape(policy.init, jax.random.key(0))
-    state = state_shapes(params, optimizer, frozen=policy.vision_paths)
+    state = state_shapes(params, optimizer, trained=policy.parts["decoder"])
     with without_remat(), jax.set_mesh(MESH):
         update = make_update(policy, optimizer, MESH).__wrapped__
         batch = abstract_batch(config, prompts, prefix, group, length, patches)
@@ -155,7 +155,7 @@ def test_what_is_counted_does_not_depend_on_remat():
     policy = dataclasses.replace(make_policy(config), remat="full")
     optimizer = make_optimizer(learning_rate=1e-6)
     state = state_shapes(
-        jax.eval_shape(policy.init, jax.random.key(0)), optimizer, frozen=policy.vision_paths
+        jax.eval_shape(policy.init, jax.random.key(0)), optimizer, trained=policy.parts["decoder"]
     )
     batch = abstract_batch(config, 2, 8, 2, 4, 0)
 

@@ -11,7 +11,14 @@ import pytest
 import tiny
 
 from balcap_jax.errors import UserError
-from balcap_jax.parallel.sharding import make_mesh, param_shardings, replicated, shard_batch
+from balcap_jax.models.selection import EVERYTHING, leaf_paths
+from balcap_jax.parallel.sharding import (
+    make_mesh,
+    param_shardings,
+    path_name,
+    replicated,
+    shard_batch,
+)
 from balcap_jax.plan.costs import costs_of
 from balcap_jax.plan.hlo import Program
 from balcap_jax.rl.train_state import decays, init_state, make_optimizer, make_schedule
@@ -76,8 +83,8 @@ def updater(mesh=ONE, **options):
 
 
 def run(batch: Batch, mesh=ONE, *, params=PARAMS, **options):
-    frozen = () if options.get("train_vision") else POLICY.vision_paths
-    state = init_state(mesh, params, optimizer(), frozen=frozen)
+    trained = options.get("trained", POLICY.parts["decoder"])
+    state = init_state(mesh, params, optimizer(), trained=trained)
     return updater(mesh, **options)(state, shard_batch(mesh, batch))
 
 
@@ -216,7 +223,7 @@ def test_the_compiled_update_keeps_what_the_rules_split_and_no_logits_travel(bat
         config=tiny.config(text={"vocab_size": 88})
     )  # a number that nothing else has
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    state = init_state(mesh, params, optimizer(), frozen=POLICY.vision_paths)
+    state = init_state(mesh, params, optimizer(), trained=POLICY.parts["decoder"])
     update = make_update(policy, optimizer(), mesh, banned_tokens=BANNED, chunk=3).__wrapped__
     with jax.set_mesh(mesh):
         lowered = update.lower(state, shard_batch(mesh, batch))
@@ -252,7 +259,7 @@ def test_the_vision_tower_is_frozen_by_default(batch, reference):
 def test_the_vision_tower_trains_when_asked(batch, reference):
     # Stale features must not be read, or the tower would get no gradient.
     stale = batch._replace(features=jnp.full_like(batch.features, jnp.nan))
-    state, metrics = run(stale, train_vision=True)
+    state, metrics = run(stale, trained=EVERYTHING)
     moved = jax.tree.map(lambda new, old: bool((new != old).any()), state.params, PARAMS)
     assert all(jax.tree.leaves(moved["visual"]["blocks"]))
     np.testing.assert_allclose(metrics["loss"], reference[1]["loss"], rtol=1e-5)
@@ -260,7 +267,7 @@ def test_the_vision_tower_trains_when_asked(batch, reference):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_step_with_bad_gradients_is_skipped_and_counted(batch, bad):
-    state = init_state(ONE, PARAMS, optimizer(), frozen=POLICY.vision_paths)
+    state = init_state(ONE, PARAMS, optimizer(), trained=POLICY.parts["decoder"])
     state, _ = updater()(state, batch)
     before = jax.device_get(state)
     state, metrics = updater()(state, batch._replace(advantages=batch.advantages.at[2, 1].set(bad)))
@@ -296,7 +303,7 @@ def test_a_batch_without_any_signal_is_a_skipped_step(batch, sizes, micro_batche
     )
     decaying = make_optimizer(learning_rate=1e-2, weight_decay=0.1)
     update = make_update(POLICY, decaying, mesh, micro_batches=micro_batches)
-    state = init_state(mesh, PARAMS, decaying, frozen=POLICY.vision_paths)
+    state = init_state(mesh, PARAMS, decaying, trained=POLICY.parts["decoder"])
     state, _ = update(state, shard_batch(mesh, batch))  # moments that would go on
     before = jax.device_get(state)
     nothing = batch._replace(valid=jnp.zeros_like(batch.valid))
@@ -315,11 +322,46 @@ def test_a_batch_without_any_signal_is_a_skipped_step(batch, sizes, micro_batche
     assert max(jax.tree.leaves(moved["language_model"])) > 1e-3
 
 
+def test_only_what_is_named_moves(batch):
+    """The recipe of LLaVA's first stage: the projector alone, with a gradient through the rest."""
+    state, metrics = run(batch, trained=("visual/merger",))
+    moved = jax.tree.map(lambda new, old: bool((new != old).any()), state.params, PARAMS)
+    moved = {path_name(path) for path, yes in jax.tree_util.tree_leaves_with_path(moved) if yes}
+    assert moved == {f"visual/merger/{name}" for name in leaf_paths(PARAMS["visual"]["merger"])}
+    assert metrics["grad_norm"] > 0
+    held = {path_name(path) for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state)}
+    assert not any("language_model" in path or "blocks" in path for path in held)
+
+
+def test_a_part_learns_at_its_own_rate(batch):
+    """Ten times the rate is ten times the first step, for the named part alone."""
+    rates = [(("language_model/layers/mlp",), 1e-1), (("language_model/*",), 1e-2)]
+    own = optimizer(rates=tuple(rates))
+    start = init_state(ONE, PARAMS, own, trained=POLICY.parts["decoder"])
+    update = make_update(POLICY, own, ONE, banned_tokens=BANNED, chunk=3)
+    state, _ = update(start, shard_batch(ONE, batch))
+    plain, _ = run(batch)
+
+    def step(after, *path):
+        before = PARAMS
+        for name in path:
+            after, before = after[name], before[name]
+        return np.asarray(after) - np.asarray(before)
+
+    mlp = ("language_model", "layers", "mlp", "up_proj", "weight")
+    attention = ("language_model", "layers", "self_attn", "q_proj", "weight")
+    np.testing.assert_allclose(step(state.params, *mlp), 10 * step(plain.params, *mlp), atol=1e-5)
+    np.testing.assert_allclose(
+        step(state.params, *attention), step(plain.params, *attention), atol=1e-6
+    )
+    assert np.abs(step(plain.params, *mlp)).max() > 1e-3
+
+
 def test_pixels_change_the_loss(batch, reference):
     images = batch.prompts.images
     changed = images._replace(pixels=images.pixels + 1.0)
     _, metrics = run(
-        batch._replace(prompts=batch.prompts._replace(images=changed)), train_vision=True
+        batch._replace(prompts=batch.prompts._replace(images=changed)), trained=EVERYTHING
     )
     assert abs(metrics["loss"] - reference[1]["loss"]) > 1e-3
 
@@ -327,7 +369,7 @@ def test_pixels_change_the_loss(batch, reference):
 def test_a_rewarded_caption_becomes_likelier(batch):
     """Advantage 1 for one caption, 0 for the rest: it gains at each of 5 steps on its policy."""
     one = batch._replace(advantages=jnp.zeros((B, G)).at[3, 2].set(1.0))
-    state, scores = init_state(ONE, PARAMS, optimizer(), frozen=POLICY.vision_paths), []
+    state, scores = init_state(ONE, PARAMS, optimizer(), trained=POLICY.parts["decoder"]), []
     for _ in range(5):
         logprobs = exact_logprobs(state.params, batch.prompts, batch.features, batch.tokens)
         scores.append(float(jnp.sum(jnp.where(batch.mask, logprobs, 0.0)[3, 2])))
@@ -342,7 +384,11 @@ def test_a_fixed_rollout_stops_to_gain_at_the_bound(batch):
     logprobs = exact_logprobs(PARAMS, batch.prompts, batch.features, batch.tokens)
     only = jnp.zeros((B, G), bool).at[3, 2].set(True)
     fixed = batch._replace(advantages=jnp.ones((B, G)), valid=only, old_logprobs=logprobs)
-    state, losses, norms = init_state(ONE, PARAMS, optimizer(), frozen=POLICY.vision_paths), [], []
+    state, losses, norms = (
+        init_state(ONE, PARAMS, optimizer(), trained=POLICY.parts["decoder"]),
+        [],
+        [],
+    )
     for _ in range(15):
         state, metrics = updater()(state, fixed)
         losses.append(float(metrics["loss"]))
@@ -392,10 +438,10 @@ def test_kl_to_the_reference(batch):
 
 
 def test_a_step_moves_nothing_between_host_and_device(batch):
-    state = init_state(ONE, PARAMS, optimizer(), frozen=POLICY.vision_paths)
+    state = init_state(ONE, PARAMS, optimizer(), trained=POLICY.parts["decoder"])
     on_device = shard_batch(ONE, batch)
     updater()(
-        init_state(ONE, PARAMS, optimizer(), frozen=POLICY.vision_paths), on_device
+        init_state(ONE, PARAMS, optimizer(), trained=POLICY.parts["decoder"]), on_device
     )  # compiled
     with jax.transfer_guard("disallow"):
         state, metrics = updater()(state, on_device)
@@ -419,7 +465,7 @@ def test_init_state_leaves_the_parameters_to_the_caller(source):
         given = jax.device_put(given, jax.devices()[0])
     elif source == "mesh":
         given = jax.device_put(given, replicated(mesh))
-    state = init_state(mesh, given, optimizer(), frozen=POLICY.vision_paths)
+    state = init_state(mesh, given, optimizer(), trained=POLICY.parts["decoder"])
     double = jax.jit(lambda state: jax.tree.map(lambda x: 2 * x, state), donate_argnums=0)
     doubled = double(state)
     assert state.params["language_model"]["norm"]["scale"].is_deleted()
@@ -439,11 +485,11 @@ def test_a_state_that_takes_the_parameters_over_copies_none():
     given = {"language_model": {"norm": {"scale": jnp.ones(8)}}, "visual": {}}
     given = jax.device_put(given, replicated(mesh))
     assert place(
-        init_state(mesh, given, optimizer(), frozen=POLICY.vision_paths, keep=False).params
+        init_state(mesh, given, optimizer(), trained=POLICY.parts["decoder"], keep=False).params
     ) == place(given)
-    assert place(init_state(mesh, given, optimizer(), frozen=POLICY.vision_paths).params) != place(
-        given
-    )
+    assert place(
+        init_state(mesh, given, optimizer(), trained=POLICY.parts["decoder"]).params
+    ) != place(given)
 
 
 def test_weight_decay_spares_norms_and_biases():

@@ -7,6 +7,7 @@ import pytest
 import tiny_llava
 
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
+from balcap_jax.models.selection import EVERYTHING
 from balcap_jax.parallel.sharding import make_mesh, shard_batch
 from balcap_jax.rl.train_state import init_state, make_optimizer
 from balcap_jax.rl.update import Batch, make_update
@@ -45,9 +46,9 @@ def test_one_update_of_a_rollout(train_vision, tmp_path):
     )
     mesh = make_mesh(devices=jax.devices()[:2])
     optimizer = make_optimizer(learning_rate=1e-2)
-    frozen = () if train_vision else policy.vision_paths
-    state = init_state(mesh, params, optimizer, frozen=frozen)
-    update = make_update(policy, optimizer, mesh, banned_tokens=banned, train_vision=train_vision)
+    trained = EVERYTHING if train_vision else policy.parts["decoder"]
+    state = init_state(mesh, params, optimizer, trained=trained)
+    update = make_update(policy, optimizer, mesh, banned_tokens=banned, trained=trained)
     state, metrics = update(state, shard_batch(mesh, batch))
     # On the first update the trainer's logprobs are the sampler's, the ban included.
     assert metrics["logprob_gap"] < 1e-4

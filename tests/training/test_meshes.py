@@ -72,7 +72,7 @@ def step(family: str, mesh: Mesh) -> Step:
     """Captions are sampled on the mesh, and the policy learns from them there."""
     policy, params, optimizer = parts(family)
     _, stop_tokens, banned = FAMILIES[family]
-    state = init_state(mesh, params, optimizer, frozen=policy.vision_paths)
+    state = init_state(mesh, params, optimizer, trained=policy.parts["decoder"])
     prompts = shard_batch(mesh, jax.tree.map(np.asarray, prompts_of(family)))
     with jax.set_mesh(mesh):
         keys = jax.jit(caption_keys, static_argnames="group_size")(
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_one_mesh_restores_on_another(name, tmp_path):
 
     before, after = map(mesh_of, RESTORES[name])
     policy, params, optimizer = parts("qwen2_5_vl")
-    state = init_state(before, params, optimizer, frozen=policy.vision_paths)
+    state = init_state(before, params, optimizer, trained=policy.parts["decoder"])
     numbers = iter(range(10**6))  # moments that are not zero, no two the same
     noise = jax.tree.map(
         lambda x: np.random.default_rng(next(numbers)).normal(size=x.shape).astype(x.dtype),
@@ -163,7 +163,7 @@ def test_a_checkpoint_of_one_mesh_restores_on_another(name, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state, {"step": 3})
         restored, extra = checkpoints.restore(
-            init_state(after, other, optimizer, frozen=policy.vision_paths)
+            init_state(after, other, optimizer, trained=policy.parts["decoder"])
         )
     assert extra == {"step": 3}
     tiny.assert_equal_trees(jax.device_get(restored), jax.device_get(state))

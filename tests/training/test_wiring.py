@@ -19,6 +19,7 @@ import tiny
 import tiny_hf
 from small_run import small
 
+from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import (
     DataConfig,
@@ -30,6 +31,7 @@ from balcap_jax.config.sections import (
     RolloutConfig,
 )
 from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.rewards.verdicts import Assertion, Verdict
@@ -529,7 +531,7 @@ def test_each_step_of_the_parameters_is_that_of_adamw(run):
 def test_the_learning_rate_rises_and_falls_over_updates_not_steps(tmp_path):
     config = settings(tmp_path, tmp_path)
     optim = dataclasses.replace(config.optim, warmup_steps=2)
-    optimizer = programs.optimizer_of(dataclasses.replace(config, steps=3, optim=optim))
+    optimizer = programs.optimizer_of(dataclasses.replace(config, steps=3, optim=optim), POLICY)
     # With always the same gradient Adam's step is the rate itself; norms do not decay.
     params = {"norm": {"scale": jnp.zeros(())}}
     state, rates = optimizer.init(params), []
@@ -560,3 +562,12 @@ def test_held_out_captions_are_written_beside_their_own_image(run):
             ids.add(row["id"])
     assert len(ids) == HELDOUT
     assert not ids & {example.id for examples, _ in run.judged for example in examples}
+
+
+def test_a_rate_for_what_does_not_train_is_refused():
+    config = TrainConfig(optim=OptimConfig(rates=("projector=1e-3",)))
+    with pytest.raises(UserError, match="a rate for 'projector', which is not trained"):
+        programs.rates_of(config, POLICY)
+    config = dataclasses.replace(config, model=ModelConfig(train=("projector",)))
+    assert programs.rates_of(config, POLICY) == [(["visual/merger"], 1e-3)]
+    assert programs.trained_of(config, POLICY) == ("visual/merger",)

@@ -28,6 +28,7 @@ from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import layout_of, load_config
+from balcap_jax.models.hf.adapter_config import base_folder
 from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.layout import Layout
 from balcap_jax.models.padding import pad_rows
@@ -78,7 +79,7 @@ class Processor:
         Raises:
           UserError: one of them is missing, unreadable, or does not fit the others.
         """
-        folder = Path(folder)
+        folder = base_folder(Path(folder))
         config = load_config(folder)
         check_files(folder)
         with trials() as trial:
@@ -192,7 +193,7 @@ class Processor:
         with as_user_error(sentence):
             ids = self._ids(example)
         try:
-            return self.layout.expand(ids, self._cut(example.image))
+            return self.layout.expand(ids, self._cut(example.image, *example.more_images))
         except (ValueError, OSError) as error:
             raise UserError(sentence(str(error))) from error
 
@@ -215,10 +216,12 @@ class Processor:
         """This one with other bounds of images, see `data.min_pixels` and `data.max_pixels`."""
         return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
 
-    def _cut(self, image: Image.Image) -> list[CutImage]:
+    def _cut(self, *images: Image.Image) -> list[CutImage]:
         return self.layout.cut(
             self.image_processor(
-                images=[image.convert("RGB")], return_tensors="np", **self._size_options()
+                images=[image.convert("RGB") for image in images],
+                return_tensors="np",
+                **self._size_options(),
             )
         )
 

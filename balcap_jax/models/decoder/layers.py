@@ -10,9 +10,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from balcap_jax.models.decoder.lora import Lora, Params, adapter, take_adapters
+from balcap_jax.models.decoder.matmul import matmul
 from balcap_jax.models.inputs import AnyArray
-
-Params = dict[str, Any]
 
 # By their names in Hugging Face's config.json.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -34,6 +34,7 @@ class Definition:
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]) -> None:
         self._build = build
+        self.lora: Lora | None = None  # of the adapters that `params` may have
         self._graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
         self._structure = jax.tree.structure(nnx.to_pure_dict(state))
 
@@ -46,9 +47,17 @@ class Definition:
         return jax.vmap(self.init)(jax.random.split(key, count))
 
     def __call__(self, params: Params) -> Any:
+        weights, adapters = take_adapters(params)
         # nnx.merge pairs leaves by position: other names in the same number would go unnoticed.
-        assert jax.tree.structure(params) == self._structure, "params do not fit the module"
-        return nnx.merge(self._graph, params)
+        assert jax.tree.structure(weights) == self._structure, "params do not fit the module"
+        module = nnx.merge(self._graph, weights)
+        for path, leaves in adapters.items():
+            assert self.lora is not None, "params have adapters that the policy does not know"
+            linear = module
+            for name in path:
+                linear = linear[name] if isinstance(linear, nnx.Dict) else getattr(linear, name)
+            linear.adapter = adapter(leaves, self.lora, dtype=linear.dtype)
+        return module
 
 
 class RMSNorm(nnx.Module):
@@ -108,7 +117,8 @@ class GatedMLP(nnx.Module):
 class Linear(nnx.Module):
     """x @ weight.T + bias, computed in `dtype`; starts normal(std) with zero bias.
 
-    The weight is [out, size], as torch and so every file of Hugging Face has it.
+    The weight is [out, size], as torch and so every file of Hugging Face has it. What an `adapter`
+    makes of the rows of x is added.
     """
 
     def __init__(
@@ -117,34 +127,14 @@ class Linear(nnx.Module):
         self.dtype = dtype
         self.weight = nnx.Param(nnx.initializers.normal(std)(rngs.params(), (size, out)).T)
         self.bias = nnx.Param(jnp.zeros(out, jnp.float32)) if use_bias else None
+        self.adapter: Callable[[Array], Array] | None = None
 
     def __call__(self, x: Float[AnyArray, "*b d"]) -> Float[Array, "*b f"]:
         weight = self.weight[...].astype(self.dtype)
         rows = jnp.asarray(x).astype(self.dtype).reshape(-1, x.shape[-1])
-        out = _matmul(rows, weight)
+        out = matmul(rows, weight)
         if self.bias is not None:
             out = out + self.bias[...].astype(self.dtype)[None]
+        if self.adapter is not None:
+            out = out + self.adapter(rows)
         return out.reshape(*x.shape[:-1], weight.shape[0])
-
-
-@jax.custom_vjp
-def _matmul(x: Array, weight: Array) -> Array:
-    """x @ weight.T, whose backward pass contracts the rows of the output's gradient where they lie.
-
-    JAX's own rule leaves XLA the choice, and XLA on CPUs transposes that gradient within the loop
-    that makes it, strided over every input of that loop.
-    """
-    return x @ weight.T
-
-
-def _matmul_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ weight.T, (x, weight)
-
-
-def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, weight = saved
-    rows = (((0,), (0,)), ((), ()))
-    return gradient @ weight, jax.lax.dot_general(gradient, x, rows)
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -21,13 +21,13 @@ ORIGINAL_LLAVA_FILES = ("mm_projector.bin", "mm_projector.safetensors")
 
 
 def check_adapter(folder: Path) -> None:
-    """Raises a UserError where an adapter lies in the folder: transformers would put it on."""
+    """Raises a UserError where an adapter lies beside a policy: transformers would put it on."""
     found = next((name for name in ADAPTERS if (folder / name).is_file()), None)
     if found is not None:
         raise UserError(
-            f"{folder} holds an adapter ({found}), which is not applied here; merge it into its "
-            "base (merge_and_unload of peft) and give that folder, or move the adapter away to "
-            "take the base alone."
+            f"{folder} holds an adapter ({found}) but not an adapter alone, which is "
+            "adapter_config.json and adapter_model.safetensors without a config.json; give a "
+            "folder with one of the two, the policy or its adapter."
         )
 
 

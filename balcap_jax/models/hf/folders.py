@@ -14,6 +14,7 @@ from balcap_jax.models.policy import VisionLanguagePolicy
 
 BASE = "base"  # the policy that ships in the package
 SCRATCH = "scratch"  # a new one; for supervised training only
+START = "start"  # the files of a new policy but its weights, in the folder of the run
 POLICY = "policy"  # a run's trained policy, as a Hugging Face folder
 
 _ASSETS = Path(__file__).parents[2] / "assets"

@@ -34,7 +34,8 @@ def is_hub_name(path: str) -> bool:
 
 
 def snapshot(name: str, *, revision: str | None = None) -> Path:
-    """The folder in the cache with a whole policy: configuration, processor and safetensors.
+    """The folder in the cache with a whole policy: configuration, processor and safetensors; or
+    with an adapter, where the repository holds one alone.
 
     What is missing there is fetched; where the hub cannot be reached, what is there is used. The
     weights are those that transformers would take, model.safetensors, else those that the index
@@ -50,6 +51,9 @@ def snapshot(name: str, *, revision: str | None = None) -> Path:
     """
     with _one_sentence(name, revision):
         folder = _fetch(name, revision, _SMALL)
+        if (folder / ADAPTERS[0]).is_file() and not (folder / _CONFIG).is_file():
+            _fetch(name, folder.name, ADAPTERS[:2])
+            return folder
         # By its commit: all calls see the same state of a branch that moves in between.
         _fetch(name, folder.name, (WEIGHTS,))
         weights = _weights_of(folder)

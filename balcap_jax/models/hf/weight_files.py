@@ -65,7 +65,7 @@ def scan(folder: Path, table: KeyTable) -> dict[str, Stored]:
     """
     tensors: dict[str, Stored] = {}
     for path in weight_files(folder):
-        for tensor in _tensors(path):
+        for tensor in tensors_of(path):
             if BUFFERS.search(tensor.key):
                 continue
             if tensor.dtype not in DTYPES:
@@ -172,7 +172,12 @@ def check_finite(numbers: np.ndarray, stored: Stored) -> None:
             )
 
 
-def _tensors(path: Path) -> list[Stored]:
+def tensors_of(path: Path) -> list[Stored]:
+    """Where each tensor of a safetensors file lies.
+
+    Raises:
+      UserError: it is no whole safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

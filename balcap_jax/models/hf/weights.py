@@ -8,7 +8,7 @@ Both directions are strict: every weight is set exactly once and every key is us
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,7 +21,10 @@ from jax.sharding import Mesh
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.decoder.lora import A, B, adapted_modules, merge
 from balcap_jax.models.families import family_of, load_config, make_policy
+from balcap_jax.models.hf.adapter_config import base_folder, is_adapter
+from balcap_jax.models.hf.adapters import load_adapter
 from balcap_jax.models.hf.companions import COMPANIONS, copy_companions, with_dtype, write_json
 from balcap_jax.models.hf.keys import KeyTable
 from balcap_jax.models.hf.weight_files import DTYPES, INDEX, WEIGHTS, Stored, check_finite, scan
@@ -33,13 +36,17 @@ from balcap_jax.runs.folder import remove_half_written, written_beside
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
 
+_merge = jax.jit(merge, static_argnums=3, donate_argnums=0)
+
 
 __all__ = [
     "COMPANIONS",
     "INDEX",
     "WEIGHTS",
     "Stored",
+    "check_tensors",
     "load_pretrained",
+    "params_of",
     "save_pretrained",
     "stored_shapes",
 ]
@@ -70,6 +77,7 @@ def load_pretrained(
 
     Reads a single file or an index with shards, keys as published ("visual.", "model.layers.") or
     as transformers v5 names its modules ("model.visual.", "model.language_model.layers.").
+    Of a folder with a PEFT adapter alone, its base is loaded and the adapter merged into it.
 
     Args:
       dtype: of the weights and of the computation, "float32" or "bfloat16".
@@ -80,14 +88,43 @@ def load_pretrained(
       UserError: folder, config.json or weights are missing, damaged or of another model.
     """
     folder = Path(folder)
+    if is_adapter(folder):
+        return _load_merged(folder, dtype=dtype, mesh=mesh)
     policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
+    return policy, load_weights(folder, policy, lambda _: dtype, mesh=mesh)
+
+
+def _load_merged(
+    folder: Path, *, dtype: str, mesh: Mesh | None
+) -> tuple[VisionLanguagePolicy, Params]:
+    """The base that an adapter's folder names, with the adapter in its weights."""
+    policy, params = load_pretrained(base_folder(folder), dtype=dtype, mesh=mesh)
+    adapter = load_adapter(folder, policy, mesh=mesh)
+    for path, leaves in adapted_modules(adapter.params):
+        module = _get(params, tuple(path.split("/")))
+        # One stack after the other, so that no second policy lies beside the first.
+        module["weight"] = _merge(module["weight"], leaves[A], leaves[B], adapter.lora)
+    return policy, params
+
+
+def load_weights(
+    folder: Path,
+    policy: VisionLanguagePolicy,
+    dtype_of: Callable[[str], str],
+    *,
+    mesh: Mesh | None = None,
+) -> Params:
+    """The weights of `policy`, each in the dtype that `dtype_of` says of its path; see
+    `load_pretrained`.
+    """
     weights = _weights(policy)
     tensors = scan(folder, family_of(policy.config).keys(policy.config))
-    _check(folder, policy, tensors)
+    check_tensors(folder, policy, tensors, stored_shapes(policy))
     params: Params = {}
     shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
     for weight in weights:
-        read = partial(_read_part, weight, tensors, jnp.dtype(dtype))
+        dtype = jnp.dtype(dtype_of("/".join(weight.path)))
+        read = partial(_read_part, weight, tensors, dtype)
         shape = (len(weight.keys), *weight.shape) if weight.stacked else weight.shape
         if shardings is None:
             leaf = jax.device_put(read((slice(None),) * len(shape)))
@@ -95,7 +132,7 @@ def load_pretrained(
             leaf = jax.make_array_from_callback(shape, _get(shardings, weight.path), read)
         # The next weight is read when this one has left the host.
         _set(params, weight.path, jax.block_until_ready(leaf))
-    return policy, params
+    return params
 
 
 def save_pretrained(
@@ -137,7 +174,7 @@ def save_pretrained(
             write_json(beside / "config.json", config)
             write_json(beside / "generation_config.json", policy.config.to_hf_generation())
             if source is not None:
-                copy_companions(Path(source), beside)
+                copy_companions(base_folder(Path(source)), beside)
             save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
             # safetensors writes for the owner alone; a policy may be read by whom its config may.
             shutil.copymode(beside / "config.json", beside / WEIGHTS)
@@ -162,6 +199,15 @@ def save_pretrained(
 def stored_shapes(policy: VisionLanguagePolicy) -> dict[str, tuple[int, ...]]:
     """Published key -> shape in the files, for every weight of `policy`."""
     return {key: weight.stored_shape for weight in _weights(policy) for key in weight.keys}
+
+
+def params_of(policy: VisionLanguagePolicy, read: Callable[[str], np.ndarray]) -> Params:
+    """`params` on the host, numpy arrays: each from `read(published key)`, of the stored shape."""
+    params: Params = {}
+    for weight in _weights(policy):
+        layers = [read(key).reshape(weight.shape) for key in weight.keys]
+        _set(params, weight.path, np.stack(layers) if weight.stacked else layers[0])
+    return params
 
 
 @lru_cache(maxsize=8)  # tracing `init` takes longer than reading a small file
@@ -282,8 +328,21 @@ def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[sli
 # ---- files
 
 
-def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored]) -> None:
-    """Every weight is there once with its shape, and nothing else is."""
+def check_tensors(
+    folder: Path,
+    policy: VisionLanguagePolicy,
+    tensors: dict[str, Stored],
+    needed: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Every weight of `needed` is there once with its shape, and nothing else is; a tied head that
+    is stored twice is taken out of `tensors`.
+
+    Args:
+      needed: published key -> shape in the files.
+
+    Raises:
+      UserError: else.
+    """
     table = family_of(policy.config).keys(policy.config)
     head, embedding = map(table.publish, ("lm_head.weight", "language_model.embed_tokens.weight"))
     if policy.config.tie_word_embeddings and {head, embedding} <= tensors.keys():
@@ -296,7 +355,6 @@ def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored
                 f"{head}; set tie_word_embeddings to false to use it, or remove it."
             )
         del tensors[head]
-    needed = stored_shapes(policy)
     shapes = {key: stored.shape for key, stored in tensors.items()}
     problems = {
         "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],

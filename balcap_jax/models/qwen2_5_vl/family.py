@@ -11,6 +11,7 @@ def key_table(config: Qwen2_5_VLConfig) -> KeyTable:
     vision = config.vision
     return KeyTable(
         published=(("language_model.", "model."),),
+        modules=(("language_model.", "model.language_model."), ("visual.", "model.visual.")),
         other_layouts=(
             ("model.visual.", "visual."),
             ("model.language_model.", "model."),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 from balcap_jax.models.decoder.layers import Definition, Params
 from balcap_jax.models.decoder.remat import rematerialise
 from balcap_jax.models.inputs import ImagePatches
-from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from balcap_jax.models.qwen2_5_vl.layout import QwenLayout
 from balcap_jax.models.qwen2_5_vl.vision import PatchEmbed, PatchMerger, VisionBlock, patch_angles
@@ -24,6 +25,13 @@ class Qwen2_5_VL(VisionLanguagePolicy):  # noqa: N801 - the name in Hugging Face
 
     layout_type = QwenLayout
     vision_paths = ("visual",)
+    parts = MappingProxyType(
+        {
+            "projector": ("visual/merger",),
+            "tower": ("visual/patch_embed", "visual/blocks"),
+            "decoder": DECODER,
+        }
+    )
 
     config: Qwen2_5_VLConfig
 
