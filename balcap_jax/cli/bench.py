@@ -36,6 +36,9 @@ class LoadBenchFlags(Settings):
     rounds: int = 2  # Loads by each side.
     json: bool = False  # JSON instead of a table.
 
+    def check(self) -> None:
+        self._at_least(1, "rounds")
+
 
 @dataclass(frozen=True)
 class StepBenchFlags(Settings):
@@ -47,6 +50,9 @@ class StepBenchFlags(Settings):
     rounds: int = 5  # Rollouts and updates by each side, after a first one of each.
     profile: bool = False  # Times of the parts of our rollout and update, too.
     json: bool = False  # One line of JSON instead of tables.
+
+    def check(self) -> None:
+        self._at_least(1, "rounds")
 
 
 def bench(arguments: list[str]) -> None:

@@ -26,8 +26,10 @@ from balcap_jax.cli.plan import plan_command
 from balcap_jax.config import files as config_files
 from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import (
+    AssembleConfig,
     CaptionConfig,
     ExportConfig,
+    ModelCheckConfig,
     ReportConfig,
     ScenesConfig,
     ScoreConfig,
@@ -237,6 +239,29 @@ def _export(arguments: list[str]) -> None:
     print(f"{config.out} holds the policy of {config.run}: {export(config)}")
 
 
+def _check(arguments: list[str]) -> None:
+    config = parse(ModelCheckConfig, arguments, "check")
+
+    from balcap_jax.commands.check import block, check, table
+    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.progress import announce
+
+    use_persistent_cache()
+    report = check(config, tell=lambda line: announce(f"{line.name}: {line.status}"))
+    Console().print(table(report))
+    print(block(report))
+    if report.failed:
+        raise SystemExit(_EXIT_NOTHING)
+
+
+def _assemble(arguments: list[str]) -> None:
+    config = parse(AssembleConfig, arguments, "assemble")
+
+    from balcap_jax.commands.assemble import assemble, described
+
+    print(f"{config.out} holds {described(assemble(config))}")
+
+
 def _scenes(arguments: list[str]) -> None:
     config = parse(ScenesConfig, arguments, "scenes")
 
@@ -260,6 +285,8 @@ _COMMANDS = {
     "plan": _Command("memory and time of a training step on a TPU slice", plan_command),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
+    "check": _Command("a policy on this machine beside transformers", _check),
+    "assemble": _Command("a LLaVA from a vision tower and a language model", _assemble),
     "data": _Command("a check of data; reference units and new references by a model", data),
     "scenes": _Command("generated scenes as image files", _scenes),
 }

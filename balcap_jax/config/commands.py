@@ -30,6 +30,7 @@ from balcap_jax.config.sections import (
 from balcap_jax.errors import UserError
 
 LOGGERS = ("tensorboard", "wandb")
+NEW_PROJECTOR = "mlp2x"
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,71 @@ class ExportConfig(Settings):
 
 
 @dataclass(frozen=True)
+class ModelCheckConfig(Settings):
+    """Whether a policy computes on this machine what transformers computes with its weights.
+
+    Every line is pass, fail or skipped with the reason; the last block is for an issue.
+    """
+
+    # Policy: "base", a run, a Hugging Face folder or a name on the hub.
+    model: str
+    revision: str | None = None  # Branch, tag or commit of a hub name; default: its main branch.
+    image: Path | None = None  # Image of the prompt; default: one that is drawn.
+    prompt: str = PROMPT  # Words of the prompt.
+    tokens: int = 20  # Tokens that are written and compared one by one.
+    # Types to compute in; transformers computes in float32 always.
+    dtype: Literal["both", "float32", "bfloat16"] = "both"
+    # Judge to ask about two captions: --judge.model, --judge.base-url.
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+    def check(self) -> None:
+        self._at_least(2, "tokens")
+        self._at_most(256, "tokens")
+        self._require(
+            self.judge.kind == "llm", "judge", "must be of kind llm", "leave --judge.kind out."
+        )
+
+
+@dataclass(frozen=True)
+class AssembleConfig(Settings):
+    """A LLaVA folder from a vision tower, a language model and a projector."""
+
+    out: Path  # Folder to write, which must not exist yet or be empty.
+    # CLIP or DINOv2: a folder with safetensors, or a name on the hub.
+    tower: str = ""
+    # Language model of type llama, mistral or qwen2: a folder, or a name on the hub.
+    decoder: str = ""
+    # Projector: "mlp2x", a new one of two layers, or a LLaVA folder whose trained one is taken.
+    projector: str = NEW_PROJECTOR
+    # Layer of the tower whose output is read: -1 the last, -2 the one before it.
+    vision_feature_layer: int = -2
+    # Features: "default" leaves the tower's class token out, "full" keeps it.
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    # Pixels of an image's side; the tower's positions are resized to it. 0: as the tower has it.
+    image_size: int = 0
+    image_token: str = "<image>"  # Placeholder of images, added where the tokenizer has none.
+    # Type of the written weights; "": the decoder's.
+    dtype: Literal["", "float32", "bfloat16", "float16"] = ""
+    seed: int = 0  # Seed of a new projector.
+
+    def check(self) -> None:
+        for name in ("tower", "decoder"):
+            self._require(
+                bool(getattr(self, name)), name, "is missing", f"name a folder with --{name}."
+            )
+        self._require(bool(self.projector), "projector", "is empty", "leave it out for a new one.")
+        self._at_least(0, "image_size")
+        self._require(self.image_size <= 4096, "image_size", "must be at most 4096")
+        self._require(
+            self.image_token.isprintable() and self.image_token.strip() == self.image_token != "",
+            "image_token",
+            "must be a text without spaces around it",
+            "leave it out for '<image>'.",
+        )
+        self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")
+
+
+@dataclass(frozen=True)
 class ScenesConfig(Settings):
     """Generated scenes as image files with a scenes.jsonl for --data.path."""
 
@@ -241,6 +307,7 @@ class ScenesConfig(Settings):
 
     def check(self) -> None:
         self._at_least(1, "count")
+        self._at_most(10**7, "count")
         self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")
 
 

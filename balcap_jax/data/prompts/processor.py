@@ -23,6 +23,7 @@ from balcap_jax.data.prompts.folder_parts import (
     load_image_processor,
     load_tokenizer,
 )
+from balcap_jax.data.prompts.time_limit import within
 from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
@@ -32,6 +33,8 @@ from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.layout import Layout
 from balcap_jax.models.padding import pad_rows
 
+# Of a chat template for one row, which takes a thousandth of it; others may wait for the processor.
+TEMPLATE_SECONDS = 10.0
 # Words, numbers, marks, spaces and signs of several alphabets: what patterns tell apart.
 _TRIAL_TEXT = "Describe this image: 2 cats aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!   éß 猫 🐈\n" * 4
 
@@ -196,11 +199,14 @@ class Processor:
 
     def _ids(self, example: Example) -> list[int]:
         """Tokens of the prompt, one placeholder for each image."""
-        text = self.tokenizer.apply_chat_template(
-            conversation(example),
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
+        text = within(
+            TEMPLATE_SECONDS,
+            lambda: self.tokenizer.apply_chat_template(
+                conversation(example),
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            ),
         )
         # As processors of transformers do: what the template has written is not added again.
         begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
