@@ -23,7 +23,8 @@ from balcap_jax.config.sections import MEMORY, DistConfig
 from balcap_jax.data.loading import Loader
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
-from balcap_jax.models.hf.folders import commit_of, load_to_train, policy_folder
+from balcap_jax.models.decoder.lora import without_adapters
+from balcap_jax.models.hf.folders import commit_of, policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
@@ -42,6 +43,12 @@ from balcap_jax.runs.progress import announce, training_progress, waiting
 from balcap_jax.runs.step_average import StepAverage
 from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
 from balcap_jax.training import experience
+from balcap_jax.training.adapter_run import (
+    base_digest,
+    check_base,
+    restored_state,
+    state_to_save,
+)
 from balcap_jax.training.callbacks import Callbacks
 from balcap_jax.training.checkpoint import Checkpoints, Restored
 from balcap_jax.training.evaluate import evaluate, write_evaluation
@@ -50,9 +57,10 @@ from balcap_jax.training.fingerprint import INVALID, differences, fingerprint
 from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
-from balcap_jax.training.programs import learning_rate_of, make_programs, trained_of
+from balcap_jax.training.programs import learning_rate_of, make_programs
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
 from balcap_jax.training.seams import Seams, open_data, open_judge
+from balcap_jax.training.trained import load_policy, trained_of
 
 SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
 
@@ -133,17 +141,12 @@ class TrainingLoop:
             min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
         )
         with waiting("reading the weights", shown=processes.is_process_zero()):
-            self.policy, params = load_to_train(
-                self.folder,
-                mesh=self.mesh,
-                dtype=model.dtype,
-                attention=model.attention,
-                remat=model.remat,
-            )
+            self.policy, params = load_policy(config, self.folder, self.mesh)
         self.programs = make_programs(
             config, self.policy, self.processor, self.mesh, clock=self.clock
         )
         self.trained = trained_of(config, self.policy)
+        self.base_digest = base_digest(self.policy, params)
         self.state = init_state(
             self.mesh,
             params,
@@ -152,7 +155,7 @@ class TrainingLoop:
             keep=False,
         )
         self.reference_params = None
-        if config.rl.kl_coef:  # never trained, so in the dtype of its matmuls
+        if config.rl.kl_coef and not model.lora.on:  # never trained, so in the dtype of its matmuls
             _, self.reference_params = load_pretrained(
                 self.folder, dtype=model.dtype, mesh=self.mesh
             )
@@ -224,7 +227,7 @@ class TrainingLoop:
         else:
             overlap = self.config.rollout.overlap_steps > 0
             found = self.checkpoints.restore_intact(
-                self.state,
+                state_to_save(self.policy, self.state),
                 step=self.checkpoints.find(which),
                 pending_like=self.queue.shapes() if overlap else None,
             )
@@ -239,7 +242,8 @@ class TrainingLoop:
 
     def _take_up(self, found: Restored) -> None:
         """The run is where it was when `found` was saved."""
-        self.state, extra = found.state, found.extra
+        extra = found.extra
+        self.state = restored_state(self.policy, found.state, self.state)
         self.step, self.seconds = extra["step"], extra["seconds"]
         self.summary = extra["summary"]
         self.judge.restore(extra["spent"])
@@ -275,6 +279,7 @@ class TrainingLoop:
                 f"{self.run} is at step {step}, which is past the last one by steps={last}; give "
                 f"--steps {step} or more{back}."
             )
+        check_base(extra, self.base_digest, run=self.run, path=self.config.model.path)
         check_same_judge(extra["summary"]["judge"], self.summary["judge"], run=self.run)
         for broken in found.broken:
             self._say(f"the checkpoint of step {broken} is not intact")
@@ -534,9 +539,10 @@ class TrainingLoop:
             valid=shard_batch(self.mesh, whole.valid[local]),
             features=None if moves else generation.features,
         )
-        if self.reference_params is not None:
+        if self.config.rl.kl_coef:
             start = self.clock.start()
-            logprobs = self.programs.reference_logprobs(self.reference_params, batch)
+            reference = self.reference_params or without_adapters(self.state.params)
+            logprobs = self.programs.reference_logprobs(reference, batch)
             self.clock.ran(start, logprobs)
             batch = batch._replace(reference_logprobs=logprobs)
         return batch
@@ -583,10 +589,11 @@ class TrainingLoop:
             "logged": self.metrics.rows_to(self.step),
             "best": self.best,
             "owed": self.owed is not None,
+            "base": self.base_digest,
         }
         self.checkpoints.save(
             self.step,
-            self.state,
+            state_to_save(self.policy, self.state),
             extra,
             metric=score if scored == self.step else None,
             pending=self.queue.to_save(),

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from balcap_jax.data.photos import Photos
 from balcap_jax.models.hf.folders import POLICY
-from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.parallel import processes
 from balcap_jax.reporting.report import report, summary_table
 from balcap_jax.runs.folder import SUMMARY, write_json_atomic
 from balcap_jax.runs.stopwatch import peak_memory_mb
+from balcap_jax.training.adapter_run import write_policy
 from balcap_jax.training.loop import TrainingLoop
 
 
@@ -30,9 +30,7 @@ def write_outcome(loop: TrainingLoop) -> None:
 
 def _write(loop: TrainingLoop, params: dict) -> None:
     run, reward = loop.run, loop.config.reward
-    save_pretrained(
-        run / POLICY, loop.policy, params, dtype=loop.config.model.dtype, source=loop.folder
-    )
+    write_policy(run, POLICY, loop.policy, params, model=loop.config.model, source=loop.folder)
     loop.summary |= _facts(loop)
     write_json_atomic(run / SUMMARY, loop.summary)
     loop.compilations.close()

@@ -23,8 +23,8 @@ from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.data.sources import open_sources
-from balcap_jax.models.hf.folders import POLICY, SCRATCH, load_to_train, policy_folder
-from balcap_jax.models.hf.weights import save_pretrained
+from balcap_jax.models.decoder.lora import with_dropout_keys
+from balcap_jax.models.hf.folders import POLICY, SCRATCH, policy_folder
 from balcap_jax.models.inputs import ImagePatches, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
@@ -38,12 +38,14 @@ from balcap_jax.rl.train_state import (
     make_optimizer,
     split_trainable,
 )
+from balcap_jax.rl.update import dropout_key
 from balcap_jax.runs.folder import RunLock, new_run, write_json_atomic
 from balcap_jax.runs.logs import MetricsLog
 from balcap_jax.runs.progress import training_progress
 from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
 from balcap_jax.scenes.captions import NO_FAULTS, FaultRates, faulty_caption
-from balcap_jax.training.programs import rates_of, trained_of
+from balcap_jax.training.adapter_run import write_policy
+from balcap_jax.training.trained import load_policy, rates_of, trained_of
 from balcap_jax.training.vision_pretraining import pretrain_tower, token_labels
 
 T = TypeVar("T")
@@ -73,7 +75,10 @@ def sft(config: SFTConfig) -> Path:
         write_json_atomic(run / "config.json", to_dict(config))
 
         def save(params: dict) -> None:
-            save_pretrained(run / POLICY, policy, params, dtype=config.save_dtype, source=folder)
+            write_policy(
+                run, POLICY, policy, params,
+                model=config.model, source=folder, dtype=config.save_dtype,
+            )  # fmt: skip
 
         if config.vision_steps:
             params = pretrain_vision(config, policy, params, source, processor)
@@ -91,7 +96,7 @@ def sft(config: SFTConfig) -> Path:
         )
         trained = trained_of(config, policy)
         state = init_state(mesh, params, optimizer, trained=trained, keep=False)
-        step_function = make_sft_step(policy, optimizer, mesh, trained=trained)
+        step_function = make_sft_step(policy, optimizer, mesh, trained=trained, seed=config.seed)
 
         _loop(config, run, source, processor, state, step_function, save)
     return run
@@ -103,6 +108,7 @@ def make_sft_step(
     mesh: Mesh,
     *,
     trained: Sequence[str],
+    seed: int = 0,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step `(state, prompts, tokens [b g c], mask [b g c]) -> (state, metrics)`.
 
@@ -110,8 +116,10 @@ def make_sft_step(
     log-likelihood; the G captions of an image share its prompt.
     """
 
-    def loss_of(trainable: dict, frozen: dict, prompts: Prompts, tokens: Any, mask: Any):
+    def loss_of(trainable: dict, frozen: dict, prompts: Prompts, tokens: Any, mask: Any, key: Any):
         params = overlaid(frozen, trainable)
+        if key is not None:
+            params = with_dropout_keys(params, key)
         features = policy.encode_images(params, prompts.images)
         logprobs, entropy = completion_logprobs(
             policy, params, prompts, features, tokens, chunk=128
@@ -125,7 +133,7 @@ def make_sft_step(
     def step(state: TrainState, prompts: Prompts, tokens: Any, mask: Any):
         trainable, frozen = split_trainable(state.params, trained=trained)
         (loss, entropy), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            trainable, frozen, prompts, tokens, mask
+            trainable, frozen, prompts, tokens, mask, dropout_key(policy, state.step, seed=seed)
         )
         state, norm = apply_gradients(state, optimizer, gradients)
         return state, {"loss": loss, "entropy": entropy, "grad_norm": norm}
@@ -146,7 +154,7 @@ def _start(config: SFTConfig, new: Path, mesh: Mesh) -> tuple[Path, VisionLangua
     options = {"attention": config.model.attention, "remat": config.model.remat}
     if config.model.path != SCRATCH:
         folder = policy_folder(config.model.path, revision=config.model.revision)
-        return folder, *load_to_train(folder, mesh=mesh, dtype=config.model.dtype, **options)
+        return folder, *load_policy(config, folder, mesh)
     # Imported here: only a new policy needs the tokenizer's trainer.
     from balcap_jax.models.new_policy import write_new_policy  # noqa: PLC0415
 
