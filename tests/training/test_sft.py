@@ -14,6 +14,7 @@ from balcap_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -184,8 +185,12 @@ class Halt(Callback):
             raise UserError("halted")
 
 
-def test_a_run_that_failed_goes_on_to_the_same_bits(tmp_path, one_device):
-    config = of_rows(tmp_path, model=ModelConfig(path=str(policy_folder("base"))))
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(), LoraConfig(rank=2, dropout=0.1)], ids=["whole", "adapters"]
+)
+def test_a_run_that_failed_goes_on_to_the_same_bits(lora, tmp_path, one_device):
+    model = ModelConfig(path=str(policy_folder("base")), lora=lora)
+    config = of_rows(tmp_path, model=model)
     straight = Trainer(config, train_dataset=rows()).train()
     halted = Trainer(
         dataclasses.replace(config, name="halted"), train_dataset=rows(), callbacks=[Halt(3)]
