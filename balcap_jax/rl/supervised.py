@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from balcap_jax.models.decoder.lora import with_dropout_key
+from balcap_jax.models.decoder.lora import with_dropout_keys
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
@@ -146,7 +146,7 @@ def _micro_loss(
     """The loss of a micro-batch, summed and not divided."""
     params = overlaid(frozen, trainable)
     if key is not None:
-        params = with_dropout_key(params, key)
+        params = with_dropout_keys(params, key)
     features = policy.encode_images(params, lesson.prompts.images)
     logprobs, entropy = completion_logprobs(
         policy, params, lesson.prompts, features, lesson.tokens, chunk=chunk
