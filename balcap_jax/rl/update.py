@@ -167,11 +167,12 @@ def make_update(
         trainable, frozen = split_trainable(state.params, trained=patterns)
         if trains_vision(policy, state.params, patterns):
             batch = batch._replace(features=None)
+        key = dropout_key(policy, state.step, seed=seed)
         gradients, totals = _summed_gradients(
             partial(_micro_loss, frozen=frozen, scorer=scorer, objective=objective),
             trainable,
             split_micro_batches(batch, micro_batches),
-            dropout_keys(policy, state.step, seed=seed, count=micro_batches),
+            None if key is None else jax.random.split(key, micro_batches),
             mesh,
         )
         share = mean_of(jnp.ones(()), totals.loss.count)  # 0 where no caption had a signal
@@ -186,13 +187,13 @@ def make_update(
     return on_mesh(mesh, jax.jit(update, donate_argnums=0))
 
 
-def dropout_keys(
-    policy: VisionLanguagePolicy, step: Int[Array, ""], *, seed: int, count: int
-) -> Key[Array, " micro"] | None:
-    """A key for each micro-batch of a step; None where nothing is dropped."""
+def dropout_key(
+    policy: VisionLanguagePolicy, step: Int[Array, ""], *, seed: int
+) -> Key[Array, ""] | None:
+    """The key that adapters drop inputs by in a step; None where nothing is dropped."""
     if policy.lora is None or not policy.lora.dropout:
         return None
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), count)
+    return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def _micro_loss(
