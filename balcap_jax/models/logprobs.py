@@ -103,18 +103,7 @@ def frozen_head_logprobs(
     Args:
       hidden, weight: in the dtype of matmuls.
     """
-    logits = _head_logits(hidden, weight, temperature, banned_tokens)
-    return _logprob_forward(logits, targets)[0]
-
-
-def _head_logits(
-    hidden: Array, weight: Array, temperature: float, banned_tokens: tuple[int, ...]
-) -> Array:
-    logits = jnp.matmul(
-        hidden.reshape(-1, hidden.shape[-1]), weight.T, preferred_element_type=jnp.float32
-    )
-    logits = logits.reshape(*hidden.shape[:-1], len(weight))
-    return policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens)
+    return _frozen_forward(hidden, weight, targets, temperature, banned_tokens)[0]
 
 
 def _frozen_forward(
@@ -124,12 +113,28 @@ def _frozen_forward(
     temperature: float,
     banned_tokens: tuple[int, ...],
 ) -> tuple[tuple[Array, Array], Array]:
-    logits = _head_logits(hidden, weight, temperature, banned_tokens)
-    results, (_, _, log_sum) = _logprob_forward(logits, targets)
-    softmax = jnp.exp(logits - log_sum[..., None]).reshape(-1, len(weight)).astype(weight.dtype)
-    mean = jnp.matmul(softmax, weight, preferred_element_type=jnp.float32)
-    row = weight[targets].astype(jnp.float32) - mean.reshape(hidden.shape)
-    return results, (row / (temperature or 1.0)).astype(hidden.dtype)
+    # A column per token, as in decoding: `weight @ x` reads the weight as it lies.
+    columns, flat = hidden.reshape(-1, hidden.shape[-1]).T, targets.reshape(-1)
+    logits = policy_logits(
+        jnp.matmul(weight, columns, preferred_element_type=jnp.float32),
+        temperature=temperature,
+        banned_tokens=banned_tokens,
+        axis=0,
+    )
+    log_sum = jax.nn.logsumexp(logits, axis=0)
+    softmax = jnp.exp(logits - log_sum[None])
+    weighted = jnp.where(logits == -jnp.inf, 0.0, softmax * logits)
+    entropy = log_sum - jnp.sum(weighted, axis=0)
+    logprobs = jnp.take_along_axis(logits, flat[None], axis=0)[0] - log_sum
+    mean = jax.lax.dot_general(
+        softmax.astype(weight.dtype),
+        weight,
+        (((0,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    row = (weight[flat].astype(jnp.float32) - mean) / (temperature or 1.0)
+    results = (logprobs.reshape(targets.shape), entropy.reshape(targets.shape))
+    return results, row.reshape(hidden.shape).astype(hidden.dtype)
 
 
 def _frozen_backward(
