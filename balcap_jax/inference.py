@@ -84,6 +84,12 @@ def generate(
             "least 0; set them so."
         )
     config = policy.config
+    if max_new_tokens >= (positions := config.text.max_position_embeddings):
+        raise UserError(
+            f"max_new_tokens={max_new_tokens} must be below the policy's "
+            f"max_position_embeddings={positions}, of which the prompt needs a part; set it to "
+            "less."
+        )
     prompts = split_prompts(policy.layout, inputs)
     keys = caption_keys(jax.random.key(seed), np.arange(len(prompts.last_token)), group_size=1)
     rollout = sample(

@@ -36,7 +36,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # that work on words have no arrays, and checking each of their many small calls takes minutes.
 SHAPED = (
     "models", "rollout", "rl", "parallel.sharding", "reporting", "runs", "training.metrics",
-    "training.experience", "training.checkpoint", "data.prompts", "data.row_index",
+    "training.experience", "training.checkpoint", "training.checkpoint_reading",
+    "data.prompts", "data.row_index",
     "data.coco_files", "data.order", "rewards.captions", "rewards.capscore",
 )  # fmt: skip
 install_import_hook([f"balcap_jax.{name}" for name in SHAPED], "beartype.beartype")

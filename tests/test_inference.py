@@ -153,3 +153,13 @@ def test_import_loads_no_framework():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'chat'"):
         _ = balcap_jax.chat
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_is_shorter_than_the_policys_positions(family):
+    make, inputs = FAMILIES[family]
+    policy, params = make()
+    positions = policy.config.text.max_position_embeddings
+    for count in (positions, 10**20):
+        with pytest.raises(UserError, match=f"max_new_tokens={count} must be below .*={positions}"):
+            balcap_jax.generate(policy, params, inputs(), max_new_tokens=count)

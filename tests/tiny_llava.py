@@ -1,5 +1,6 @@
 """A tiny LLaVA with random weights, random prompts for it, Hugging Face's model and a folder."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import tiny_hf
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.inputs import ImagePatches, Prompts
-from balcap_jax.models.llava.config import ClipConfig, LlavaConfig
+from balcap_jax.models.llava.config import LlavaConfig
 from balcap_jax.models.llava.policy import Llava
+from balcap_jax.models.llava.tower_config import ClipConfig, Dinov2Config, TowerConfig
 
 PAD, BOS, STOP, IMAGE = 0, 1, 2, 3
 FIRST_TEXT = 4  # ids from here on are words
@@ -52,10 +54,22 @@ CONFIG = LlavaConfig(
     # Larger than usual: with 0.02 all tokens would be about equally likely and errors would hide.
     initializer_range=0.2,
 )
+DINOV2 = Dinov2Config(
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+    mlp_ratio=2,
+)
 
 
-def config(*, text: dict | None = None, vision: dict | None = None, **top) -> LlavaConfig:
-    """CONFIG with some fields replaced: `config(text={"num_hidden_layers": 3})`."""
+def config(
+    *, text: dict | None = None, vision: dict | TowerConfig | None = None, **top
+) -> LlavaConfig:
+    """CONFIG with some fields replaced, `config(text={"num_hidden_layers": 3})`, or the tower."""
+    if isinstance(vision, TowerConfig):
+        return dataclasses.replace(tiny.replaced(CONFIG, text, None, **top), vision=vision)
     return tiny.replaced(CONFIG, text, vision, **top)
 
 

@@ -36,6 +36,9 @@ class LoadBenchFlags(Settings):
     rounds: int = 2  # Loads by each side.
     json: bool = False  # JSON instead of a table.
 
+    def check(self) -> None:
+        self._at_least(1, "rounds")
+
 
 @dataclass(frozen=True)
 class StepBenchFlags(Settings):
@@ -50,6 +53,9 @@ class StepBenchFlags(Settings):
     # runs peft.
     lora: bool = False
     json: bool = False  # One line of JSON instead of tables.
+
+    def check(self) -> None:
+        self._at_least(1, "rounds")
 
 
 def bench(arguments: list[str]) -> None:

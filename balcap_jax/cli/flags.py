@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 from balcap_jax.config.base import Settings, merged, names_of
 from balcap_jax.config.conversion import Text
 from balcap_jax.config.names import advice
-from balcap_jax.errors import UserError
+from balcap_jax.errors import UserError, speaking_flags
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -43,7 +43,8 @@ def parse(
     )
     if unknown:
         raise _not_taken(unknown[0], flags, prog)
-    return merged(kind if default is None else default, vars(given))
+    with speaking_flags():
+        return merged(kind if default is None else default, vars(given))
 
 
 def flags_of(kind: type) -> list[str]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 from rich.console import Console
@@ -26,8 +26,10 @@ from balcap_jax.cli.plan import plan_command
 from balcap_jax.config import files as config_files
 from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import (
+    AssembleConfig,
     CaptionConfig,
     ExportConfig,
+    ModelCheckConfig,
     ReportConfig,
     ScenesConfig,
     ScoreConfig,
@@ -35,6 +37,7 @@ from balcap_jax.config.commands import (
     TrainConfig,
 )
 from balcap_jax.config.names import did_you_mean
+from balcap_jax.config.sections import RewardConfig
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.control import exit_alone
 
@@ -119,22 +122,44 @@ class TrainFlags(Settings):
 
 @dataclass(frozen=True)
 class SFTFlags(Settings):
-    """Supervised training of a captioning policy on reference captions."""
+    """Supervised training of a captioning policy on captions and conversations."""
 
     config: Path | None = None  # TOML file of settings, or a name in configs/; flags override it.
+    resume: Path | None = None  # Folder of a run to go on with, with its own settings.
+    # Checkpoint of that run to go on from: "best", or the number of a step; default: the newest.
+    checkpoint: str = ""
+    # Going on although data or settings differ from those that the run was saved with.
+    resume_anyway: bool = False
     settings: Annotated[SFTConfig, tyro.conf.arg(name="")] = SFTConfig()
 
 
 def _train(arguments: list[str]) -> None:
+    resume, given = _flags_of_run(TrainFlags, TrainConfig, "train", arguments)
+    from balcap_jax.training.trainer import train
+
+    train(given.settings, resume=resume, **_wishes(given))
+
+
+def _sft(arguments: list[str]) -> None:
+    resume, given = _flags_of_run(SFTFlags, SFTConfig, "sft", arguments)
+    from balcap_jax.training.sft import sft
+
+    sft(given.settings, resume=resume, **_wishes(given))
+
+
+def _flags_of_run(
+    kind: Any, settings_of: type[ConfigT], command: str, arguments: list[str]
+) -> tuple[Path | None, Any]:
+    """The run to go on with, if any, and the flags of a run, announced."""
     resume = _origin(arguments, "resume")
     if resume is None:
-        settings = _load_config(TrainConfig, arguments)
+        settings = _load_config(settings_of, arguments)
     else:
-        settings = config_files.load_run(resume)
+        settings = config_files.load_run(resume, settings_of)
         # The folder may have been moved since.
         folder = resume.resolve()
         settings = dataclasses.replace(settings, out=folder.parent, name=folder.name)
-    given = parse(TrainFlags, arguments, "train", default=TrainFlags(settings=settings))
+    given = parse(kind, arguments, command, default=kind(settings=settings))
     config_files.check_resume_flags(resume, checkpoint=given.checkpoint, anyway=given.resume_anyway)
     if resume is not None:
         _check_resume(resume, settings, given)
@@ -144,31 +169,24 @@ def _train(arguments: list[str]) -> None:
 
     announce_settings(given.settings)
     from balcap_jax.runs.compilation import use_persistent_cache
-    from balcap_jax.training.trainer import train
 
     use_persistent_cache()
+    return resume, given
+
+
+def _wishes(given: TrainFlags | SFTFlags) -> dict[str, Any]:
+    """How to resume, where it is said."""
     wishes = {"checkpoint": given.checkpoint, "resume_anyway": given.resume_anyway}
-    train(given.settings, resume=resume, **{name: wish for name, wish in wishes.items() if wish})
+    return {name: wish for name, wish in wishes.items() if wish}
 
 
-def _check_resume(resume: Path, old: TrainConfig, given: TrainFlags) -> None:
+def _check_resume(resume: Path, old: TrainConfig | SFTConfig, given: TrainFlags | SFTFlags) -> None:
     if given.config is not None:
         raise UserError(
             f"--config {given.config} cannot be combined with --resume {resume}, because a run is "
             "resumed with its own settings; drop one of the two."
         )
     config_files.check_resume(resume, old, given.settings, anyway=given.resume_anyway)
-
-
-def _sft(arguments: list[str]) -> None:
-    settings = _load_config(SFTConfig, arguments)
-    given = parse(SFTFlags, arguments, "sft", default=SFTFlags(settings=settings))
-
-    from balcap_jax.runs.compilation import use_persistent_cache
-    from balcap_jax.training.sft import sft
-
-    use_persistent_cache()
-    sft(given.settings)
 
 
 def _caption(arguments: list[str]) -> None:
@@ -207,7 +225,8 @@ def _report(arguments: list[str]) -> None:
 
     from balcap_jax.reporting.report import report
 
-    reward = config_files.load_run(config.run).reward
+    settings = config_files.load_any_run(config.run)
+    reward = settings.reward if isinstance(settings, TrainConfig) else RewardConfig()
     for path in report(config.run, band=(reward.tau_l, reward.tau_u)):
         print(path)
 
@@ -218,6 +237,29 @@ def _export(arguments: list[str]) -> None:
     from balcap_jax.commands.export import export
 
     print(f"{config.out} holds the policy of {config.run}: {export(config)}")
+
+
+def _check(arguments: list[str]) -> None:
+    config = parse(ModelCheckConfig, arguments, "check")
+
+    from balcap_jax.commands.check import block, check, table
+    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.progress import announce
+
+    use_persistent_cache()
+    report = check(config, tell=lambda line: announce(f"{line.name}: {line.status}"))
+    Console().print(table(report))
+    print(block(report))
+    if report.failed:
+        raise SystemExit(_EXIT_NOTHING)
+
+
+def _assemble(arguments: list[str]) -> None:
+    config = parse(AssembleConfig, arguments, "assemble")
+
+    from balcap_jax.commands.assemble import assemble, described
+
+    print(f"{config.out} holds {described(assemble(config))}")
 
 
 def _scenes(arguments: list[str]) -> None:
@@ -243,6 +285,8 @@ _COMMANDS = {
     "plan": _Command("memory and time of a training step on a TPU slice", plan_command),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
+    "check": _Command("a policy on this machine beside transformers", _check),
+    "assemble": _Command("a LLaVA from a vision tower and a language model", _assemble),
     "data": _Command("a check of data; reference units and new references by a model", data),
     "scenes": _Command("generated scenes as image files", _scenes),
 }

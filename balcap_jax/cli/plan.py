@@ -10,6 +10,7 @@ from balcap_jax.cli.flags import parse
 from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.files import load_toml
+from balcap_jax.config.sections import MOST_IMAGES, MOST_TOKENS
 from balcap_jax.errors import UserError
 
 
@@ -24,7 +25,8 @@ class PlanFlags(Settings):
     # Published shape in place of the folder in model.path: qwen2.5-vl-3b, qwen2.5-vl-7b,
     # llava-1.5-7b.
     model: str | None = None
-    image: str | None = None  # Pixels of an image, as 896x896; default: about 1000 image tokens.
+    # Pixels of an image, as 896x896; default: the largest that data.max_pixels allows.
+    image: str | None = None
     text_tokens: int = 24  # Tokens of a prompt, without those of its image.
     json: bool = False  # JSON instead of tables.
     sweep: bool = False  # Ranking of variants; the --try flags name them.
@@ -38,6 +40,16 @@ class PlanFlags(Settings):
     prompts_per_chip: float = 1.0  # Images per chip and step of --scaling.
     most_fsdp: int = 64  # Data shards of --scaling beyond which `data` grows.
     plot: Path | None = None  # PNG of --scaling to write.
+
+    def check(self) -> None:
+        self._at_least(1, "text_tokens", "most_fsdp")
+        self._at_most(MOST_TOKENS, "text_tokens")
+        self._positive("prompts_per_chip")
+        self._at_most(MOST_IMAGES, "prompts_per_chip")
+        for name in ("try_data", "try_tensor", "try_prompts", "try_micro_batches"):
+            sizes = getattr(self, name)
+            fits = all(1 <= size <= MOST_IMAGES for size in sizes)
+            self._require(fits, name, f"must be numbers from 1 to {MOST_IMAGES}")
 
 
 def plan_command(arguments: list[str]) -> None:
@@ -56,7 +68,7 @@ def plan_command(arguments: list[str]) -> None:
         raise UserError(f"--topology is missing; name a slice, such as {EXAMPLES}.")
     where = slice_of(topology)
     model = model_of(config.model.path, shape=flags.model)
-    sizes = {"image": image_of(model.config, flags.image), "text_tokens": flags.text_tokens}
+    sizes = {"image": image_of(model, config.data, flags.image), "text_tokens": flags.text_tokens}
     note = check_compiler()
     if note:
         sys.stderr.write(f"balcap: note: {note}\n")

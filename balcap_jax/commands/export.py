@@ -87,6 +87,6 @@ def _check_has_adapter(run: Path) -> None:
 def _finished(run: Path) -> bool:
     """Whether the run wrote its policy at its end and has not been resumed and saved since."""
     written = (run / POLICY / "config.json").is_file()
-    if not written or not (run / SUMMARY).is_file():  # a supervised run writes no summary
+    if not written or not (run / SUMMARY).is_file():  # supervised runs wrote none once
         return written
     return latest_step_of(run) <= read_json(run / SUMMARY).get("steps", 0)

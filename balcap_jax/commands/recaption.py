@@ -5,7 +5,7 @@ file is not asked for again.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -73,7 +73,7 @@ def recaption(config: RecaptionConfig) -> Path:
     source = _opened(config.data, max_bad_images=config.max_bad_images)
     places = {row.id: index for index, row in _rows(source)}
     with closing(LLMJudge(config.judge)) as judge, appended(config.out, what="OUT") as file:
-        done = {row["id"] for row in _whole_rows(config.out, file)}
+        done = _whole_rows(config.out, file)
 
         def add(example: Example, caption: str) -> None:
             row = _recaptioned(source.row(places[example.id]), caption, folder=config.out.parent)
@@ -174,16 +174,21 @@ def _complain(lost: int, count: int, *, what: str, reasons: str) -> None:
         )
 
 
-def _whole_rows(path: Path, file: BinaryIO) -> list[dict]:
-    """The rows of an earlier start; a torn last one is cut off."""
-    rows = read_jsonl(path)
-    known = {"id", "original"}
-    if not all(isinstance(row, dict) and known <= row.keys() for row in rows):
-        raise UserError(f"{path} is not a file of rewritten captions; give another OUT.")
+def _whole_rows(path: Path, file: BinaryIO) -> Set[str]:
+    """The ids of the rows of an earlier start; a torn last one is cut off."""
+    lines: dict[str, int] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "original" not in row:
+            raise UserError(f"{path} is not a file of rewritten captions; give another OUT.")
+        if (first := lines.setdefault(row["id"], number)) != number:
+            raise UserError(
+                f"{path} has the id {row['id']!r} twice, in the lines {first} and {number}; remove "
+                "one of them or give another OUT."
+            )
     file.seek(0)
     end = 0
     while (line := file.readline()).endswith(b"\n"):
         end += len(line)
     with disk_errors(path):
         file.truncate(end)
-    return rows
+    return lines.keys()

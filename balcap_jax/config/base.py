@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
 from balcap_jax.config.conversion import UnfitError, converted, shown
 from balcap_jax.config.names import advice
-from balcap_jax.errors import UserError, as_arguments
+from balcap_jax.errors import UserError, as_arguments, in_callers_words
 
 
 class Settings:
@@ -15,11 +15,19 @@ class Settings:
 
     Raises:
       UserError: when settings are made with a value that is not one of its type or not in range.
+        The sentence names settings, and flags where the command line makes them.
     """
 
     room = ""  # dotted prefix of the fields, for messages
 
     def __post_init__(self) -> None:
+        try:
+            self._convert()
+            self.check()
+        except UserError as error:
+            raise UserError(in_callers_words(str(error))) from None
+
+    def _convert(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             try:
                 value = converted(getattr(self, item.name), item.type)
@@ -27,7 +35,6 @@ class Settings:
                 example = "" if error.remedy else _example(item)
                 self._require(False, item.name, error.rule + example, error.remedy)  # noqa: FBT003
             object.__setattr__(self, item.name, value)  # the dataclasses are frozen
-        self.check()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -56,7 +63,7 @@ class Settings:
             ok = getattr(self, name) >= low
             self._require(ok, name, f"must be at least {low}", f"set {flag} {low} or more.")
 
-    def _at_most(self, high: int, *names: str) -> None:
+    def _at_most(self, high: int | float, *names: str) -> None:
         for name in names:
             flag = "--" + f"{self.room}{name}".replace("_", "-")
             ok = getattr(self, name) <= high

@@ -30,6 +30,7 @@ from balcap_jax.config.sections import (
 from balcap_jax.errors import UserError
 
 LOGGERS = ("tensorboard", "wandb")
+NEW_PROJECTOR = "mlp2x"
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,7 @@ class TrainConfig(Settings):
         _check_run(self)
         self._at_least(1, "prompts_per_step", "log_every", "sample_every")
         self._at_most(MOST_IMAGES, "prompts_per_step")
-        for logger in self.loggers:
-            if logger not in LOGGERS:
-                raise UserError(
-                    f"loggers holds the unknown logger {logger!r}, known are "
-                    f"{', '.join(LOGGERS)}{did_you_mean(logger, LOGGERS)}"
-                )
-        repeated = len(set(self.loggers)) < len(self.loggers)
-        self._require(not repeated, "loggers", "names a logger twice", "name each logger once.")
+        _check_loggers(self)
         self._require(
             self.prompts_per_step % self.rl.micro_batches == 0,
             "prompts_per_step",
@@ -90,13 +84,13 @@ class TrainConfig(Settings):
 
 @dataclass(frozen=True)
 class SFTConfig(Settings):
-    """Supervised training of a captioning policy on reference captions."""
+    """Supervised training of a captioning policy on captions and conversations."""
 
     name: str = "sft"  # Name of the run.
     # Folder of runs; the policy is written to OUT/NAME as a Hugging Face folder.
     out: Path = Path("runs")
     seed: int = 0  # Seed of weights, images and their order.
-    steps: int = 2000  # Training steps.
+    steps: int = 2000  # Training steps: one batch and one update each.
     # Steps before the others in which the vision tower of a policy from scratch learns to name what
     # each image token shows.
     vision_steps: int = 0
@@ -104,13 +98,20 @@ class SFTConfig(Settings):
     # First steps, on scenes of one cluster with faultless captions: what objects look like is
     # learned much faster where there is one of them.
     easy_steps: int = 0
-    batch_size: int = 32  # Images per step.
-    captions_per_image: int = 2  # Captions that are learned of each image of a step.
-    max_new_tokens: int = 112  # Tokens of a caption; a longer one is cut and does not end.
-    # Type of the written weights.
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
+    batch_size: int = 32  # Images or conversations per step.
+    # Parts that a batch is split into to save memory; the result is the same.
+    micro_batches: int = 1
+    # Most captions that are learned of an image at a time; where there are more, each in its turn.
+    captions_per_image: int = 2
+    # Most tokens to learn of a caption, or of a conversation from its first answer on; a longer one
+    # is cut and does not learn to end.
+    max_new_tokens: int = 112
+    # Type of the written weights; "auto": float16 of a new policy, else model.dtype.
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     log_every: int = 50  # Steps between rows of metrics.jsonl.
-    save_every: int = 200  # Steps between writes of the policy.
+    sample_every: int = 0  # Steps between captions of held-out images in samples.jsonl; 0: none.
+    # Places where rows of metrics go beside metrics.jsonl: "tensorboard", "wandb".
+    loggers: tuple[str, ...] = ("tensorboard",)
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(path="scratch", train_vision=True)
     )
@@ -119,9 +120,19 @@ class SFTConfig(Settings):
         default_factory=lambda: OptimConfig(learning_rate=1e-3, schedule="cosine")
     )
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    dist: DistConfig = field(default_factory=DistConfig)
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=200))
+    evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(temperature=0.0))
 
     def check(self) -> None:
         _check_run(self)
+        _check_loggers(self)
+        self._require(
+            self.batch_size % max(self.micro_batches, 1) == 0,
+            "batch_size",
+            f"must be a multiple of micro_batches={self.micro_batches}",
+            f"set --batch-size {_round_up(self.batch_size, max(self.micro_batches, 1))}.",
+        )
         if self.model.path == "scratch" and self.model.lora.on:
             raise UserError(
                 "model.path='scratch' has weights of noise, which adapters alone cannot teach; "
@@ -141,7 +152,8 @@ class SFTConfig(Settings):
             "leave it at 0.",
         )
         self._at_least(1, "vision_batch_size", "batch_size", "captions_per_image")
-        self._at_least(1, "max_new_tokens", "log_every", "save_every")
+        self._at_least(1, "max_new_tokens", "log_every", "micro_batches")
+        self._at_least(0, "sample_every")
         self._at_most(MOST_IMAGES, "vision_batch_size", "batch_size")
         self._at_most(MOST_CAPTIONS, "captions_per_image")
         self._at_most(MOST_TOKENS, "max_new_tokens")
@@ -243,6 +255,71 @@ class ExportConfig(Settings):
 
 
 @dataclass(frozen=True)
+class ModelCheckConfig(Settings):
+    """Whether a policy computes on this machine what transformers computes with its weights.
+
+    Every line is pass, fail or skipped with the reason; the last block is for an issue.
+    """
+
+    # Policy: "base", a run, a Hugging Face folder or a name on the hub.
+    model: str
+    revision: str | None = None  # Branch, tag or commit of a hub name; default: its main branch.
+    image: Path | None = None  # Image of the prompt; default: one that is drawn.
+    prompt: str = PROMPT  # Words of the prompt.
+    tokens: int = 20  # Tokens that are written and compared one by one.
+    # Types to compute in; transformers computes in float32 always.
+    dtype: Literal["both", "float32", "bfloat16"] = "both"
+    # Judge to ask about two captions: --judge.model, --judge.base-url.
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+    def check(self) -> None:
+        self._at_least(2, "tokens")
+        self._at_most(256, "tokens")
+        self._require(
+            self.judge.kind == "llm", "judge", "must be of kind llm", "leave --judge.kind out."
+        )
+
+
+@dataclass(frozen=True)
+class AssembleConfig(Settings):
+    """A LLaVA folder from a vision tower, a language model and a projector."""
+
+    out: Path  # Folder to write, which must not exist yet or be empty.
+    # CLIP or DINOv2: a folder with safetensors, or a name on the hub.
+    tower: str = ""
+    # Language model of type llama, mistral or qwen2: a folder, or a name on the hub.
+    decoder: str = ""
+    # Projector: "mlp2x", a new one of two layers, or a LLaVA folder whose trained one is taken.
+    projector: str = NEW_PROJECTOR
+    # Layer of the tower whose output is read: -1 the last, -2 the one before it.
+    vision_feature_layer: int = -2
+    # Features: "default" leaves the tower's class token out, "full" keeps it.
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    # Pixels of an image's side; the tower's positions are resized to it. 0: as the tower has it.
+    image_size: int = 0
+    image_token: str = "<image>"  # Placeholder of images, added where the tokenizer has none.
+    # Type of the written weights; "": the decoder's.
+    dtype: Literal["", "float32", "bfloat16", "float16"] = ""
+    seed: int = 0  # Seed of a new projector.
+
+    def check(self) -> None:
+        for name in ("tower", "decoder"):
+            self._require(
+                bool(getattr(self, name)), name, "is missing", f"name a folder with --{name}."
+            )
+        self._require(bool(self.projector), "projector", "is empty", "leave it out for a new one.")
+        self._at_least(0, "image_size")
+        self._require(self.image_size <= 4096, "image_size", "must be at most 4096")
+        self._require(
+            self.image_token.isprintable() and self.image_token.strip() == self.image_token != "",
+            "image_token",
+            "must be a text without spaces around it",
+            "leave it out for '<image>'.",
+        )
+        self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")
+
+
+@dataclass(frozen=True)
 class ScenesConfig(Settings):
     """Generated scenes as image files with a scenes.jsonl for --data.path."""
 
@@ -253,6 +330,7 @@ class ScenesConfig(Settings):
 
     def check(self) -> None:
         self._at_least(1, "count")
+        self._at_most(10**7, "count")
         self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")
 
 
@@ -273,6 +351,17 @@ def _check_run(config: Any) -> None:
         "must be the name of one folder",
         "put the path into --out.",
     )
+
+
+def _check_loggers(config: Any) -> None:
+    for logger in config.loggers:
+        if logger not in LOGGERS:
+            raise UserError(
+                f"loggers holds the unknown logger {logger!r}, known are "
+                f"{', '.join(LOGGERS)}{did_you_mean(logger, LOGGERS)}"
+            )
+    repeated = len(set(config.loggers)) < len(config.loggers)
+    config._require(not repeated, "loggers", "names a logger twice", "name each logger once.")
 
 
 def _round_up(value: int, multiple: int) -> int:

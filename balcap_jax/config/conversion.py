@@ -70,7 +70,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-_LARGEST = 2**31  # of whole numbers; devices count with 32 bits
+_LARGEST = 2**31 - 1  # of whole numbers; devices count with 32 bits
+_LARGEST_FLOAT = 3.4e38  # beyond it is infinity on devices
 
 
 def _bool(value: Any) -> bool:
@@ -103,6 +104,8 @@ def _float(value: Any) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise UnfitError("must be a finite number")
+    if abs(number) > _LARGEST_FLOAT:
+        raise UnfitError(f"must be a number from -{_LARGEST_FLOAT:g} to {_LARGEST_FLOAT:g}")
     return number
 
 

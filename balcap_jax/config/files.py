@@ -5,10 +5,10 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from balcap_jax.config.base import SettingsT, from_dict, to_dict
-from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.errors import UserError
 
 # What a resumed run may change: none of these alters the numbers of a training step beyond the
@@ -42,6 +42,7 @@ RESUMABLE = frozenset(
         "judge.prompt_price",
         "judge.completion_price",
         "rl.micro_batches",
+        "micro_batches",
         "mesh.data",
         "mesh.fsdp",
         "mesh.tensor",
@@ -115,7 +116,27 @@ def shipped_configs() -> dict[str, Path]:
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def load_run(run: Path) -> TrainConfig:
+RunConfig = TypeVar("RunConfig", TrainConfig, SFTConfig)
+_COMMANDS = {TrainConfig: "train", SFTConfig: "sft"}
+
+
+def load_run(run: Path, kind: type[RunConfig] = TrainConfig) -> RunConfig:
+    """The settings of a run of this kind, from its config.json.
+
+    Raises:
+      UserError: the folder holds no readable config.json, or it is a run of another kind.
+    """
+    config = load_any_run(run)
+    if not isinstance(config, kind):
+        command = _COMMANDS[type(config)]
+        raise UserError(
+            f"{run} is a run of `balcap {command}`, not of `balcap {_COMMANDS[kind]}`; go on with "
+            f"`balcap {command} --resume {run}`, or give its folder as --model.path."
+        )
+    return config
+
+
+def load_any_run(run: Path) -> TrainConfig | SFTConfig:
     """The settings of a run, from its config.json.
 
     Raises:
@@ -135,10 +156,11 @@ def load_run(run: Path) -> TrainConfig:
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; restore the file or start a new run.")
-    return from_dict(TrainConfig, values, source=str(path))
+    kind = SFTConfig if "batch_size" in values else TrainConfig
+    return from_dict(kind, values, source=str(path))
 
 
-def check_resume(run: Path, old: TrainConfig, new: TrainConfig, *, anyway: bool = False) -> None:
+def check_resume(run: Path, old: RunConfig, new: RunConfig, *, anyway: bool = False) -> None:
     """Refuses to go on with `run` in another folder or with settings that would make it another.
 
     Args:
@@ -171,7 +193,7 @@ def check_resume_flags(resume: Path | None, *, checkpoint: str, anyway: bool) ->
             raise UserError(f"{flag} is for a run to go on with; give its folder as --resume RUN.")
 
 
-def resume_conflicts(old: TrainConfig, new: TrainConfig) -> list[str]:
+def resume_conflicts(old: RunConfig, new: RunConfig) -> list[str]:
     """The changed fields that a run cannot be resumed with, each as "rl.eps (0.0001 -> 0.1)".
 
     Empty when `new` continues `old` as if it had never stopped.
@@ -186,7 +208,7 @@ def conflicts_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if before.get("optim.schedule") != "constant":
         fixed.add("steps")  # the learning rate of every step depends on where the schedule ends
     if before.get("model.lora.dropout"):
-        fixed.add("rl.micro_batches")  # each draws its own
+        fixed |= before.keys() & {"rl.micro_batches", "micro_batches"}  # each draws its own
     return [
         f"{name} ({before[name]} -> {after[name]})"
         for name in before

@@ -7,7 +7,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from balcap_jax.config.base import Settings
-from balcap_jax.config.sections import MEMORY, DataConfig
+from balcap_jax.config.sections import MEMORY, MOST_CALLS, MOST_SECONDS, MOST_TOKENS, DataConfig
 
 _READ_BY_KIND = dict.fromkeys(
     (
@@ -62,6 +62,9 @@ class JudgeConfig(Settings):
         self._at_least(0, "temperature", "requests_per_minute", "tokens_per_minute", "retries")
         self._at_least(0, "backoff", "prompt_price", "completion_price")
         self._positive("timeout", "deadline")
+        self._at_most(MOST_SECONDS, "timeout", "deadline", "backoff")
+        self._at_most(MOST_CALLS, "concurrency")
+        self._at_most(MOST_TOKENS, "max_tokens")
         # The longest side of a JPEG.
         self._require(self.image_side <= 65500, "image_side", "must be at most 65500")
         self._require(self.model.isprintable(), "model", "holds characters that no name has")
@@ -106,6 +109,9 @@ class UnitsConfig(Settings):
     max_bad_images: int = 10  # Most unreadable images; one more stops the command.
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
 
+    def check(self) -> None:
+        self._at_least(0, "max_bad_images")
+
 
 @dataclass(frozen=True)
 class RecaptionConfig(Settings):
@@ -115,6 +121,9 @@ class RecaptionConfig(Settings):
     out: Path  # The .jsonl file to write, with the new captions; give it as --data.path.
     max_bad_images: int = 10  # Most unreadable images; one more stops the command.
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+    def check(self) -> None:
+        self._at_least(0, "max_bad_images")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ BESIDE_REWARDS = ("b_capscore", "words", "rho", "captions", "no_signal")
 MOST_IMAGES = 2**16
 MOST_CAPTIONS = 2**12  # of an image
 MOST_TOKENS = 2**20  # of a caption; what a policy can is checked where it is loaded
+MOST_CALLS = 2**16  # at once
+MOST_SECONDS = 10**6  # of a wait; far longer ones are none that a clock can count
 MEMORY = "memory"  # the data's path in a run whose rows were given in Python
 
 
@@ -157,6 +159,7 @@ def check_pixels(settings: Any) -> None:
     settings._at_least(56 * 56, "max_pixels")  # what towers make a few tokens of
     settings._at_least(0, "min_pixels")
     settings._at_least(1, "max_file_pixels")
+    settings._at_most(2**24, "min_pixels")  # all images are enlarged to it
     settings._require(
         settings.min_pixels <= settings.max_pixels,
         "min_pixels",
@@ -405,12 +408,13 @@ class DistConfig(Settings):
         named = self.coordinator not in ("auto", "none")
         host, _, port = self.coordinator.rpartition(":")
         self._require(
-            not named or (host != "" and port.isdigit() and 0 < int(port) < 2**16),
+            not named or (host != "" and _is_port(port)),
             "coordinator",
             "must be HOST:PORT, 'auto' or 'none'",
             "give the address of process 0, such as --dist.coordinator 10.0.0.1:8476.",
         )
         self._at_least(1, "processes")
+        self._at_most(2**16, "processes")
         for name, default in (("processes", 1), ("process", 0)):
             self._require(
                 named or getattr(self, name) == default,
@@ -425,6 +429,12 @@ class DistConfig(Settings):
         )
         self._positive("start_timeout")
         self._at_least(1, "lost_after")
+        self._at_most(MOST_SECONDS, "start_timeout", "lost_after")
+
+
+def _is_port(text: str) -> bool:
+    is_number = text.isascii() and text.isdigit() and len(text) <= 5
+    return is_number and 0 < int(text) < 2**16
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
+from balcap_jax.data.conversations import check_shown, from_messages, row_of
 from balcap_jax.data.images import BadImageError, open_image
 from balcap_jax.data.json_text import read_json
 from balcap_jax.data.line_ids import LineIds
@@ -43,13 +44,16 @@ class CaptionRows(Sequence[Row]):
       images: the folder that relative paths of images start from.
     """
 
-    def __init__(self, path: Path, *, images: Path | None = None):
+    def __init__(self, path: Path, *, images: Path | None = None, conversations: bool = False):
         """Finds the lines, whose ids must differ.
+
+        Args:
+          conversations: rows may be `messages` with answers, see `MemoryRows`.
 
         Raises:
           UserError: the file cannot be read, is empty, or has an id twice.
         """
-        self.path = path
+        self.path, self._conversations = path, conversations
         self.images = path.parent if images is None else images
         # A file of another kind may be one line of gigabytes: told before it is searched.
         if head(path)[:1] == b"[":
@@ -84,7 +88,10 @@ class CaptionRows(Sequence[Row]):
         number = int(self._texts.index.numbers[index])
         where = f"{self.path}, line {number}"
         values = json_object(self._texts.raw(index), where=where)
-        return _row(values, where=where, images=self.images, id_=f"{self.path.stem}-{number:06d}")
+        id_ = f"{self.path.stem}-{number:06d}"
+        if self._conversations and not rows.missing(values.get("messages")):
+            return _conversation(values, where=where, images=self.images, id_=id_)
+        return _row(values, where=where, images=self.images, id_=id_)
 
 
 def json_object(line: bytes, *, where: str) -> dict[str, Any]:
@@ -108,6 +115,18 @@ def json_object(line: bytes, *, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BadRowError(where, "is not a JSON object; write {...} with its fields.")
     return values
+
+
+def _conversation(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
+    talk = from_messages(values["messages"], where=where)
+    given = values.get("images", values.get("image"))
+    given = given if isinstance(given, list) else [] if rows.missing(given) else [given]
+    check_shown(talk, len(given), where=where)
+    return row_of(
+        talk,
+        id_=rows.identity(values.get("id"), where=where) or id_,
+        images=[images / rows.text(image, name="images", where=where) for image in given],
+    )
 
 
 def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:

@@ -28,6 +28,13 @@ class Box(NamedTuple):
     bottom: float
 
 
+class Turn(NamedTuple):
+    """A later turn of a conversation: what the user says, and the answer."""
+
+    question: str
+    answer: str
+
+
 class Example(NamedTuple):
     """One image to caption.
 
@@ -44,6 +51,9 @@ class Example(NamedTuple):
       messages: the whole conversation up to the answer, in chat form, where the data have that in
         place of a text; `prompt` is then its last text.
       columns: what else the data say of the image, by name, for reward functions.
+      more_images: RGB images after the first, of a prompt that shows several; `messages` says where
+        each stands. For supervised training.
+      turns: what comes after the first answer, `reference`. For supervised training.
     """
 
     id: str
@@ -56,6 +66,8 @@ class Example(NamedTuple):
     units: tuple[str, ...] = ()
     messages: tuple[Mapping[str, Any], ...] = ()
     columns: Mapping[str, Any] = NO_COLUMNS
+    more_images: tuple[Image.Image, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @runtime_checkable

@@ -17,13 +17,21 @@ from typing import Any, NamedTuple
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
+from balcap_jax.data.conversations import (
+    MODEL,
+    SYSTEM,
+    TAG,
+    USER,
+    Conversation,
+    UnusableError,
+    from_llava,
+    row_of,
+)
 from balcap_jax.data.json_text import DuplicateKeyError, is_encodable, read_json
 from balcap_jax.data.row_index import RowTexts, head, index_lines, json_items, row_index
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
 
-TAG = "<image>"
-_HUMAN, _MODEL, _SYSTEM = ("human", "user"), ("gpt", "assistant"), ("system",)
 _TWICE = "with a field twice"
 _SHAPE = 'whose turns must be like {"from": "human", "value": "..."} and are not'
 _log = logging.getLogger(__name__)
@@ -39,18 +47,22 @@ class LlavaRows(Sequence[Row]):
       skipped: how many rows are of no use here, by reason.
     """
 
-    def __init__(self, path: Path, *, images: Path | None = None):
+    def __init__(self, path: Path, *, images: Path | None = None, conversations: bool = False):
         """
+        Args:
+          conversations: all turns are read, and rows may show several images; for supervised
+            training.
+
         Raises:
           UserError: the file cannot be read, is neither an array of rows nor one row per line, or
             none can be used.
         """
-        self.path = path
+        self.path, self._conversations = path, conversations
         self.images = path.parent if images is None else images
         self.skipped: Counter[str] = Counter()
         first: dict[str, int] = {}
         starts, stops, numbers = array("q"), array("q"), array("q")
-        for number, place in _places(path):
+        for number, place in _places(path, conversations=conversations):
             if place.reason is not None:
                 self.skipped[place.reason] += 1
                 first.setdefault(place.reason, number)
@@ -86,8 +98,10 @@ class LlavaRows(Sequence[Row]):
         number = int(self._texts.index.numbers[index])
         try:
             values = read_json(self._texts[index])
+            if self._conversations:
+                return self._whole(values, number)
             turns = _used(values)
-        except (ValueError, _UnusedError) as error:
+        except (ValueError, UnusableError) as error:
             raise UserError(
                 f"{self.path} has changed since the start of the run (row {number} is not where it "
                 "was); restore it and resume the run."
@@ -100,9 +114,13 @@ class LlavaRows(Sequence[Row]):
             reference=turns.answer.strip(),
         )
 
-
-class _UnusedError(Exception):
-    """Why a row has nothing to train on, in words that fit behind "rows"."""
+    def _whole(self, values: Any, number: int) -> Row:
+        id_, images, talk = _talk(values)
+        return row_of(
+            talk,
+            id_=f"{id_ or self.path.stem}#{number}",
+            images=[self.images / image for image in images],
+        )
 
 
 class _Place(NamedTuple):
@@ -122,13 +140,17 @@ class _Turns(NamedTuple):
     answer: str
 
 
-def _places(path: Path) -> Iterator[tuple[int, _Place]]:
+def _places(path: Path, *, conversations: bool) -> Iterator[tuple[int, _Place]]:
     """(number, place) of each row of an array, from 1, or of each line that holds one."""
     if not head(path).startswith(b"{"):
         for number, item in enumerate(json_items(path), start=1):
             if item.key is not None:
                 raise _no_rows(path)
-            reason = _why_unused(item.value) if item.twice is None else _TWICE
+            reason = (
+                _why_unused(item.value, conversations=conversations)
+                if item.twice is None
+                else _TWICE
+            )
             yield number, _Place(item.start, item.stop, reason)
         return
     texts = RowTexts(path, index_lines(path))
@@ -142,7 +164,7 @@ def _places(path: Path) -> Iterator[tuple[int, _Place]]:
         else:
             if index == 0 and isinstance(values, dict) and "conversations" not in values:
                 raise _no_rows(path)
-            reason = _why_unused(values)
+            reason = _why_unused(values, conversations=conversations)
         start, stop = int(texts.index.starts[index]), int(texts.index.stops[index])
         yield number, _Place(start, stop, reason)
 
@@ -155,10 +177,10 @@ def _no_rows(path: Path) -> UserError:
     )
 
 
-def _why_unused(values: Any) -> str | None:
+def _why_unused(values: Any, *, conversations: bool) -> str | None:
     try:
-        _used(values)
-    except _UnusedError as error:
+        _talk(values) if conversations else _used(values)
+    except UnusableError as error:
         return str(error)
     return None
 
@@ -167,37 +189,77 @@ def _used(values: Any) -> _Turns:
     """What is used of a row, checked in full.
 
     Raises:
-      _UnusedError: it has nothing to train on, or is not as rows are.
+      UnusableError: it has nothing to train on, or is not as rows are.
     """
     if not isinstance(values, dict) or not isinstance(values.get("conversations"), list):
-        raise _UnusedError('that are no object with "conversations"')
+        raise UnusableError('that are no object with "conversations"')
     id_ = values.get("id")
     try:
         id_ = rows.identity(id_, where="")
     except BadRowError:
-        raise _UnusedError("with an id that is neither a text nor a number") from None
+        raise UnusableError("with an id that is neither a text nor a number") from None
     image = values.get("image")
     if image is None or image in ([], ""):
-        raise _UnusedError("without an image")
+        raise UnusableError("without an image")
     if isinstance(image, list):
         if len(image) > 1:
-            raise _UnusedError("with a list of images")
+            raise UnusableError("with a list of images")
         image = image[0]
     question, answer = _turns(values["conversations"])
     if not _is_text(image):
-        raise _UnusedError("with an image that is no path")
+        raise UnusableError("with an image that is no path")
     if not is_encodable(question + answer):
-        raise _UnusedError("with half of a character, which UTF-8 does not have")
+        raise UnusableError("with half of a character, which UTF-8 does not have")
     if not answer.strip():
-        raise _UnusedError("without an answer")
+        raise UnusableError("without an answer")
     if TAG not in question:
-        raise _UnusedError(f"without {TAG} before or after the words of the first question")
+        raise UnusableError(f"without {TAG} before or after the words of the first question")
     if question.count(TAG) > 1:
-        raise _UnusedError("with several image tags")
+        raise UnusableError("with several image tags")
     for name, words in (("question", question.replace(TAG, "")), ("answer", answer)):
         if rows.special_token(words) is not None:
-            raise _UnusedError(f"with a special token in the {name}")
+            raise UnusableError(f"with a special token in the {name}")
     return _Turns(id_, image, question, answer)
+
+
+class _Talk(NamedTuple):
+    """A conversation with its id and the paths of its images."""
+
+    id: str | None
+    images: tuple[str, ...]
+    talk: Conversation
+
+
+def _talk(values: Any) -> _Talk:
+    """The whole conversation of a row.
+
+    Raises:
+      UnusableError: it has nothing to train on, or is not as rows are.
+    """
+    id_, images = _head(values)
+    talk = from_llava(values["conversations"])
+    if not talk.images:
+        raise UnusableError(f"without {TAG} before or after the words of the first question")
+    if talk.images != len(images):
+        raise UnusableError("with another number of image tags than images")
+    return _Talk(id_, images, talk)
+
+
+def _head(values: Any) -> tuple[str | None, tuple[str, ...]]:
+    """(id, paths of the images) of an object that has a conversation."""
+    if not isinstance(values, dict) or not isinstance(values.get("conversations"), list):
+        raise UnusableError('that are no object with "conversations"')
+    try:
+        id_ = rows.identity(values.get("id"), where="")
+    except BadRowError:
+        raise UnusableError("with an id that is neither a text nor a number") from None
+    image = values.get("image")
+    if image is None or image in ([], ""):
+        raise UnusableError("without an image")
+    images = tuple(image) if isinstance(image, list) else (image,)
+    if not all(map(_is_text, images)):
+        raise UnusableError("with an image that is no path")
+    return id_, images
 
 
 def _is_text(value: Any) -> bool:
@@ -213,25 +275,25 @@ def _turns(conversations: list[Any]) -> tuple[str, str]:
     one speaker in a row are one turn.
 
     Raises:
-      _UnusedError: a turn is not like {"from": "human", "value": "..."}.
+      UnusableError: a turn is not like {"from": "human", "value": "..."}.
     """
     asked: list[str] = []
     answered: list[str] = []
     for turn in conversations:
         if not isinstance(turn, dict):
-            raise _UnusedError(_SHAPE)
+            raise UnusableError(_SHAPE)
         speaker, words = turn.get("from"), turn.get("value")
         if not isinstance(speaker, str) or not isinstance(words, str | None):
-            raise _UnusedError(_SHAPE)
+            raise UnusableError(_SHAPE)
         if "value" not in turn:
-            raise _UnusedError(_SHAPE)
+            raise UnusableError(_SHAPE)
         speaker = speaker.lower()
-        if speaker not in (*_HUMAN, *_MODEL, *_SYSTEM):
-            raise _UnusedError("with a turn of another speaker than human, gpt and system")
-        if speaker in _HUMAN and answered:
+        if speaker not in (*USER, *MODEL, *SYSTEM):
+            raise UnusableError("with a turn of another speaker than human, gpt and system")
+        if speaker in USER and answered:
             break
-        if speaker in _HUMAN and words:
+        if speaker in USER and words:
             asked.append(words)
-        elif speaker in _MODEL and asked and words:
+        elif speaker in MODEL and asked and words:
             answered.append(words)
     return "\n".join(asked), "\n".join(answered)

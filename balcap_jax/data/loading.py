@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +13,8 @@ from balcap_jax.data.order import step_places
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.models.inputs import Prompts, Row
 
+T = TypeVar("T")  # the batch of a step
+
 
 class Loaded(NamedTuple):
     """The examples of a step and their prompts, as numpy arrays [B, ...]."""
@@ -21,7 +23,21 @@ class Loaded(NamedTuple):
     prompts: Prompts
 
 
-class Loader:
+class Draw(NamedTuple):
+    """What stands at one row of a step.
+
+    Attributes:
+      place: of the example in its source.
+      visit: how often the whole source has been seen before, from 0.
+      step: from 0.
+    """
+
+    place: int
+    visit: int
+    step: int
+
+
+class StepLoader(Generic[T]):
     """Examples and prompts by step; those of the steps behind it are prepared in the meantime.
 
     What `step(n)` returns is a function of n, the seed and the data: neither threads nor the order
@@ -54,9 +70,9 @@ class Loader:
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="example")
         # Waits for the workers and so is none of them.
         self._padder = ThreadPoolExecutor(1, thread_name_prefix="prompts")
-        self._made: dict[int, Future[Loaded]] = {}
+        self._made: dict[int, Future[T]] = {}
 
-    def step(self, number: int) -> Loaded:
+    def step(self, number: int) -> T:
         """What step `number` sees; waits for it and starts on the next ones.
 
         Raises:
@@ -77,7 +93,7 @@ class Loader:
         self._workers.shutdown(cancel_futures=True)
         self._padder.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> "Loader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -88,13 +104,31 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _start(self, step: int) -> Future[Loaded]:
-        places = step_places(len(self.source), step=step, count=self.count, seed=self.seed)
-        parts = [self._workers.submit(self._prepare, places[row]) for row in self.rows]
+    def _start(self, step: int) -> Future[T]:
+        size = len(self.source)
+        places = step_places(size, step=step, count=self.count, seed=self.seed)
+        parts = [
+            self._workers.submit(
+                self._prepare, Draw(places[row], (step * self.count + row) // size, step)
+            )
+            for row in self.rows
+        ]
         return self._padder.submit(self._join, parts)
 
-    def _prepare(self, place: int) -> tuple[Example, Row]:
-        example = self.source[place]
+    def _prepare(self, draw: Draw) -> Any:
+        """One row, by a thread of its own."""
+        raise NotImplementedError
+
+    def _join(self, parts: list[Future[Any]]) -> T:
+        """The batch of such rows."""
+        raise NotImplementedError
+
+
+class Loader(StepLoader[Loaded]):
+    """Examples with their prompts."""
+
+    def _prepare(self, draw: Draw) -> tuple[Example, Row]:
+        example = self.source[draw.place]
         return example, self.processor.row(example)
 
     def _join(self, parts: list[Future[tuple[Example, Row]]]) -> Loaded:

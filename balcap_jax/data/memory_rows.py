@@ -10,6 +10,7 @@ from PIL import Image
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
 from balcap_jax.data.caption_files import CAPTIONS, NOT_COLUMNS
+from balcap_jax.data.conversations import check_shown, from_messages, row_of
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.seen_ids import SeenIds
@@ -27,9 +28,11 @@ class MemoryRows(Sequence[Row]):
     `id`, `boxes`, `units`, `scene`; anything else is a column for reward functions.
     """
 
-    def __init__(self, data: Any, *, name: str):
+    def __init__(self, data: Any, *, name: str, conversations: bool = False):
         """
         Args:
+          conversations: rows may have `messages` with answers in place of prompt and captions, and
+            show several `images`; for supervised training.
           name: what messages call the data.
 
         Raises:
@@ -45,7 +48,7 @@ class MemoryRows(Sequence[Row]):
             )
         if not len(data):
             raise UserError(f"{name} is empty; give at least one row.")
-        self._data, self._name = data, name
+        self._data, self._name, self._conversations = data, name, conversations
         self._seen = SeenIds(name)
         for index, id_ in enumerate(_ids(data)):
             try:
@@ -70,9 +73,17 @@ class MemoryRows(Sequence[Row]):
                 where,
                 f"is a {type(values).__name__}, which must be a dict with an image; make it one.",
             )
+        if self._conversations and not rows.missing(values.get("messages")):
+            return self._conversation(values, index, where=where)
         given = values.get("prompt")
         prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
         captions = rows.captions(_lenient(values), names=CAPTIONS, where=where)
+        if self._conversations and not captions:
+            raise BadRowError(
+                where,
+                'has no caption and no "messages", so there is no answer to learn; add one or '
+                "remove the row.",
+            )
         id_ = _id(values.get("id"), index, where=where)
         self._seen.check(id_, index)
         return Row(
@@ -91,6 +102,14 @@ class MemoryRows(Sequence[Row]):
                 if name not in (*NOT_COLUMNS, "images") and isinstance(name, str)
             },
         )
+
+    def _conversation(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
+        talk = from_messages(values["messages"], where=where)
+        images = [image_of(image, where=where) for image in _images(values)]
+        check_shown(talk, len(images), where=where)
+        id_ = _id(values.get("id"), index, where=where)
+        self._seen.check(id_, index)
+        return row_of(talk, id_=id_, images=images)
 
 
 def _ids(data: Any) -> Sequence[Any]:
@@ -120,6 +139,11 @@ def _lenient(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _images(values: Mapping[str, Any]) -> list[Any]:
+    given = [values[name] for name in _IMAGES if not rows.missing(values.get(name))]
+    return [] if not given else list(given[0]) if isinstance(given[0], list | tuple) else given[:1]
+
+
 def _image(values: Mapping[str, Any], *, where: str) -> ImageLike:
     given = [values[name] for name in _IMAGES if not rows.missing(values.get(name))]
     image = given[0] if given else None
@@ -129,6 +153,15 @@ def _image(values: Mapping[str, Any], *, where: str) -> ImageLike:
                 where, f"has {len(image)} images, and a caption is of one; give a row per image."
             )
         image = image[0]
+    return image_of(image, where=where)
+
+
+def image_of(image: Any, *, where: str) -> ImageLike:
+    """What a row gives as an image, in the forms that can be opened.
+
+    Raises:
+      BadRowError: it is none of them.
+    """
     if isinstance(image, Mapping):  # as `datasets` keeps an image that it shall not decode
         image = image.get("bytes") or image.get("path")
     if isinstance(image, bytearray | memoryview):

@@ -252,6 +252,8 @@ class Photos:
         return Example(
             id=row.id,
             image=open_image(row.image, pixels=self.pixels),
+            more_images=tuple(open_image(i, pixels=self.pixels) for i in row.more_images),
+            turns=row.turns,
             prompt=row.prompt,
             reference=row.reference,
             scene=row.scene,
@@ -305,7 +307,8 @@ class Photos:
 
     def _why_bad(self, row: Row) -> str | None:
         try:
-            open_image(row.image, pixels=self.pixels)
+            for image in (row.image, *row.more_images):
+                open_image(image, pixels=self.pixels)
         except BadImageError as error:
             return str(error)
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from balcap_jax.data.examples import NO_COLUMNS, Box
+from balcap_jax.data.examples import NO_COLUMNS, Box, Turn
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.json_text import is_encodable
 from balcap_jax.data.visible_text import visible
@@ -58,6 +58,8 @@ class Row(NamedTuple):
     units: tuple[str, ...] = ()
     messages: tuple[Mapping[str, Any], ...] = ()
     columns: Mapping[str, Any] = NO_COLUMNS
+    more_images: tuple[ImageLike, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 def longest(captions: Sequence[str]) -> str:
@@ -181,7 +183,7 @@ def prompt(value: Any, *, where: str) -> tuple[str, tuple[Mapping[str, Any], ...
     if isinstance(value, str):
         return words(value, name="prompt", where=where), ()
     value = listed(value)
-    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+    if not isinstance(value, list) or not value or not all(map(is_message, value)):
         raise BadRowError(
             where,
             f'has "prompt": {shown(value)}, which must be a text or a list of messages like '
@@ -211,7 +213,8 @@ def prompt(value: Any, *, where: str) -> tuple[str, tuple[Mapping[str, Any], ...
     return text_of(value[-1]["content"]), tuple(value)
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """Whether it has a role, and a text or parts as its content."""
     if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
         return False
     content = value.get("content")

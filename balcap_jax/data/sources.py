@@ -30,7 +30,12 @@ _COCO = re.compile(rb'\{\s*"(info|images|annotations|licenses|categories)"\s*:')
 
 
 def open_sources(
-    data: DataConfig, *, seed: int, train: Any = None, heldout: Any = None
+    data: DataConfig,
+    *,
+    seed: int,
+    train: Any = None,
+    heldout: Any = None,
+    conversations: bool = False,
 ) -> tuple[Source, Source]:
     """(train, held-out) examples.
 
@@ -40,6 +45,7 @@ def open_sources(
 
     Args:
       train, heldout: rows in memory in place of what the settings name; see `MemoryRows`.
+      conversations: rows may have several turns and images; for supervised training.
 
     Raises:
       UserError: the data are missing, unreadable, of another kind or too short, or too many of
@@ -47,25 +53,28 @@ def open_sources(
     """
     kept = None
     if heldout is not None:
-        kept = _in_memory(data, heldout, name="eval_dataset").part(0, data.heldout, verify=True)
+        kept = _in_memory(data, heldout, name="eval_dataset", conversations=conversations).part(
+            0, data.heldout, verify=True
+        )
     if train is None and data.path == SCENES:
         scenes = SceneSource("heldout", data.heldout) if kept is None else kept
         return SceneSource("train", _ENDLESS, seed=seed), scenes
     if train is not None:
-        source = _in_memory(data, train, name="train_dataset")
+        source = _in_memory(data, train, name="train_dataset", conversations=conversations)
     elif data.path == MEMORY:
         raise UserError(
             "The rows of this run were given to a Trainer in Python, where the command line cannot "
             "find them; go on there: Trainer(resume=RUN, train_dataset=rows)."
         )
     else:
-        source = _open(data, data.path, split=data.split)
+        source = _open(data, data.path, split=data.split, conversations=conversations)
     if kept is not None:
         _tell_shared(source, kept)
         return source, kept
     if data.heldout_path or data.heldout_split:
         path = data.heldout_path or data.path
-        heldout = _open(data, path, split=data.heldout_split or data.split)
+        split = data.heldout_split or data.split
+        heldout = _open(data, path, split=split, conversations=conversations)
         kept = heldout.part(0, data.heldout, verify=True)
         _tell_shared(source, kept)
         return source, kept
@@ -89,12 +98,13 @@ def _tell_shared(source: Photos, heldout: Photos) -> None:
         )
 
 
-def _in_memory(data: DataConfig, rows: Any, *, name: str) -> Photos:
-    return _photos(data, MemoryRows(rows, name=name), name=name)
+def _in_memory(data: DataConfig, rows: Any, *, name: str, conversations: bool) -> Photos:
+    read = MemoryRows(rows, name=name, conversations=conversations)
+    return _photos(data, read, name=name)
 
 
-def _open(data: DataConfig, path: str, *, split: str) -> Photos:
-    rows = open_rows(data, Path(path), split=split)
+def _open(data: DataConfig, path: str, *, split: str, conversations: bool) -> Photos:
+    rows = open_rows(data, Path(path), split=split, conversations=conversations)
     return _photos(data, rows, name=path)
 
 
@@ -107,7 +117,9 @@ def pixels_of(data: DataConfig) -> Pixels:
     return Pixels(least=data.min_pixels, most=data.max_pixels, in_file=data.max_file_pixels)
 
 
-def open_rows(data: DataConfig, path: Path, *, split: str) -> Sequence[Row]:
+def open_rows(
+    data: DataConfig, path: Path, *, split: str, conversations: bool = False
+) -> Sequence[Row]:
     """The rows of a file or folder, of the kind `data.format` says or the content shows.
 
     Raises:
@@ -134,8 +146,8 @@ def open_rows(data: DataConfig, path: Path, *, split: str) -> Sequence[Row]:
         boxes = Path(data.boxes) if data.boxes else None
         return CocoRows(path, images=images, boxes=boxes)
     if kind == "llava":
-        return LlavaRows(path, images=images)
-    return CaptionRows(path, images=images)
+        return LlavaRows(path, images=images, conversations=conversations)
+    return CaptionRows(path, images=images, conversations=conversations)
 
 
 def detect(path: Path) -> str:

@@ -3,9 +3,11 @@
 They are read with `tfds` data sources: random access, and no TensorFlow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
@@ -91,45 +93,97 @@ class TfdsRows(Sequence[Row]):
         where = f"The example {index} of the split {self.split!r} in {self.folder}"
         try:
             values = self._source[index]
-            captions = rows.unique(_words(text) for text in values["captions"]["text"])
         except Exception as error:  # of damaged files, for which tfds has no error of its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BadRowError(where, f"cannot be read ({reason}); {_REMEDY}.") from error
-        captions = tuple(caption for caption in captions if caption)
+        values = values if isinstance(values, Mapping) else {}
+        captions = rows.unique(
+            rows.words(caption, name="captions", where=where)
+            for text in _column(values.get("captions"), "text", where)
+            if (caption := _text(text, where)).strip()
+        )
         if not captions:
             raise BadRowError(
                 where,
                 "has no caption, which every one must have; give a data set such as coco_captions.",
             )
-        for caption in captions:
-            rows.words(caption, name="captions", where=where)
+        image = values.get("image")
+        if not isinstance(image, bytes | np.ndarray):
+            raise BadRowError(where, f"has no image; {_REMEDY}.")
         id_ = values.get("image/id")
-        name = f"{self.split}-{index:06d}" if id_ is None else _id(id_)
+        id_ = rows.identity(_text(id_, where) if isinstance(id_, bytes) else id_, where=where)
+        name = f"{self.split}-{index:06d}" if id_ is None else id_
         self._seen.check(name, index)
         return Row(
             id=name,
-            image=bytes(values["image"]),
+            image=image,
             prompt=PROMPT,
             reference=rows.longest(captions),
             references=captions if len(captions) > 1 else (),
-            boxes=self._boxes(values.get("objects")),
+            boxes=self._boxes(values.get("objects"), where),
         )
 
-    def _boxes(self, objects: Any) -> tuple[Box, ...]:
-        if not objects or not self._names:
+    def _boxes(self, objects: Any, where: str) -> tuple[Box, ...]:
+        if objects is None or not self._names:
             return ()
-        crowds = objects.get("is_crowd", [False] * len(objects["bbox"]))
+        labels, places = (_column(objects, name, where) for name in ("label", "bbox"))
+        crowds = [False] * len(places)
+        if "is_crowd" in objects:
+            crowds = _column(objects, "is_crowd", where)
+        if not len(labels) == len(places) == len(crowds):
+            raise BadRowError(
+                where, f"has {len(places)} boxes of {len(labels)} objects; {_REMEDY}."
+            )
         return tuple(
-            # tfds stores [ymin, xmin, ymax, xmax].
-            Box(self._names[int(label)], *(float(box[side]) for side in (1, 0, 3, 2)))
-            for label, box, crowd in zip(objects["label"], objects["bbox"], crowds, strict=True)
+            self._box(label, place, where)
+            for label, place, crowd in zip(labels, places, crowds, strict=True)
             if not crowd
         )
 
+    def _box(self, label: Any, place: Any, where: str) -> Box:
+        place = rows.listed(place)
+        # tfds stores [ymin, xmin, ymax, xmax], and -1 for an object without a label.
+        ok = isinstance(place, list) and len(place) == 4 and all(map(_is_share, place))
+        ok = ok and place[0] <= place[2] and place[1] <= place[3]
+        ok = ok and isinstance(label, int | np.integer) and 0 <= label < len(self._names)
+        if not ok:
+            raise BadRowError(
+                where,
+                f"has the box {rows.shown(place)} of the label {rows.shown(label)}, which must be "
+                f"[top, left, bottom, right] in shares from 0 to 1 and from 0 to "
+                f"{len(self._names) - 1}; {_REMEDY}.",
+            )
+        return Box(self._names[int(label)], *(float(place[side]) for side in (1, 0, 3, 2)))
 
-def _id(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and 0 <= value <= 1  # and no NaN
 
 
-def _words(text: bytes | str) -> str:
-    return (text.decode("utf-8") if isinstance(text, bytes) else text).strip()
+def _column(values: Any, name: str, where: str) -> list[Any]:
+    """All values of one feature of a sequence.
+
+    Raises:
+      BadRowError: there is no such list.
+    """
+    found = rows.listed(values.get(name)) if isinstance(values, Mapping) else None
+    if not isinstance(found, list):
+        raise BadRowError(where, f'has no list of "{name}"; {_REMEDY}.')
+    return found
+
+
+def _text(value: Any, where: str) -> str:
+    """A text, which tfds gives as bytes.
+
+    Raises:
+      BadRowError: it is none.
+    """
+    try:
+        found = value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise BadRowError(
+            where, f"has the text {rows.shown(repr(value))}, which is not UTF-8; {_REMEDY}."
+        ) from error
+    if not isinstance(found, str):
+        raise BadRowError(where, f"has {rows.shown(found)} in place of a text; {_REMEDY}.")
+    return found.strip()

@@ -30,9 +30,17 @@ def read_captions(path: Path) -> list[dict[str, Any]]:
     """The rows of evaluation/*.jsonl, as `caption_row` makes them.
 
     Raises:
-      UserError: a line is not JSON or not such a row.
+      UserError: a line is not JSON or not such a row, or has the id of another one.
     """
-    return _read(path, lambda row: _problem(row, _CAPTION))
+    rows = _read(path, lambda row: _problem(row, _CAPTION))
+    lines: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if (first := lines.setdefault(row["id"], number)) != number:
+            raise UserError(
+                f"{path} has the id {row['id']!r} twice, in the lines {first} and {number}; remove "
+                "one of them or restore the file."
+            )
+    return rows
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

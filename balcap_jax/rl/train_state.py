@@ -61,13 +61,17 @@ def make_schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+# Last names of a path; "lambda1" is the layer scale of DINOv2.
+NOT_DECAYED = ("scale", "bias", "lambda1")
+
+
 def decays(params: dict) -> dict:
-    """True where weight decay applies: everywhere but norms and biases.
+    """True where weight decay applies: everywhere but norms, biases and layer scales.
 
     By name, since stacked layers make a bias look like a matrix.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).rsplit("/", 1)[-1] not in ("scale", "bias"), params
+        lambda path, _: path_name(path).rsplit("/", 1)[-1] not in NOT_DECAYED, params
     )
 
 

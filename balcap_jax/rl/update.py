@@ -185,9 +185,9 @@ def make_update(
         )
         metrics = {**_means(totals), "grad_norm": grad_norm, "skipped": state.skipped}
         # Out as it came in, or the next call would compile again.
-        return _like_parameters(mesh, state), metrics
+        return like_parameters(mesh, state), metrics
 
-    return _on_mesh(mesh, jax.jit(update, donate_argnums=0))
+    return on_mesh(mesh, jax.jit(update, donate_argnums=0))
 
 
 def dropout_key(
@@ -250,7 +250,7 @@ def _summed_gradients(
         return gradients, totals
 
     gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
-    gradients = _like_parameters(mesh, gradients)
+    gradients = like_parameters(mesh, gradients)
     gradients, totals = jax.lax.scan(accumulate, gradients, (micro_batches, keys))
     summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
     return gradients, summed._replace(ratio_max=jnp.max(totals.ratio_max))
@@ -294,10 +294,12 @@ def make_reference_logprobs(
         parts = split_micro_batches(batch, micro_batches)
         return join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
 
-    return _on_mesh(mesh, jax.jit(reference))
+    return on_mesh(mesh, jax.jit(reference))
 
 
-def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, which is jitted, called on the mesh."""
+
     @wraps(function)  # `__wrapped__` is the jitted function: to trace or to compile, on the mesh
     def call(*args):
         with jax.set_mesh(mesh):
@@ -306,7 +308,8 @@ def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
     return call
 
 
-def _like_parameters(mesh: Mesh, tree: Any) -> Any:
+def like_parameters(mesh: Mesh, tree: Any) -> Any:
+    """Arrays by the paths of parameters, spread over the mesh as these are."""
     return jax.lax.with_sharding_constraint(tree, param_shardings(mesh, tree))
 
 

@@ -11,6 +11,7 @@ Layout of `runs/<name>/`; each file is written by the room named beside it:
 """
 
 import fcntl
+import glob
 import json
 import math
 import os
@@ -25,6 +26,7 @@ import numpy as np
 from balcap_jax.errors import UserError
 
 LOCK_FILE = ".lock"
+_PARTIAL = ".partial"
 SUMMARY = "summary.json"
 
 
@@ -136,13 +138,48 @@ class RunLock:
         self.close()
 
 
-def remove_half_written(run: str | Path) -> None:
-    """Removes what processes that were killed while they wrote a policy have left in a run.
+@contextmanager
+def written_beside(folder: str | Path) -> Iterator[Path]:
+    """A new folder for what becomes `folder` when it is whole; gone at the end, unless renamed.
 
-    For the holder of its lock: nobody else writes there.
+    While it is written the process holds the kernel's lock on it, which ends with the process: so
+    `remove_half_written` knows what is left of killed ones, whatever their numbers.
+
+    Raises:
+      OSError: it cannot be made.
     """
-    for path in Path(run).glob(".*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+    folder = Path(folder)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}{_PARTIAL}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        held = os.open(beside, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # file systems without locks: nobody removes it there
+                fcntl.flock(held, fcntl.LOCK_EX)
+            yield beside
+        finally:
+            os.close(held)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def remove_half_written(folder: str | Path, name: str | None = None) -> None:
+    """Removes from `folder` what processes that were killed while they wrote have left there; what
+    a living one writes stays.
+
+    Args:
+      name: of what was to become of it; default: anything.
+    """
+    pattern = "*" if name is None else glob.escape(name)
+    for path in Path(folder).glob(f".{pattern}.*{_PARTIAL}"):
+        with suppress(OSError):  # held by its writer, or gone
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.commands import SFTConfig, TrainConfig
 
 console = Console(stderr=True)
 
@@ -30,12 +30,15 @@ def announce(line: str, *, shown: bool = True) -> None:
         console.print(line, highlight=False, soft_wrap=not _is_watched())
 
 
-def announce_settings(config: TrainConfig) -> None:
+def announce_settings(config: TrainConfig | SFTConfig) -> None:
     """Says what is known before anything is opened."""
-    group = config.rollout.group_size
+    if isinstance(config, SFTConfig):
+        batch = f"{config.batch_size} images"
+    else:
+        batch = f"{config.prompts_per_step} images x {config.rollout.group_size} captions"
     announce(
-        f"{config.out / config.name}: {config.steps} steps of {config.prompts_per_step} images x "
-        f"{group} captions, policy {config.model.path}, data {config.data.path}"
+        f"{config.out / config.name}: {config.steps} steps of {batch}, "
+        f"policy {config.model.path}, data {config.data.path}"
     )
 
 

@@ -11,37 +11,39 @@ Of several processes, each writes and reads its own parts of the arrays, and all
 calls; the folder is on storage that they share, and process 0 says what is in it.
 """
 
-import hashlib
-import json
 import math
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from balcap_jax.errors import UserError
-from balcap_jax.parallel.processes import gather_list, is_alone, is_process_zero
-from balcap_jax.runs.folder import cannot_write, existing_run, plain, run_folder, write_json_atomic
+from balcap_jax.parallel.processes import is_alone, is_process_zero
+from balcap_jax.runs.folder import cannot_write, plain
+from balcap_jax.training.checkpoint_reading import BrokenError, Restored, read_step
+from balcap_jax.training.checkpoint_record import (
+    FOLDER,
+    PENDING,
+    STEP,
+    agreed,
+    describe,
+    digest_of,
+    latest_step_of,
+    own_record,
+    own_steps,
+)
 from balcap_jax.training.checksums import checksums
 from balcap_jax.training.quiet_storage import drop_half_done, quiet_storage
 
-__all__ = [
-    "Checkpoints", "Restored", "existing_run", "latest_step_of", "run_folder", "write_json_atomic",
-]  # fmt: skip
+__all__ = ["FOLDER", "Checkpoints", "Restored", "latest_step_of"]
 
-FOLDER = "checkpoints"
-STATE, EXTRA, PENDING = "state", "extra", "pending"
-_RECORD = "metadata"  # the file in EXTRA
-_ITEMS = (STATE, EXTRA, "_CHECKPOINT_METADATA")  # one of them at least makes a folder a step
 _TRASH = "deleted"
 _UNFINISHED = ".orbax-checkpoint-tmp"
-_SAID = 70  # letters of what a library says about a broken file
-_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 # What the storage layer says, in exceptions of several types, when the disk refuses.
 _DISK_REFUSES = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|Read-only file system"
@@ -49,33 +51,6 @@ _DISK_REFUSES = re.compile(
     r"|No such file or directory|Stale file handle|Transport endpoint is not connected"
     r"|Too many open files"
 )
-# What is no fault of the checkpoint's, and must not make an older one be taken.
-_NOT_ITS_FAULT = re.compile(
-    r"Permission denied|Operation not permitted|Input/output error|Stale file handle"
-    r"|Transport endpoint is not connected|Too many open files|RESOURCE_EXHAUSTED|Out of memory"
-)
-
-
-class Restored(NamedTuple):
-    """What a step held.
-
-    Attributes:
-      extra: as `save` got it.
-      pending: None where the step has none, or none was asked for.
-      checked: its checksums were compared; False for a step of an older balcap_jax without them.
-      broken: the newer steps that are not intact, each as "4 (what is wrong)".
-    """
-
-    state: Any
-    extra: dict
-    pending: Any
-    step: int
-    checked: bool
-    broken: tuple[str, ...]
-
-
-class _BrokenError(Exception):
-    """A step is not what was saved."""
 
 
 class Checkpoints:
@@ -151,7 +126,7 @@ class Checkpoints:
         has_metric = metric is not None and math.isfinite(metric)
         record = {
             "step": step,
-            "leaves": _describe(state),
+            "leaves": describe(state),
             "sums": checksums(state),
             "pending_sums": None if pending is None else checksums(pending),
             "metric": float(metric) if has_metric else None,
@@ -164,7 +139,7 @@ class Checkpoints:
                 self._folder / str(step),
                 args=args.Composite(
                     state=args.StandardSave(state),
-                    extra=args.JsonSave({**record, "digest": _digest(record)}),
+                    extra=args.JsonSave({**record, "digest": digest_of(record)}),
                     **items,
                 ),
             )
@@ -205,8 +180,10 @@ class Checkpoints:
         broken: list[str] = []
         for candidate in reversed(steps) if step is None else (step,):
             try:
-                return self._read(candidate, state_like, pending_like, broken)
-            except _BrokenError as error:
+                return read_step(
+                    self._folder, candidate, state_like, pending_like, broken=tuple(broken)
+                )
+            except BrokenError as error:
                 broken.append(f"{candidate} ({error})")
         rest = [other for other in steps if other != step]
         if step is None or not rest:
@@ -222,11 +199,11 @@ class Checkpoints:
         """The committed steps on disk, ascending, as process 0 sees them; a save in progress is not
         one of them, nor is a file or folder that only has the name of one.
         """
-        return _agreed(_own_steps(self._folder))
+        return agreed(own_steps(self._folder))
 
     def own_steps(self) -> list[int]:
         """`steps` as this process sees them, which asks no other."""
-        return _own_steps(self._folder)
+        return own_steps(self._folder)
 
     def latest_step(self) -> int | None:
         """The newest committed step, None before the first."""
@@ -234,7 +211,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the best metric so far, None when no metric was given."""
-        return _agreed(self._best(self.steps()))
+        return agreed(self._best(self.steps()))
 
     def find(self, which: str) -> int | None:
         """The step that "best" or a number means; None for "".
@@ -249,7 +226,7 @@ class Checkpoints:
             step = self.best_step()
             rule = "no best checkpoint, which needs checkpoint.keep_best and evaluation.every"
         else:
-            step = int(which) if _STEP.fullmatch(which) else None
+            step = int(which) if STEP.fullmatch(which) else None
             rule = f"no checkpoint {which!r}"
         if step not in steps:
             known = ", ".join(map(str, steps))
@@ -291,86 +268,6 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self.close()
 
-    # ---- reading
-
-    def _read(self, step: int, state_like: Any, pending_like: Any, broken: list[str]) -> Restored:
-        """What a step holds.
-
-        Raises:
-          _BrokenError: it is not what was saved; on all processes.
-          UserError: it is of another shape, or the disk refuses.
-        """
-        record = self._record(step)
-        _check_same_leaves(record["leaves"], _describe(state_like), where=self._folder / str(step))
-        sums, pending_sums = record.get("sums"), record.get("pending_sums")
-        state, pending = self._arrays(step, STATE, state_like, sums), None
-        has_pending = pending_sums is not None or (
-            sums is None and _agreed((self._folder / str(step) / PENDING).exists())
-        )
-        if has_pending and pending_like is not None:
-            pending = self._arrays(step, PENDING, pending_like, pending_sums)
-        return Restored(state, record["extra"], pending, step, sums is not None, tuple(broken))
-
-    def _record(self, step: int) -> dict:
-        """What a step says of itself, as process 0 reads it."""
-        found = _agreed(self._own_record(step) if is_process_zero() else None)
-        if isinstance(found, str):
-            raise _BrokenError(found)
-        return found
-
-    def _own_record(self, step: int) -> dict | str:
-        """The record, or what is wrong with it."""
-        path = self._folder / str(step) / EXTRA / _RECORD
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            if _NOT_ITS_FAULT.search(str(error)):
-                raise _cannot_read(path, error.strerror or str(error)) from error
-            return f"{EXTRA}/{_RECORD}: {error.strerror}"
-        except (ValueError, RecursionError):
-            return f"{EXTRA}/{_RECORD} is not JSON"
-        if not isinstance(record, dict) or not {"leaves", "extra"} <= set(record):
-            return f"{EXTRA}/{_RECORD} lacks what was saved"
-        digest = record.pop("digest", None)
-        if digest is None and "sums" not in record:  # of an older balcap_jax
-            return record if isinstance(record["leaves"], dict) else f"{EXTRA}/{_RECORD} is broken"
-        if digest != _digest(record):
-            return f"{EXTRA}/{_RECORD} was changed after it was saved"
-        if record["step"] != step:
-            return f"it is step {record['step']}"
-        return record
-
-    def _arrays(self, step: int, item: str, like: Any, sums: dict[str, int] | None) -> Any:
-        """The arrays of one item of a step, whose checksums fit.
-
-        Raises:
-          _BrokenError, UserError: as `_read`.
-        """
-        args = self._ocp.args
-        arrays, problem = None, ""
-        try:
-            with self._ocp.Checkpointer(self._ocp.CompositeCheckpointHandler()) as reader:
-                like = jax.tree.map(_abstract, like)
-                args = args.Composite(**{item: args.StandardRestore(like)})
-                arrays = reader.restore(self._folder / str(step), args=args)[item]
-        except Exception as error:  # of many types, whatever the bytes are taken for
-            if is_alone() and (reason := _NOT_ITS_FAULT.search(str(error))):
-                raise _cannot_read(self._folder / str(step), reason.group()) from error
-            problem = f"{item} cannot be read: {_shown(error)}"
-        if problem:
-            drop_half_done()
-        if not is_alone():  # before the sums, which all must compute
-            problem = next(filter(None, gather_list([problem])), "")
-        if problem or arrays is None:
-            raise _BrokenError(problem or f"{item} is missing")
-        if sums is not None:
-            found = checksums(arrays)
-            changed = [path for path in sums if found.get(path) != sums[path]]
-            if changed:
-                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-                raise _BrokenError(f"the checksum of {changed[0]}{more} does not fit")
-        return arrays
-
     # ---- writing
 
     def _open(self) -> Any:
@@ -395,7 +292,7 @@ class Checkpoints:
         """Removes the steps that are neither among the last ones nor the best."""
         if not is_process_zero():
             return
-        steps = _own_steps(self._folder)
+        steps = own_steps(self._folder)
         kept = set(steps[-self._keep :])
         if self._keep_best and (best := self._best(steps)) is not None:
             kept.add(best)
@@ -413,7 +310,7 @@ class Checkpoints:
         scores = {}
         for step in steps:
             with suppress(UserError):
-                record = self._own_record(step)
+                record = own_record(self._folder, step)
                 if isinstance(record, dict) and record.get("metric") is not None:
                     scores[step] = (self._sign * record["metric"], -step)
         return max(scores, key=scores.__getitem__, default=None)
@@ -429,7 +326,7 @@ class Checkpoints:
                 name = f"aside-{step}-{number}"
             path.rename(self._folder / name)
             moved.append(name)
-        return _agreed(moved)
+        return agreed(moved)
 
     def _check_space(self, state: Any) -> None:
         """Refuses a save that cannot fit before orbax starts it and fills the disk.
@@ -466,89 +363,5 @@ class Checkpoints:
             raise cannot_write(self._folder, refused.group()) from error
 
 
-def latest_step_of(run: Path) -> int:
-    """The newest committed step of a run as this process sees it, 0 before the first."""
-    return max(_own_steps(run / FOLDER), default=0)
-
-
-def _own_steps(folder: Path) -> list[int]:
-    """The committed steps that this process sees."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        int(path.name)
-        for path in folder.iterdir()
-        if _STEP.fullmatch(path.name) and any((path / item).exists() for item in _ITEMS)
-    )
-
-
-def _agreed(value: Any) -> Any:
-    """The value of process 0, on all."""
-    return value if is_alone() else gather_list([value])[0]
-
-
-def _digest(record: dict) -> str:
-    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _shown(error: Exception) -> str:
-    """The beginning of what a library says, on one line."""
-    text = " ".join(str(error).split())
-    return f"{text[:_SAID]} ..." if len(text) > _SAID else text or type(error).__name__
-
-
-def _cannot_read(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"Cannot read {path}: {reason}; this says nothing about the checkpoint itself, so fix the "
-        "permissions or the storage, then try again."
-    )
-
-
 def _as_array(leaf: Any) -> jax.Array | np.ndarray:
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
-    """What orbax restores to: a jax array where `leaf` lives, a numpy array for a numpy leaf."""
-    if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-        return np.asarray(leaf)
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _describe(tree: Any) -> dict[str, str]:
-    """Key path -> "dtype[shape]" of each leaf; saved beside the arrays, compared on restore."""
-
-    def describe(leaf: Any) -> str:
-        if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-            leaf = np.asarray(leaf)
-        return f"{leaf.dtype}{list(leaf.shape)}"
-
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): describe(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _check_same_leaves(saved: dict[str, str], wanted: dict[str, str], *, where: Path) -> None:
-    """orbax would cast dtypes and skip what the target lacks; a checkpoint comes back as it was.
-
-    Raises:
-      UserError: naming the first key paths of each difference.
-    """
-    differences = [
-        *(f"{path} is missing" for path in wanted if path not in saved),
-        *(f"{path} is unexpected" for path in saved if path not in wanted),
-        *(
-            f"{path} is {saved[path]}, not {wanted[path]}"
-            for path in wanted
-            if path in saved and saved[path] != wanted[path]
-        ),
-    ]
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise UserError(
-            f"{where} was saved with other settings of the model or the optimizer: "
-            f"{'; '.join(differences[:5])}{more}; resume with the settings of that run."
-        )

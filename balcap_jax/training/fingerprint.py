@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.examples import Example, Source
+from balcap_jax.data.images import ImageLike
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.rows import Row
 from balcap_jax.data.tfds_folders import find_folder
@@ -52,7 +53,9 @@ def fingerprint(
         good = [row for row in rows.values() if row is not None]
         facts["ids of training rows"] = _digest(row.id for row in good)
         facts["texts of training rows"] = _digest(map(_text, good))
-        facts["images of training rows"] = _digest(map(_image, good))
+        facts["images of training rows"] = _digest(
+            _image(image) for row in good for image in (row.image, *row.more_images)
+        )
     else:  # generated: other programs would give other texts
         places = _spread(min(len(source), 1 << 16), 4)
         facts["texts of training rows"] = _digest(_text(source[place]) for place in places)
@@ -130,7 +133,8 @@ def _digest(texts: Iterable[str]) -> str:
 
 def _text(row: Row | Example) -> str:
     parts = (row.prompt, row.reference, row.references, row.boxes, row.units)
-    return json.dumps([*parts, *map(dict, row.messages), dict(row.columns)], default=_kind)
+    turns = [[list(turn) for turn in row.turns]] if row.turns else []
+    return json.dumps([*parts, *map(dict, row.messages), *turns, dict(row.columns)], default=_kind)
 
 
 def _kind(value: Any) -> str:
@@ -138,9 +142,8 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _image(row: Row) -> str:
+def _image(image: ImageLike) -> str:
     """An image as far as it costs nothing: the name of a file, a part of what is in memory."""
-    image = row.image
     if isinstance(image, bytes):
         part = image[:: max(1, len(image) // _SAMPLE)]
         return f"{len(image)} {hashlib.blake2b(part, digest_size=12).hexdigest()}"

@@ -11,22 +11,20 @@ from balcap_jax.rl.train_state import split_trainable
 from balcap_jax.runs.progress import announce
 
 if TYPE_CHECKING:
-    from balcap_jax.training.loop import TrainingLoop
+    from balcap_jax.training.task_run import TaskRun
 
 
-def announce_run(loop: "TrainingLoop") -> None:
+def announce_run(loop: "TaskRun") -> None:
     """Says what was opened, and the memory that each device needs at least."""
     config, shown = loop.config, is_process_zero()
     devices = list(loop.mesh.devices.flat)
     kind = f"{len(devices)} x {devices[0].device_kind}"
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(loop.state.params))
-    rewards = ", ".join(config.reward.all_names)
-    judge = f"judge {loop.summary['judge']['kind']}" if loop.judge.judges else "no judge"
     endless = len(loop.source) >= 10**9
     data = "scenes without end" if endless else f"{len(loop.source)} images"
     announce(f"devices: {kind}; parameters: {parameters / 1e6:,.1f} million", shown=shown)
     announce(
-        f"data: {data}, {len(loop.heldout)} held out; rewards: {rewards}; {judge}", shown=shown
+        f"data: {data}, {len(loop.heldout)} held out; {'; '.join(loop.describe())}", shown=shown
     )
     if config.checkpoint.keep_best and not config.evaluation.every:
         announce(
@@ -41,7 +39,7 @@ def announce_run(loop: "TrainingLoop") -> None:
     )
 
 
-def bytes_of_state(loop: "TrainingLoop") -> int:
+def bytes_of_state(loop: "TaskRun") -> int:
     """Bytes on the fullest device of parameters, optimizer, float32 gradients and reference."""
 
     def here(tree: object, itemsize: int | None = None) -> int:
@@ -51,5 +49,5 @@ def bytes_of_state(loop: "TrainingLoop") -> int:
         )
 
     trained, _ = split_trainable(loop.state.params, trained=loop.trained)
-    reference = 0 if loop.reference_params is None else here(loop.reference_params)
+    reference = here(getattr(loop, "reference_params", None))
     return here((loop.state.params, loop.state.opt_state)) + here(trained, 4) + reference

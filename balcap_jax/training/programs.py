@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import optax
 from jax.sharding import Mesh
 
-from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.rl.train_state import make_optimizer, make_schedule
@@ -69,7 +69,9 @@ def make_programs(
     )
 
 
-def optimizer_of(config: TrainConfig, policy: VisionLanguagePolicy) -> optax.GradientTransformation:
+def optimizer_of(
+    config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy
+) -> optax.GradientTransformation:
     """The optimizer of a run with these settings."""
     return make_optimizer(
         rates=rates_of(config, policy),
@@ -81,17 +83,18 @@ def optimizer_of(config: TrainConfig, policy: VisionLanguagePolicy) -> optax.Gra
     )
 
 
-def learning_rate_of(config: TrainConfig, updates: int) -> float:
+def learning_rate_of(config: TrainConfig | SFTConfig, updates: int) -> float:
     """The learning rate of the update after so many."""
     schedule = make_schedule(**_schedule(config))
     return float(schedule(updates))
 
 
-def _schedule(config: TrainConfig) -> dict[str, Any]:
+def _schedule(config: TrainConfig | SFTConfig) -> dict[str, Any]:
     return {
         "learning_rate": config.optim.learning_rate,
         "warmup_steps": config.optim.warmup_steps,
-        "total_steps": config.steps * config.rl.updates_per_rollout,
+        "total_steps": config.steps
+        * (1 if isinstance(config, SFTConfig) else config.rl.updates_per_rollout),
         "schedule": config.optim.schedule,
     }
 

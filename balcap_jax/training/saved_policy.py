@@ -9,7 +9,7 @@ from balcap_jax.config import files as config_files
 from balcap_jax.config.sections import ModelConfig
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.families import load_config, make_policy
-from balcap_jax.models.hf.folders import policy_folder
+from balcap_jax.models.hf.folders import SCRATCH, START, policy_folder
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid
 from balcap_jax.parallel.sharding import make_mesh
@@ -54,8 +54,11 @@ def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> S
         adapters is no longer the one they were trained on.
     """
     run = existing_run(run, needs=FOLDER)
-    config = config_files.load_run(run)
-    source = policy_folder(config.model.path, revision=config.model.revision)
+    config = config_files.load_any_run(run)
+    if config.model.path == SCRATCH:
+        source = run / START
+    else:
+        source = policy_folder(config.model.path, revision=config.model.revision)
     policy = make_policy(load_config(source), dtype=config.model.dtype)
     policy = with_lora(config.model, policy)
     state = state_shapes(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.sources import open_sources
@@ -32,14 +32,20 @@ class Seams(NamedTuple):
     callbacks: tuple[Callback, ...] = ()
 
 
-def open_data(config: TrainConfig, seams: Seams) -> tuple[Source, list[Example]]:
-    """What to train on, and the held-out examples.
+def open_data(
+    config: TrainConfig | SFTConfig, seams: Seams, *, conversations: bool = False
+) -> tuple[Source, list[Example]]:
+    """What to train on, and the held-out examples; `conversations` as in `open_sources`.
 
     Raises:
       UserError: see `open_sources`.
     """
     source, heldout = open_sources(
-        config.data, seed=config.seed, train=seams.train_rows, heldout=seams.eval_rows
+        config.data,
+        seed=config.seed,
+        train=seams.train_rows,
+        heldout=seams.eval_rows,
+        conversations=conversations,
     )
     return source, [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
 

@@ -1,277 +1,336 @@
-"""Supervised training of a policy on captions: how the base policy of the package was made.
+"""Supervised training of a policy on captions and conversations: `balcap sft`.
 
-Scenes are captioned by the fault corpus, so that the base policy has the faults real captioners
-have; rows of a file by their reference.
+On scenes the captions are those of the fault corpus, which is how the base policy of the package
+was made.
 """
 
-import random
+import math
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
-from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import SFTConfig
-from balcap_jax.data.examples import Example, Source
-from balcap_jax.data.prompts.processor import Processor
-from balcap_jax.data.scene_source import SceneSource
-from balcap_jax.data.sources import open_sources
-from balcap_jax.models.decoder.lora import with_dropout_keys
-from balcap_jax.models.hf.folders import POLICY, SCRATCH, policy_folder
-from balcap_jax.models.inputs import ImagePatches, Prompts
-from balcap_jax.models.logprobs import completion_logprobs
-from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.data.examples import Example
+from balcap_jax.data.lessons import Answers, RowLessons, SceneLessons, corpus_captions
+from balcap_jax.data.prompts.answers import AnswerEncoder
+from balcap_jax.data.sources import SCENES
+from balcap_jax.data.supervised import Supervised, SupervisedLoader, join, prepared
+from balcap_jax.errors import UserError
+from balcap_jax.models.hf.folders import POLICY, SCRATCH, START
+from balcap_jax.models.padding import pad_to_sizes, sizes_of
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
-from balcap_jax.models.selection import overlaid
-from balcap_jax.parallel.sharding import make_mesh, shard_batch
-from balcap_jax.rl.train_state import (
-    TrainState,
-    apply_gradients,
-    init_state,
-    make_optimizer,
-    split_trainable,
-)
-from balcap_jax.rl.update import dropout_key
-from balcap_jax.runs.folder import RunLock, new_run, write_json_atomic
-from balcap_jax.runs.logs import MetricsLog
-from balcap_jax.runs.progress import training_progress
-from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
-from balcap_jax.scenes.captions import NO_FAULTS, FaultRates, faulty_caption
-from balcap_jax.training.adapter_run import write_policy
-from balcap_jax.training.trained import load_policy, rates_of, trained_of
-from balcap_jax.training.vision_pretraining import pretrain_tower, token_labels
+from balcap_jax.parallel import processes
+from balcap_jax.parallel.sharding import BatchRows, batch_shards, shard_batch
+from balcap_jax.reporting.report import report
+from balcap_jax.reporting.rows import caption_row
+from balcap_jax.rl.supervised import Lesson, make_supervised_sums, make_supervised_update
+from balcap_jax.rl.train_state import init_state
+from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.runs.folder import SUMMARY
+from balcap_jax.runs.progress import waiting
+from balcap_jax.runs.stopwatch import peak_memory_mb
+from balcap_jax.scenes.captions import FaultRates
+from balcap_jax.training.opening import Opened, open_processor
+from balcap_jax.training.outcome import finish, tell
+from balcap_jax.training.programs import learning_rate_of, optimizer_of
+from balcap_jax.training.seams import Seams, open_data
+from balcap_jax.training.start import run_task
+from balcap_jax.training.task_run import TaskRun
+from balcap_jax.training.trained import trained_of
+from balcap_jax.training.vision_lessons import pretrain_vision
 
-T = TypeVar("T")
-CROWD = 8  # clusters of the scenes that a new tower learns most from
+SAMPLED_IMAGES = 4  # held-out ones, in samples.jsonl
 
 
-def sft(config: SFTConfig) -> Path:
-    """Trains by `config` and writes the policy to OUT/NAME/policy.
+def sft(
+    config: SFTConfig,
+    *,
+    resume: Path | None = None,
+    seams: Seams | None = None,
+    checkpoint: str = "",
+    resume_anyway: bool = False,
+) -> Path:
+    """Trains by `config` in OUT/NAME, or goes on with the run in `resume`; see `run_task`.
 
     Returns:
-      The run's folder.
+      The run's folder, with the trained policy.
 
     Raises:
-      UserError: the folder holds a run, or data or policy cannot be read.
+      UserError: a mistake in settings or data, or a full disk.
+      Stopped: a signal came before anything was saved.
     """
-    with (
-        new_run(config.out, config.name) as run,
-        RunLock(run),
-        tempfile.TemporaryDirectory() as new,
-    ):
-        mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-        source, _ = open_sources(config.data, seed=config.seed)
-        folder, policy, params = _start(config, Path(new), mesh)
-        processor = Processor.load(folder).limited(
-            min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
+    return run_task(
+        SupervisedRun,
+        config,
+        write_outcome=_write_outcome,
+        resume=resume,
+        seams=seams,
+        checkpoint=checkpoint,
+        resume_anyway=resume_anyway,
+    )
+
+
+class SupervisedRun(TaskRun):
+    """A run on given answers: their likelihood is what is trained and evaluated."""
+
+    command = "sft"
+    compiling = "the update"
+
+    @property
+    def images_per_step(self) -> int:
+        return self.config.batch_size
+
+    @property
+    def micro_batches(self) -> int:
+        return self.config.micro_batches
+
+    # ---- opening
+
+    def _open_data(self) -> None:
+        self.source, self.heldout = open_data(self.config, self.seams, conversations=True)
+        if self.config.vision_steps and not processes.is_alone():
+            raise UserError(
+                f"vision_steps={self.config.vision_steps} is for one process; make the tower in a "
+                "run on one host and give its folder as --model.path."
+            )
+
+    def _read_policy(self) -> Opened:
+        model = self.config.model
+        if model.path != SCRATCH:
+            return super()._read_policy()
+        # Imported here: only a new policy needs the tokenizer's trainer.
+        from balcap_jax.models.new_policy import write_new_policy  # noqa: PLC0415
+
+        new = tempfile.TemporaryDirectory()
+        self._closers.append(new.cleanup)
+        folder = Path(new.name)
+        policy = Qwen2_5_VL(
+            write_new_policy(folder),
+            dtype=jnp.dtype(model.dtype),
+            attention=model.attention,
+            remat=model.remat,
         )
-        write_json_atomic(run / "config.json", to_dict(config))
+        params = jax.device_get(jax.jit(policy.init)(jax.random.key(self.config.seed)))
+        return Opened(model, folder, open_processor(folder, self.config.data), policy, params)
 
-        def save(params: dict) -> None:
-            write_policy(
-                run, POLICY, policy, params,
-                model=config.model, source=folder, dtype=config.save_dtype,
-            )  # fmt: skip
-
-        if config.vision_steps:
-            params = pretrain_vision(config, policy, params, source, processor)
-            save(params)
-        optimizer = make_optimizer(
-            rates=rates_of(config, policy),
-            learning_rate=config.optim.learning_rate,
-            warmup_steps=config.optim.warmup_steps,
-            total_steps=config.steps,
-            schedule=config.optim.schedule,
-            weight_decay=config.optim.weight_decay,
-            b1=config.optim.b1,
-            b2=config.optim.b2,
-            max_grad_norm=config.optim.max_grad_norm,
+    def _make_programs(self) -> optax.GradientTransformation:
+        config = self.config
+        self._optimizer = optimizer_of(config, self.policy)
+        self._update = make_supervised_update(
+            self.policy,
+            self._optimizer,
+            self.mesh,
+            micro_batches=config.micro_batches,
+            trained=trained_of(config, self.policy),
+            seed=config.seed,
         )
-        trained = trained_of(config, policy)
-        state = init_state(mesh, params, optimizer, trained=trained, keep=False)
-        step_function = make_sft_step(policy, optimizer, mesh, trained=trained, seed=config.seed)
-
-        _loop(config, run, source, processor, state, step_function, save)
-    return run
-
-
-def make_sft_step(
-    policy: VisionLanguagePolicy,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    *,
-    trained: Sequence[str],
-    seed: int = 0,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step `(state, prompts, tokens [b g c], mask [b g c]) -> (state, metrics)`.
-
-    `trained` are patterns of paths. The loss is the mean over tokens of the negative
-    log-likelihood; the G captions of an image share its prompt.
-    """
-
-    def loss_of(trainable: dict, frozen: dict, prompts: Prompts, tokens: Any, mask: Any, key: Any):
-        params = overlaid(frozen, trainable)
-        if key is not None:
-            params = with_dropout_keys(params, key)
-        features = policy.encode_images(params, prompts.images)
-        logprobs, entropy = completion_logprobs(
-            policy, params, prompts, features, tokens, chunk=128
+        self._sums = make_supervised_sums(self.policy, self.mesh)
+        self._tester = Captioner(
+            self.policy,
+            self.processor,
+            self.mesh,
+            group_size=1,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.evaluation.temperature,
+            clock=self.clock,
         )
-        count = jnp.sum(mask)
-        return (
-            -jnp.sum(jnp.where(mask, logprobs, 0.0)) / count,
-            jnp.sum(jnp.where(mask, entropy, 0.0)) / count,
+        self.encoder = AnswerEncoder(self.processor, length=config.max_new_tokens)
+        self.shapes: set[tuple[int, int, int]] = set()
+        return self._optimizer
+
+    def _open_task(self) -> None:
+        config, count = self.config, self.config.captions_per_image
+        if config.model.path == SCRATCH:
+            processes.on_process_zero(self._keep_start)
+        self.lessons: SceneLessons | RowLessons
+        if config.data.path == SCENES:
+            self.lessons = SceneLessons(
+                self.source, seed=config.seed, count=count, easy_steps=config.easy_steps
+            )
+        else:
+            self.lessons = RowLessons(self.source, count=count)
+        self.loader = SupervisedLoader(
+            self.lessons,
+            self.processor,
+            self.encoder,
+            count=config.batch_size,
+            seed=config.seed,
+            steps=config.steps,
+            rows=self.rows.local_rows,
+            workers=config.data.workers,
         )
+        self._closers.append(self.loader.close)
 
-    def step(state: TrainState, prompts: Prompts, tokens: Any, mask: Any):
-        trainable, frozen = split_trainable(state.params, trained=trained)
-        (loss, entropy), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            trainable, frozen, prompts, tokens, mask, dropout_key(policy, state.step, seed=seed)
+    def _keep_start(self) -> None:
+        """The files of a new policy stay with the run, for the export of its checkpoints."""
+        if not (self.run / START).exists():
+            beside = self.run / f"{START}.tmp"
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(self.folder, beside)
+            beside.rename(self.run / START)
+
+    def _begin(self) -> None:
+        if not self.config.vision_steps:
+            return
+        params = pretrain_vision(
+            self.config,
+            self.policy,
+            jax.device_get(self.state.params),
+            self.source,
+            self.processor,
         )
-        state, norm = apply_gradients(state, optimizer, gradients)
-        return state, {"loss": loss, "entropy": entropy, "grad_norm": norm}
-
-    jitted = jax.jit(step, donate_argnums=0)
-
-    def on_mesh(state: TrainState, prompts: Prompts, tokens: Any, mask: Any):
-        with jax.set_mesh(mesh):
-            return jitted(state, *shard_batch(mesh, (prompts, tokens, mask)))
-
-    return on_mesh
-
-
-def _start(config: SFTConfig, new: Path, mesh: Mesh) -> tuple[Path, VisionLanguagePolicy, dict]:
-    """The folder with the processor's files, the policy and its parameters before the first
-    step.
-    """
-    options = {"attention": config.model.attention, "remat": config.model.remat}
-    if config.model.path != SCRATCH:
-        folder = policy_folder(config.model.path, revision=config.model.revision)
-        return folder, *load_policy(config, folder, mesh)
-    # Imported here: only a new policy needs the tokenizer's trainer.
-    from balcap_jax.models.new_policy import write_new_policy  # noqa: PLC0415
-
-    sizes = write_new_policy(new)
-    policy = Qwen2_5_VL(sizes, dtype=jnp.dtype(config.model.dtype), **options)
-    return new, policy, jax.jit(policy.init)(jax.random.key(config.seed))
-
-
-def pretrain_vision(
-    config: SFTConfig,
-    policy: VisionLanguagePolicy,
-    params: dict,
-    source: Source,
-    processor: Processor,
-) -> dict:
-    """`params` with a tower that has learned to see."""
-    crowded = SceneSource("train", len(source), seed=config.seed, clusters=CROWD)
-
-    def make(step: int) -> tuple[ImagePatches, np.ndarray]:
-        # Crowded scenes show more things for the same work; the last third is as captions have it.
-        part = crowded if step < config.vision_steps * 2 // 3 else source
-        # From the far end of the split, so that no image is met again.
-        first = len(source) - (step + 1) * config.vision_batch_size
-        examples = [part[first + i] for i in range(config.vision_batch_size)]
-        labels = np.stack([token_labels(example.scene) for example in examples])
-        return processor.prompts(examples).images, labels
-
-    losses: list[Any] = []
-    with training_progress("vision", config.vision_steps) as advance:
-
-        def on_step(step: int, loss: Any) -> None:
-            losses.append(loss)
-            if step % config.log_every == 0:
-                mean = np.mean(jax.device_get(losses), axis=0)
-                losses.clear()
-                advance(step, f"loss {' '.join(f'{value:.2f}' for value in mean)}")
-
-        return pretrain_tower(
-            policy,
-            params,
-            made_ahead(make, config.vision_steps),
-            learning_rate=config.optim.learning_rate,
-            steps=config.vision_steps,
-            on_step=on_step,
+        self.state = init_state(
+            self.mesh, params, self._optimizer, trained=self.trained, keep=False
         )
+        self._save_and_wait()  # a resumed run need not learn to see once more
+
+    def describe(self) -> list[str]:
+        model = self.config.model
+        default = "everything" if model.train_vision else "decoder"
+        return [f"trained: {'adapters' if model.lora.on else ', '.join(model.train) or default}"]
+
+    # ---- a step
+
+    def train_step(self) -> tuple[dict[str, Any], None]:
+        watch = self.stopwatch
+        with self.saved_if_data_are_bad(), watch.stage("data"):
+            batch = self.loader.step(self.step)
+        with watch.stage("update"):
+            lesson = self._on_mesh(batch)
+            step, skipped = jax.device_get((self.state.step, self.state.skipped))
+            start = self.clock.start()
+            self.state, metrics = self._update(self.state, lesson)
+            self.clock.ran(start, metrics)
+            metrics = jax.device_get(metrics)
+        row = {name: value.item() for name, value in metrics.items()}
+        row |= {
+            "learning_rate": learning_rate_of(self.config, int(step - skipped)),
+            "epoch": (self.step + 1) * self.config.batch_size / len(self.source),
+        }
+        row |= watch.lap(tokens=int(row["tokens"]))
+        row |= {
+            "device_idle_share": self.clock.idle_share(),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        return row, None
+
+    def _on_mesh(self, batch: Supervised) -> Lesson:
+        """The batch of all hosts, padded alike on all of them."""
+        own = [*sizes_of(batch.prompts), *batch.tokens.shape[1:]]
+        *sizes, count, length = processes.largest(own)
+        prompts = pad_to_sizes(batch.prompts, sizes, pad_token_id=self.processor.pad_token_id)
+        widths = [(0, 0), (0, count - batch.tokens.shape[1]), (0, length - batch.tokens.shape[2])]
+        tokens = np.pad(batch.tokens, widths, constant_values=self.processor.pad_token_id)
+        self.shapes.add((sizes[0], sizes[1], sizes[2]))
+        return shard_batch(self.mesh, Lesson(prompts, tokens, np.pad(batch.mask, widths)))
+
+    # ---- held-out images
+
+    def evaluate_once(self, when: str) -> None:
+        if when in self.summary:
+            return
+        doing = f"reading {len(self.heldout)} held-out examples, {when} training"
+        with waiting(doing, shown=processes.is_process_zero()):
+            self.summary[when] = self._evaluate()
+        self.stopwatch.lap(tokens=0)
+        self.clock.idle_share()
+
+    def _evaluate_in_between(self) -> dict[str, float]:
+        every = self.config.evaluation.every
+        if not every or self.step % every:
+            return {}
+        return {f"heldout/{name}": value for name, value in self._evaluate().items()}
+
+    def _evaluate(self) -> dict[str, float]:
+        """Loss and perplexity of all answers to the held-out examples, per token."""
+        loss, tokens = 0.0, 0.0
+        for batch in self._heldout_batches():
+            sums = jax.device_get(self._sums(self.state.params, self._on_mesh(batch)))
+            loss, tokens = loss + float(sums.loss), tokens + float(sums.tokens)
+        mean = loss / max(tokens, 1.0)
+        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": tokens}
+
+    def _heldout_batches(self) -> Iterator[Supervised]:
+        """The held-out examples that this host holds; the last batch is filled up with examples of
+        which nothing counts.
+        """
+        last = len(self.heldout) - 1
+        shards = batch_shards(self.mesh)
+        size = -(-min(self.config.evaluation.batch_size, last + 1) // shards) * shards
+        rows = BatchRows.of(self.mesh, size)
+        for start in range(0, last + 1, size):
+            numbers = start + rows.local_rows
+            lessons = [self._heldout_lesson(self.heldout[min(int(i), last)]) for i in numbers]
+            batch = join(
+                [prepared(lesson, self.processor, self.encoder) for lesson in lessons],
+                self.processor,
+                self.encoder,
+            )
+            yield batch._replace(mask=batch.mask & (numbers <= last)[:, None, None])
+
+    def _heldout_lesson(self, example: Example) -> Answers:
+        if example.scene is not None and self.config.data.path == SCENES:
+            count = self.config.captions_per_image
+            return Answers(example, corpus_captions(example, "heldout", count, FaultRates()))
+        return Answers(example, list(example.references or (example.reference,)))
+
+    def _score_of(self, scores: Mapping[str, float]) -> float | None:
+        loss = scores["heldout/loss"]
+        return -loss if math.isfinite(loss) else None
+
+    def _log_samples(self, samples: None) -> None:
+        examples = self.heldout[:SAMPLED_IMAGES]
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 1)
+        found = self._tester.local_captions(
+            self.state.params, examples, key, batch_size=len(examples)
+        )
+        rows = [[place, _sample_row(examples[place], group[0].text)] for place, group in found]
+        rows = [row for _, row in sorted(processes.gather_list(rows), key=lambda pair: pair[0])]
+        self.samples.log(self.step, rows)
+        if self.metrics.takes_samples:
+            self.metrics.log_samples(self.step, rows, [example.image for example in examples])
+
+    def _note(self, row: Mapping[str, Any]) -> str:
+        heldout = row.get("heldout/loss")
+        return f"loss {row['loss']:.3f}" + ("" if heldout is None else f", held-out {heldout:.3f}")
 
 
-def _loop(
-    config: SFTConfig,
-    run: Path,
-    source: Source,
-    processor: Processor,
-    state: TrainState,
-    step_function: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    save: Callable[[dict], None],
-) -> None:
-    log, watch = MetricsLog(run), Stopwatch()
-    rows: list[dict[str, jax.Array]] = []
-    learned = 0  # tokens since the last row of the log
-    with training_progress("sft", config.steps) as advance:
-        for step, (prompts, tokens, mask) in enumerate(batches(config, source, processor), start=1):
-            state, metrics = step_function(state, prompts, tokens, mask)
-            rows.append(metrics)
-            learned += int(mask.sum())
-            if step % config.log_every == 0 or step == config.steps:
-                means = {name: float(np.mean([row[name] for row in rows])) for name in metrics}
-                lap = watch.lap(tokens=learned, steps=len(rows))
-                log.log(step, means | lap | {"peak_memory_mb": peak_memory_mb()})
-                rows.clear()
-                learned = 0
-                advance(step, f"loss {means['loss']:.3f}")
-            if step % config.save_every == 0 or step == config.steps:
-                save(state.params)
-    log.close()
+def _sample_row(example: Example, caption: str) -> dict[str, Any]:
+    return caption_row(
+        id=example.id,
+        caption=caption,
+        reference=example.reference,
+        references=example.references,
+        rewards={},
+        verdict=None,
+        units=(),
+        rho=len(caption.split()) / max(len(example.reference.split()), 1),
+    )
 
 
-def batches(
-    config: SFTConfig, source: Source, processor: Processor
-) -> Iterator[tuple[Prompts, np.ndarray, np.ndarray]]:
-    """The batches of all steps, each a function of the seed and the step; made one ahead."""
-
-    easy = SceneSource("train", len(source), seed=config.seed, clusters=1)
-
-    def make(step: int) -> tuple[Prompts, np.ndarray, np.ndarray]:
-        first = step * config.batch_size
-        part, rates = source, FaultRates()
-        if step < config.easy_steps:
-            part, rates = easy, NO_FAULTS
-        examples = [part[(first + i) % len(part)] for i in range(config.batch_size)]
-        captions = [
-            corpus_captions(example, f"{config.seed}/{step}", config.captions_per_image, rates)
-            for example in examples
-        ]
-        tokens, mask = processor.encode_captions(captions, config.max_new_tokens)
-        # Two shapes are compiled: half the length where every caption of the step fits.
-        half = config.max_new_tokens // 2
-        if not mask[..., half:].any():
-            tokens, mask = tokens[..., :half], mask[..., :half]
-        return processor.prompts(examples), tokens, mask
-
-    return made_ahead(make, config.steps)
+def _write_outcome(run: SupervisedRun) -> None:
+    """Ends the run: process 0 writes, the others hand it their parts of the parameters."""
+    params = processes.to_process_zero(run.state.params)
+    run.checkpoints.wait()
+    processes.on_process_zero(lambda: _write(run, params))
 
 
-def made_ahead(make: Callable[[int], T], steps: int) -> Iterator[T]:
-    """make(0) to make(steps - 1), each made by a thread while the one before is used."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = pool.submit(make, 0)
-        for step in range(steps):
-            made = waiting.result()
-            if step + 1 < steps:
-                waiting = pool.submit(make, step + 1)
-            yield made
+def _written(config: SFTConfig) -> str:
+    """The type of the written weights."""
+    if config.save_dtype != "auto":
+        return config.save_dtype
+    return "float16" if config.model.path == SCRATCH else config.model.dtype
 
 
-def corpus_captions(example: Example, draw: str, count: int, rates: FaultRates) -> list[str]:
-    """`count` captions to learn from: of the fault corpus for a scene, else the reference."""
-    if example.scene is None:
-        return [example.reference] * count
-    rng = random.Random(f"corpus/{draw}/{example.id}")
-    return [str(faulty_caption(example.scene, rng, rates)) for _ in range(count)]
+def _write(run: SupervisedRun, params: dict) -> None:
+    finish(run, params, dtype=_written(run.config), shapes=run.shapes | run._tester.shapes)
+    before, after = run.summary["before"]["loss"], run.summary["after"]["loss"]
+    run.say(f"held-out loss per token: {before:.3f} before, {after:.3f} after")
+    tell(run, [*report(run.run), run.run / SUMMARY, run.run / POLICY])

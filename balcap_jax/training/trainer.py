@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from balcap_jax.config.commands import TrainConfig
-from balcap_jax.config.files import check_resume, check_resume_flags, load_run
-from balcap_jax.config.sections import MEMORY, PROMPT
+from balcap_jax.config.commands import SFTConfig, TrainConfig
+from balcap_jax.config.files import check_resume, check_resume_flags, load_any_run, load_run
+from balcap_jax.config.sections import PROMPT
 from balcap_jax.data.examples import Example
 from balcap_jax.data.images import BadImageError, ImageLike, Pixels, open_image
 from balcap_jax.data.prompts.processor import Processor
@@ -18,22 +17,25 @@ from balcap_jax.data.sources import pixels_of
 from balcap_jax.errors import UserError, speaks_python
 from balcap_jax.models.hf.folders import POLICY, policy_folder
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
-from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import make_mesh
-from balcap_jax.rewards.function_names import RewardFunction, name_function
-from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.compilation import use_persistent_cache
-from balcap_jax.runs.folder import RunLock, new_run, remove_half_written
 from balcap_jax.runs.progress import announce_settings
-from balcap_jax.training.callbacks import Callback, EarlyStopping
-from balcap_jax.training.checkpoint import latest_step_of
-from balcap_jax.training.interrupts import Interrupts, Stopped
+from balcap_jax.training.callbacks import Callback
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.outcome import write_outcome
-from balcap_jax.training.plan_of_run import announce_run
 from balcap_jax.training.seams import Seams
+from balcap_jax.training.sft import sft
+from balcap_jax.training.start import run_task
+from balcap_jax.training.trainer_settings import (
+    config_of_task,
+    with_data,
+    with_evaluations,
+    with_loggers,
+    with_model,
+    with_rewards,
+)
 
 
 def train(
@@ -61,62 +63,24 @@ def train(
         or a reward function or callback that raises.
       Stopped: a signal came before anything was saved.
     """
-    run = config.out / config.name if resume is None else resume
-    flags = {"--checkpoint": checkpoint, "--resume-anyway": resume_anyway}
-    with (
-        processes.joined(
-            config.dist, facts=lambda: processes.facts_of(config, resume=resume) | flags, run=run
-        ),
-        ExitStack() as held,
-        Interrupts() as interrupts,
-    ):
-        if not processes.is_alone():  # all must end in the same place
-            held.enter_context(interrupts.held())
-        try:
-            if resume is None:
-                processes.on_process_zero(
-                    lambda: held.enter_context(new_run(config.out, config.name))
-                )
-            processes.on_process_zero(lambda: held.enter_context(RunLock(run)))
-            processes.on_process_zero(lambda: remove_half_written(run))
-            processes.check_shared(run)
-            with closing(TrainingLoop(config, run, seams or Seams(), interrupts)) as loop:
-                announce_run(loop)
-                loop.restore(checkpoint, anyway=resume_anyway)
-                loop.evaluate_once("before")
-                loop.loop()
-                if not loop.done:
-                    raise Stopped(interrupts.number)
-                loop.evaluate_once("after")
-                write_outcome(loop)
-        except Stopped as stopped:
-            if not _say_stopped(run, config.steps):
-                raise Stopped(interrupts.number) from stopped
-    return run
-
-
-def _say_stopped(run: Path, steps: int) -> bool:
-    """Tells how to go on; whether there is anything saved to go on from."""
-    step = latest_step_of(run)
-    if not processes.is_process_zero():
-        return bool(step)
-    if step:
-        print(f"stopped at step {step} of {steps}, all saved; go on with:")
-    elif (run / "config.json").exists():
-        print("stopped before the first step was made; start with:")
-    else:
-        print("stopped before the run began; start it again")
-        return False
-    print(f"  balcap train --resume {run}", flush=True)
-    return bool(step)
+    return run_task(
+        TrainingLoop,
+        config,
+        write_outcome=write_outcome,
+        resume=resume,
+        seams=seams,
+        checkpoint=checkpoint,
+        resume_anyway=resume_anyway,
+    )
 
 
 class Trainer:
-    """Reinforcement learning of a captioner, from Python.
+    """Training of a captioner, from Python: on rewards, or with task="sft" on given answers.
 
     Args:
-      config: settings, such as `TrainConfig.of({"steps": 200})`; default: those of the default run,
-        or with `resume` those of that run.
+      config: settings, such as `TrainConfig.of({"steps": 200})` or `SFTConfig.of({...})`; default:
+        those of the default run, or with `resume` those of that run.
+      task: "rl" or "sft"; default: that of `config` or of the run, else "rl".
       model: "base", a run, a Hugging Face folder, or a name on the hub.
       revision: branch, tag or commit of a name on the hub.
       train_dataset: rows in memory (a list of dicts, a `datasets.Dataset`, any data set with a
@@ -144,8 +108,9 @@ class Trainer:
     @speaks_python
     def __init__(
         self,
-        config: TrainConfig | None = None,
+        config: TrainConfig | SFTConfig | None = None,
         *,
+        task: str | None = None,
         model: str | Path | None = None,
         revision: str | None = None,
         train_dataset: Any = None,
@@ -163,18 +128,22 @@ class Trainer:
         self._checkpoint = "" if checkpoint is None else str(checkpoint)
         self._anyway = resume_anyway
         check_resume_flags(self._resume, checkpoint=self._checkpoint, anyway=resume_anyway)
-        old = None if self._resume is None else load_run(self._resume)
-        config = config or old or TrainConfig()
-        if not isinstance(config, TrainConfig):
+        old = None if self._resume is None else load_any_run(self._resume)
+        config = config_of_task(task, config or old)
+        if old is not None and type(old) is not type(config):
+            load_run(self._resume, type(config))  # says which command it is a run of
+        config = with_model(config, model, revision)
+        config = with_data(config, train_dataset)
+        functions = None
+        if isinstance(config, TrainConfig):
+            config, functions = with_rewards(config, reward_funcs, reward_weights)
+        elif not (reward_funcs is None and reward_weights is None and judge is None):
             raise UserError(
-                f"config is a {type(config).__name__}, which must be a TrainConfig; make one by "
-                "TrainConfig.of({...})."
+                'task="sft" learns given answers and reads no reward_funcs, reward_weights or '
+                'judge; leave them out, or train on rewards with task="rl".'
             )
-        config = _with_model(config, model, revision)
-        config = _with_data(config, train_dataset)
-        config, functions = _with_rewards(config, reward_funcs, reward_weights)
-        config, objects = _with_loggers(config, loggers)
-        config = _with_evaluations(config, callbacks)
+        config, objects = with_loggers(config, loggers)
+        config = with_evaluations(config, callbacks)
         if self._resume is not None:
             folder = self._resume.resolve()  # may have been moved since
             here = {"out": folder.parent, "name": folder.name}
@@ -208,7 +177,7 @@ class Trainer:
         resume, checkpoint = self._resume, self._checkpoint
         self._resume, self._checkpoint = self.run, ""  # a second call goes on
         try:
-            return train(
+            return (train if isinstance(self.config, TrainConfig) else sft)(
                 self.config,
                 resume=resume,
                 seams=self._seams,
@@ -283,74 +252,6 @@ class Trainer:
             min_pixels=data.min_pixels, max_pixels=data.max_pixels
         )
         return Captioner(policy, processor, mesh, group_size=1, **options), params
-
-
-def _with_model(config: TrainConfig, model: str | Path | None, revision: str | None) -> TrainConfig:
-    if model is None and revision is None:
-        return config
-    path = config.model.path if model is None else str(model)
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, path=path, revision=revision)
-    )
-
-
-def _with_data(config: TrainConfig, train_dataset: Any) -> TrainConfig:
-    if train_dataset is None:
-        return config
-    path = str(train_dataset) if isinstance(train_dataset, str | Path) else MEMORY
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
-
-
-def _with_rewards(
-    config: TrainConfig,
-    reward_funcs: Callable | Sequence[Callable] | None,
-    weights: Sequence[float] | None,
-) -> tuple[TrainConfig, tuple[RewardFunction, ...] | None]:
-    """Settings that name the given rewards, those of the judge first, and the other functions."""
-    if reward_funcs is None:
-        if weights is not None:
-            reward = dataclasses.replace(config.reward, weights=tuple(weights))
-            config = dataclasses.replace(config, reward=reward)
-        return config, None
-    given = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-    if weights is not None and len(weights) != len(given):
-        raise UserError(
-            f"reward_weights has {len(weights)} numbers for {len(given)} reward_funcs, and each "
-            "needs one; give as many."
-        )
-    weighted = list(zip(given, weights or [1.0] * len(given), strict=True))
-    by_judge = [(name, w) for f, w in weighted if (name := verdict_reward_of(f))]
-    own = [(name_function(f), w) for f, w in weighted if not verdict_reward_of(f)]
-    reward = dataclasses.replace(
-        config.reward,
-        names=tuple(name for name, _ in by_judge),
-        functions=tuple(function.spec for function, _ in own),
-        weights=tuple(float(w) for _, w in (*by_judge, *own)),
-    )
-    judge = config.judge
-    if by_judge and judge.kind == "auto":
-        judge = dataclasses.replace(judge, kind="lexical")
-    config = dataclasses.replace(config, reward=reward, judge=judge)
-    return config, tuple(function for function, _ in own)
-
-
-def _with_loggers(
-    config: TrainConfig, loggers: Sequence[Any] | None
-) -> tuple[TrainConfig, tuple[Any, ...]]:
-    if loggers is None:
-        return config, ()
-    names = tuple(logger for logger in loggers if isinstance(logger, str))
-    objects = tuple(logger for logger in loggers if not isinstance(logger, str))
-    return dataclasses.replace(config, loggers=names), objects
-
-
-def _with_evaluations(config: TrainConfig, callbacks: Sequence[Callback]) -> TrainConfig:
-    """Settings that evaluate ten times where a callback waits for that and they say nothing."""
-    waits = any(isinstance(c, EarlyStopping) and c.reads_heldout for c in callbacks)
-    if config.evaluation.every or not waits:
-        return config
-    evaluation = dataclasses.replace(config.evaluation, every=max(1, config.steps // 10))
-    return dataclasses.replace(config, evaluation=evaluation)
 
 
 def _example(image: ImageLike, prompt: str, pixels: Pixels) -> Example:

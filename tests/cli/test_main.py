@@ -15,12 +15,15 @@ from balcap_jax.cli import main as cli
 from balcap_jax.cli.flags import flags_of
 from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import (
+    AssembleConfig,
     CaptionConfig,
     ExportConfig,
+    ModelCheckConfig,
     ScoreConfig,
     SFTConfig,
     TrainConfig,
 )
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import RewardConfig, RLConfig, RolloutConfig
 from balcap_jax.errors import UserError
 
@@ -52,6 +55,12 @@ def calls(monkeypatch):
             "write_random_folder": entry("make"),
         },
         "commands.export": {"export": entry("export", "its checkpoint of step 7")},
+        "commands.assemble": {"assemble": entry("assemble", "made"), "described": str},
+        "commands.check": {
+            "check": entry("check", types.SimpleNamespace(failed=False)),
+            "table": lambda report: "the table",
+            "block": lambda report: "the block",
+        },
         "data.scene_source": {"export": entry("scenes", Path("folder/scenes.jsonl"))},
     }
     for name, functions in modules.items():
@@ -126,11 +135,38 @@ def test_flags_are_read_in_any_order_and_spelling(calls):
     assert (calls[1][1][0].mesh.data, calls[1][1][0].steps) == (-1, 4)
 
 
+def test_assemble(calls, capsys):
+    arguments = "assemble --tower a --decoder b/c --projector mlp2x out --vision-feature-layer -3"
+    assert cli.main(arguments.split()) == 0
+    [(name, (config,), _)] = calls
+    expected = AssembleConfig(out=Path("out"), tower="a", decoder="b/c", vision_feature_layer=-3)
+    assert (name, config) == ("assemble", expected)
+    assert capsys.readouterr().out == "out holds made\n"
+
+
+def test_assemble_wants_its_parts(mistake):
+    assert "name a folder with --decoder" in mistake("assemble", "--tower", "a", "out")
+
+
+def test_check_prints_and_ends_with_1_where_a_line_fails(calls, capsys, monkeypatch):
+    assert cli.main("check base --tokens 5 --judge.model m".split()) == 0
+    (_, (config,), _), *_ = calls
+    judge = JudgeConfig(kind="llm", model="m")
+    assert config == ModelCheckConfig(model="base", tokens=5, judge=judge)
+    printed = capsys.readouterr().out
+    assert "the table" in printed
+    assert printed.endswith("the block\n")
+    module = sys.modules["balcap_jax.commands.check"]
+    failed = types.SimpleNamespace(failed=True)
+    monkeypatch.setattr(module, "check", lambda *_, **__: failed)
+    assert cli.main(["check", "base"]) == 1
+
+
 def test_sft(calls, tmp_path):
     path = tmp_path / "a.toml"
     path.write_text("batch_size = 8\n")
     assert cli.main(["sft", "--config", str(path), "--steps", "5000"]) == 0
-    assert calls == [("sft", (SFTConfig(batch_size=8, steps=5000),), {})]
+    assert calls == [("sft", (SFTConfig(batch_size=8, steps=5000),), {"resume": None})]
 
 
 def test_caption(calls, capsys):
@@ -286,7 +322,7 @@ def test_resume_needs_a_run(mistake, tmp_path):
         ("data units --data a", "write `balcap data units DATA`."),
         ("data recaption --data a --out b", "write `balcap data recaption DATA OUT`."),
         ("bench xyz", "known are advantages, judge, load, step."),
-        ("xyz", "report, export, data, scenes."),
+        ("xyz", "check, assemble, data, scenes."),
         ("bench advantages --jsn", "did you mean --json?"),
         ("scenes folder --split test", "split='test' must be one of train, heldout"),
     ],

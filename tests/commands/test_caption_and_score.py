@@ -129,7 +129,7 @@ def test_the_output_of_another_input_is_not_touched(tmp_path):
 
 
 def test_bad_settings_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="set --data"):
+    with pytest.raises(UserError, match="set data to"):
         ScoreConfig(input=tmp_path / "a", output=tmp_path / "b", judge=JudgeConfig(kind="scene"))
     with pytest.raises(UserError, match="cannot be read"):
         score(ScoreConfig(input=tmp_path / "a", output=tmp_path / "b"))

@@ -1,6 +1,7 @@
 """`balcap export`: what a run has learned, as a folder that loads again."""
 
 import json
+import os
 
 import pytest
 import tiny
@@ -14,7 +15,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import COMPANIONS, load_pretrained, save_pretrained
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rl.train_state import init_state, make_optimizer
-from balcap_jax.runs.folder import RunLock
+from balcap_jax.runs.folder import RunLock, written_beside
 from balcap_jax.training.checkpoint import Checkpoints
 
 
@@ -91,6 +92,20 @@ def test_what_the_start_had_goes_along(run, start, tmp_path):
         assert json.loads((tmp_path / out / "config.json").read_text()) == config
         assert (tmp_path / out / "LICENSE").read_text() == "a licence"
         assert not (tmp_path / out / "mine.py").exists()
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(run, tmp_path):
+    write_policy(run, seed=1)
+    for name in (".out.123.partial", ".other.123.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with written_beside(tmp_path / "out") as living:  # of another process, by its lock
+        assert living.name == f".out.{os.getpid()}.partial"
+        living.rename(tmp_path / ".out.456.partial")
+        export(ExportConfig(run=run, out=tmp_path / "out"))
+        found = {path.name for path in tmp_path.iterdir()} - {"run", "start"}
+        assert found == {"out", ".other.123.partial", ".out.456.partial"}
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_finished_policy_with_its_own_dtype(run, tmp_path):

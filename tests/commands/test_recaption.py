@@ -102,6 +102,18 @@ def test_what_has_no_answer_is_asked_for_again(data, tmp_path, monkeypatch):
     assert [row["id"] for row in rows_of(config.out)] == ["1", "3", "6", "5"]
 
 
+def test_an_id_twice_in_the_output_is_refused(data, tmp_path):
+    config = RecaptionConfig(data=data, out=tmp_path / "out.jsonl", judge=JUDGE)
+    recaption(config)
+    lines = config.out.read_text().splitlines(keepends=True)
+    config.out.write_text("".join([*lines, lines[1].replace("30 pixels", "31 pixels")]))
+    with pytest.raises(UserError, match="the id '3' twice, in the lines 2 and 5"):
+        recaption(config)
+    config.out.write_text(lines[0].replace('"id": "1"', '"id": ["1"]'))
+    with pytest.raises(UserError, match="is not a file of rewritten captions"):
+        recaption(config)
+
+
 def test_all_else_of_a_row_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LLMJudge", Seeing)
     (tmp_path / "store").mkdir()

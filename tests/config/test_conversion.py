@@ -115,16 +115,16 @@ def test_settings_made_in_python_are_checked_and_plain():
     [
         (
             lambda: TrainConfig(steps="5"),
-            "steps='5' must be a whole number, such as the default 100; change --steps.",
+            "steps='5' must be a whole number, such as the default 100; change steps.",
         ),
         (
             lambda: RolloutConfig(group_size=8.0),
             "rollout.group_size=8.0 must be a whole number, such as the default 8; change "
-            "--rollout.group-size.",
+            "rollout.group_size.",
         ),
         (
             lambda: RLConfig(whiten="no"),
-            "rl.whiten='no' must be true or false, such as the default True; change --rl.whiten.",
+            "rl.whiten='no' must be true or false, such as the default True; change rl.whiten.",
         ),
         (
             lambda: TrainConfig(rollout={"group_size": 4}),
@@ -134,7 +134,7 @@ def test_settings_made_in_python_are_checked_and_plain():
         (
             lambda: RewardConfig(weights=(1.0, 1.0, math.inf)),
             "reward.weights=(1.0, 1.0, inf) holds inf, which must be a finite number; change "
-            "--reward.weights.",
+            "reward.weights.",
         ),
         (
             lambda: CaptionConfig(images="a.png"),

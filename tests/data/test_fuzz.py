@@ -18,7 +18,9 @@ from balcap_jax.data.llava_files import LlavaRows
 from balcap_jax.data.memory_rows import MemoryRows
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.rows import listed
+from balcap_jax.data.seen_ids import SeenIds
 from balcap_jax.data.sources import open_sources
+from balcap_jax.data.tfds_folders import TfdsRows
 from balcap_jax.errors import UserError
 from balcap_jax.scenes.world import make_scene
 
@@ -210,6 +212,67 @@ def test_rows_in_memory():
             sentence(error)
             if " twice" not in str(error):
                 raise
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    pytest.importorskip("tensorflow_datasets", reason="the extra tfds is not installed")
+    import tiny_tfds
+
+    return tiny_tfds.prepare(tmp_path_factory.mktemp("tfds"))
+
+
+EXAMPLE = {
+    "image": "the image",
+    "image/filename": "m.jpg",
+    "image/id": 77,
+    "objects": {
+        "area": [5, 5],
+        "bbox": [[0.125, 0.25, 0.5, 0.75], [0, 0, 1, 1]],
+        "id": [1, 2],
+        "is_crowd": [False, True],
+        "label": [1, 0],
+    },
+    "captions": {"id": [1, 2], "text": ["A wall.", "A longer caption of a wall."]},
+}
+
+
+def stored(value, image, levels=20):
+    """A JSON value as tfds gives it: texts are bytes, but far down."""
+    if isinstance(value, dict) and levels:
+        return {name: stored(item, image, levels - 1) for name, item in value.items()}
+    if isinstance(value, list) and levels:
+        return [stored(item, image, levels - 1) for item in value]
+    if isinstance(value, str):
+        return image if value == "the image" else value.encode("utf-8", "surrogatepass")
+    return value
+
+
+def test_examples_of_tfds(prepared):
+    """What its decoders could give for a damaged file, or for other features of these names."""
+    rng = random.Random(7)
+    nasty = [
+        b"", b"\xff\xd8", "\xe9".encode("latin-1"), np.zeros(0), np.zeros((3, 4)), np.array(5), (),
+        np.array([b"\xff"], object), np.float32("nan"), np.int64(-1), np.int64(99), "a text",
+    ]  # fmt: skip
+    rows = TfdsRows(prepared, split="train")
+    examples = [rows._source[i] for i in range(len(rows))]
+    used = 0
+    for _ in range(COUNT):
+        values = stored(mutated(EXAMPLE, rng), bytes(examples[0]["image"]))
+        if isinstance(values, dict) and values and rng.random() < 0.4:
+            inner = values[rng.choice(list(values))]
+            inner = inner if isinstance(inner, dict) and inner else values
+            inner[rng.choice(list(inner))] = rng.choice(nasty)
+        rows._source, rows._seen = [*examples[1:], values], SeenIds("the split")
+        try:
+            check_source(rows, least=len(examples) - 1)
+            used += 1
+        except UserError as error:
+            sentence(error)
+            if " twice" not in str(error):
+                raise
+    assert used > COUNT * 0.8
 
 
 def test_the_split_of_mutated_files(tmp_path):

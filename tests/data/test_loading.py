@@ -231,10 +231,13 @@ def test_a_million_rows_stay_on_disk(tmp_path):
             file.write((row + "\n") * 9_998)
         file.write((row.replace("red.png", "heldout.png") + "\n") * 200)
     command = [sys.executable, "-c", OPEN, str(path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    # The limit is for what never ends: beside other tests a second becomes a minute.
+    run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    path.unlink()  # 250 MB, which pytest would keep for three sessions
+    assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout)
     assert (found["train"], found["heldout"]) == (999_800, 200)
     numbers = [int(id_.removeprefix("million-")) for id_ in found["ids"]]
     assert len(set(numbers)) == 64
     assert max(numbers) > 900_000 > 100_000 > min(numbers)  # from all over the file
-    assert found["peak"] < 500  # MB, all of Python included
+    assert found["peak"] < 300  # MB, all of Python included; it is 150, whatever else runs

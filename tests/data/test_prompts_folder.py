@@ -7,13 +7,19 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny_hf
 import tiny_llava
+from PIL import Image
 
+from balcap_jax.data.examples import Example
+from balcap_jax.data.prompts import processor as processor_module
+from balcap_jax.data.prompts import time_limit as time_limit_module
 from balcap_jax.data.prompts import trials as trials_module
 from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.data.prompts.time_limit import within
 from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
 
@@ -311,3 +317,61 @@ def test_the_worker_goes_on_after_it_was_cut_off():
         with pytest.raises(UserError, match="ends the process"):
             worker.check()
     assert worker._process is None
+
+
+# What loops for one row -------------------------------------------------------------------------
+
+# What is tried when a folder is loaded has no such word.
+LOOPS = (
+    "{% if 'labyrinth' in messages[0].content[1].text %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+)
+
+
+def test_a_template_that_loops_for_one_row_alone_is_cut_off(folder, monkeypatch):
+    (folder / "chat_template.jinja").write_text(LOOPS + tiny_llava.CHAT_TEMPLATE)
+    monkeypatch.setattr(processor_module, "TEMPLATE_SECONDS", 0.5)
+    processor = Processor.load(folder)
+    good = Example("good", Image.new("RGB", (16, 16)), "describe the image", "")
+    bad = good._replace(id="bad", prompt="a labyrinth")
+    expected = processor.row(good)
+
+    def row(example):
+        try:
+            return processor.row(example).tokens.tolist()
+        except UserError as error:
+            return str(error)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(row, [good, bad, good, bad, good]))
+    assert time.monotonic() - began < 20
+    assert found[::2] == [expected.tokens.tolist()] * 3
+    for said in found[1::2]:
+        assert said.startswith("Example 'bad' makes no prompt (it does not end within 0.5 s); ")
+        assert "\n" not in said
+
+
+def test_a_time_limit_ends_its_own_call_alone(monkeypatch):
+    monkeypatch.setattr(time_limit_module, "_LOOK_SECONDS", 0.001)
+
+    def wait(seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
+
+    ended = 0
+    for i in range(60):  # the limit falls about the end of the call
+        try:
+            within(0.01, lambda seconds=0.005 + 0.001 * (i % 20): wait(seconds))
+        except TimeoutError:
+            ended += 1
+        wait(0.01)  # where what was raised too late would come
+    assert 0 < ended < 60
+    with pytest.raises(TimeoutError, match=r"within 0.01 s"):
+        within(0.01, lambda: wait(30))
+    with pytest.raises(KeyError):
+        within(0.01, lambda: {}["a"])
+    assert within(0.01, lambda: 3) == 3
+    assert not time_limit_module._WATCH._ends
+    assert not time_limit_module._WATCH._fired

@@ -3,11 +3,13 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import tiny_tfds
 
 from balcap_jax.data.examples import Box
 from balcap_jax.data.photos import Photos
+from balcap_jax.data.rows import BadRowError
 from balcap_jax.data.tfds_folders import TfdsRows, find_folder
 from balcap_jax.errors import UserError
 
@@ -45,6 +47,32 @@ def test_examples(folder):
         # tfds stores [ymin, xmin, ymax, xmax]; the crowd is left out.
         assert example.boxes == ((Box("dog", 0.25, 0.125, 0.75, 0.5),) if i else ())
     assert "tensorflow" not in sys.modules
+
+
+def test_an_example_that_is_damaged_is_one_row(folder):
+    rows = TfdsRows(folder, split="train")
+    example = next(e for e in (rows._source[i] for i in range(6)) if e["image/id"] == 1)
+    objects, captions = example["objects"], example["captions"]
+    for change, said in (
+        # tfds has -1 for no label, which would be the last name.
+        ({"objects": objects | {"label": np.array([-1, -1])}}, "has the box .* of the label"),
+        ({"objects": objects | {"label": np.array([7, 7])}}, "has the box .* from 0 to 1; prepare"),
+        ({"objects": objects | {"bbox": np.array([[0.5, 0, 0.1, 1]] * 2)}}, "has the box"),
+        ({"objects": objects | {"bbox": np.array([[0, 0, 1, np.nan]] * 2)}}, "has the box"),
+        ({"objects": objects | {"label": np.array([1])}}, "has 2 boxes of 1 objects"),
+        ({"captions": captions | {"text": [b"\xff\xfe"]}}, "which is not UTF-8"),
+        ({"captions": captions | {"text": []}}, "has no caption"),
+        ({"captions": {}}, 'has no list of "text"'),
+        ({"image": None}, "has no image"),
+        ({"image/id": 1.5}, 'has "id"'),
+    ):
+        rows._source = [example | change]
+        with pytest.raises(BadRowError, match=said) as error:
+            rows[0]
+        assert "\n" not in str(error.value)
+    crowd = objects | {"label": np.array([1, -1])}  # what is left out may be anything
+    rows._source = [example | {"objects": crowd}]
+    assert [box.label for box in rows[0].boxes] == ["dog"]
 
 
 def test_splits_and_parts_of_them(folder):

@@ -1,5 +1,6 @@
 """LLaVA against Hugging Face's torch model, block by block and whole, in float32."""
 
+import dataclasses
 from functools import partial
 
 import jax.numpy as jnp
@@ -67,6 +68,18 @@ CONFIGS = {
         text={"rope_scaling": RopeScaling("yarn", 4.0, 32, attention_factor=1.14)}
     ),
     "qwen2": tiny_llava.config(text={"attention_bias": True}, text_model_type="qwen2"),
+    "dinov2": tiny_llava.config(vision=tiny_llava.DINOV2, initializer_range=0.1),
+    "dinov2, last layer, class token kept": tiny_llava.config(
+        vision=dataclasses.replace(tiny_llava.DINOV2, image_size=12, qkv_bias=False),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        text_model_type="qwen2",
+        text={"attention_bias": True},
+    ),
+    "dinov2, several layers, no mask token": tiny_llava.config(
+        vision=dataclasses.replace(tiny_llava.DINOV2, use_mask_token=False, hidden_act="relu"),
+        vision_feature_layer=(-2, 0, 3),
+    ),
     "mistral": tiny_llava.config(text={"attention_head_dim": 12}, text_model_type="mistral"),
 }
 COUNTS = (1, 2, 0)  # images of each prompt
@@ -136,9 +149,18 @@ def test_greedy_tokens_equal_transformers(tmp_path):
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
-    """One forward of the first config with what goes in and out of each of its blocks."""
-    config = CONFIGS["grouped"]
-    hf, policy, params = pair(config, tmp_path_factory.mktemp("traced"))
+    return trace("grouped", tmp_path_factory.mktemp("traced"))
+
+
+@pytest.fixture(scope="module")
+def traced_dinov2(tmp_path_factory):
+    return trace("dinov2", tmp_path_factory.mktemp("traced"))
+
+
+def trace(name, folder):
+    """One forward of a config with what goes in and out of each of its blocks."""
+    config = CONFIGS[name]
+    hf, policy, params = pair(config, folder)
     seen = {}
 
     def record(name):
@@ -149,10 +171,9 @@ def traced(tmp_path_factory):
 
     tower, decoder = hf.model.vision_tower, hf.model.language_model
     blocks = {
-        "embeddings": tower.embeddings,
-        "pre_layrnorm": tower.pre_layrnorm,
+        **{name: getattr(tower, name) for name in policy.tower.entry},
         "projector": hf.model.multi_modal_projector,
-        **{f"clip{i}": layer for i, layer in enumerate(tower.encoder.layers)},
+        **{f"tower{i}": x for i, x in enumerate(tower.get_submodule(policy.tower.layers))},
         **{f"layer{i}": layer for i, layer in enumerate(decoder.layers)},
     }
     for name, block in blocks.items():
@@ -178,11 +199,32 @@ def test_clip_embeddings(traced):
 @pytest.mark.parametrize("i", [0, 1])
 def test_clip_block(traced, i):
     policy, params, seen = traced
-    hidden, out = seen[f"clip{i}"]
+    hidden, out = seen[f"tower{i}"]
     weights = take_layer(params["vision_tower"]["encoder"]["layers"], i)
     x = jnp.asarray(hidden)
     attend = partial(attend_rows, sizes=jnp.full(x.shape[0], x.shape[1]))
     close(policy.definitions["vision_tower.encoder.layers"](weights)(x, attend), out)
+
+
+def test_dinov2_embeddings(traced_dinov2):
+    policy, params, seen = traced_dinov2
+    patches = tiny_llava.prompts((2,), config=policy.config).images.pixels
+    vision = policy.config.vision
+    embed = policy.definitions["vision_tower.embeddings"](params["vision_tower"]["embeddings"])
+    ours = embed(jnp.asarray(patches).reshape(-1, vision.patches, vision.patch_dim))
+    close(ours, seen["embeddings"][1])
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_dinov2_block(traced_dinov2, i):
+    policy, params, seen = traced_dinov2
+    hidden, out = seen[f"tower{i}"]
+    weights = take_layer(params["vision_tower"]["encoder"]["layer"], i)
+    # Factors that are all one would hide a missing one.
+    assert float(jnp.ptp(weights["layer_scale1"]["lambda1"])) > 0.1
+    x = jnp.asarray(hidden)
+    attend = partial(attend_rows, sizes=jnp.full(x.shape[0], x.shape[1]))
+    close(policy.definitions["vision_tower.encoder.layer"](weights)(x, attend), out)
 
 
 def test_projector(traced):
@@ -211,7 +253,13 @@ def test_decoder_layer(traced, i):
 
 @pytest.mark.parametrize(
     "name",
-    ["one key-value head, tied, last layer", "llama3 rope, wide heads, all biases", "qwen2"],
+    [
+        "one key-value head, tied, last layer",
+        "llama3 rope, wide heads, all biases",
+        "qwen2",
+        "dinov2",
+        "dinov2, several layers, no mask token",
+    ],
 )
 def test_to_transformers_and_back(name, tmp_path):
     """From transformers to us and back again: bit-equal, and no key missing or unexpected."""
@@ -229,7 +277,8 @@ def test_to_transformers_and_back(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "temperature"), [("grouped", 0.7), ("class token of several layers, tied", 1.0)]
+    ("name", "temperature"),
+    [("grouped", 0.7), ("class token of several layers, tied", 1.0), ("dinov2", 1.0)],
 )
 def test_policy_gradient_equals_torch(name, temperature, tmp_path):
     """Of the shared prompt, all of it trainable, tower and projector included."""

@@ -102,7 +102,7 @@ def test_a_cloud_tpu_asks_jax(monkeypatch):
         ({"process": 1}, "has no effect"),
         ({"coordinator": "a:1", "processes": 2, "process": 2}, "below dist.processes=2"),
         ({"coordinator": "a:1", "processes": 2, "process": -1}, "at least 0"),
-        ({"coordinator": "a:1", "processes": 0}, "set --dist.processes 1 or more"),
+        ({"coordinator": "a:1", "processes": 0}, "set dist.processes 1 or more"),
         ({"start_timeout": 0.0}, "must be above 0"),
         ({"lost_after": 0.5}, "must be at least 1"),
     ],

@@ -46,6 +46,7 @@ FAMILIES = {
     "qwen2_5_vl untied": Qwen2_5_VL(tiny.config(tie_word_embeddings=False)),
     "llava tied": Llava(tiny_llava.config(tie_word_embeddings=True)),
     "llava biased": Llava(BIASED),
+    "llava dinov2": Llava(tiny_llava.config(vision=tiny_llava.DINOV2)),
 }
 
 
@@ -58,7 +59,7 @@ def test_every_parameter_matches_exactly_one_rule(name):
         rules = matching_rules(path_name(path))
         assert len(rules) == 1, path_name(path)
         assert len(rules[0]) <= leaf.ndim
-        if re.search("/(layers|blocks)/", path_name(path)) and len(rules[0]):
+        if re.search("/(layers?|blocks)/", path_name(path)) and len(rules[0]):
             assert rules[0][0] is None  # the stack of layers is never sharded
 
 

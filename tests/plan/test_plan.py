@@ -13,7 +13,7 @@ from balcap_jax.cli import main as cli
 from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.files import load_toml
-from balcap_jax.config.sections import MeshConfig, ModelConfig, RLConfig, RolloutConfig
+from balcap_jax.config.sections import DataConfig, MeshConfig, ModelConfig, RLConfig, RolloutConfig
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.plan import compiler, plan, worker
@@ -23,6 +23,7 @@ from balcap_jax.plan.models import image_of, model_of
 from balcap_jax.plan.scaling import _sized, plot
 from balcap_jax.plan.sweep import sweep, variants
 from balcap_jax.plan.tables import plan_tables, scaling_table, sweep_table
+from balcap_jax.plan.workloads.published import SHAPES
 
 ROOT = Path(__file__).parents[2]
 UPDATE = {
@@ -273,15 +274,42 @@ def test_models_by_folder_by_name_and_by_flag(tmp_path):
         model_of("base", shape="gpt")
 
 
-def test_images():
-    qwen, llava = model_of("qwen2.5-vl-7b").config, model_of("llava-1.5-7b").config
-    assert image_of(qwen, None) == (896, 896)
-    assert image_of(qwen, "280x560") == (280, 560)
-    assert image_of(llava, None) == image_of(llava, "336x336") == (336, 336)
-    with pytest.raises(UserError, match="multiples of 28 pixels"):
-        image_of(qwen, "100x100")
+def test_an_image_is_the_largest_that_the_settings_allow():
+    qwen, llava = model_of("qwen2.5-vl-7b"), model_of("llava-1.5-7b")
+    photos = DataConfig(path="a.jsonl")
+    # 1024 x 1024 pixels are 1337 tokens of 28 x 28; 29 x 46 is the most with sides of at most 2:1.
+    assert image_of(qwen, photos, None) == (29 * 28, 46 * 28)
+    for tokens, size in ((1024, (32, 32)), (5, (2, 2)), (8, (2, 4)), (4, (2, 2))):
+        data = dataclasses.replace(photos, max_pixels=max(3136, tokens * 28**2))
+        assert image_of(qwen, data, None) == (size[0] * 28, size[1] * 28)
+    huge = dataclasses.replace(photos, max_pixels=2**30)  # what the image processor allows
+    height, width = image_of(qwen, huge, None)
+    assert 0.99 * 12845056 < height * width <= 12845056
+    assert image_of(qwen, DataConfig(), None) == (112, 112)  # scenes have one size
+    larger = DataConfig(min_pixels=224**2)
+    assert image_of(qwen, larger, None) == (224, 224)
+    assert image_of(llava, photos, None) == image_of(llava, photos, "336x336") == (336, 336)
+    assert image_of(qwen, photos, "280x560") == (280, 560)
+    for wish in ("100x100", "28", "28x²", "28x" + "9" * 5000, "0x28", "28x-28"):
+        with pytest.raises(UserError, match="multiples of 28 pixels"):
+            image_of(qwen, photos, wish)
+    with pytest.raises(UserError, match="has 1254400 pixels, and images are shrunk to 1048576"):
+        image_of(qwen, photos, "1120x1120")
     with pytest.raises(UserError, match="takes 336x336; leave it out"):
-        image_of(llava, "448x448")
+        image_of(llava, photos, "448x448")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_pixels": 50176}, {"size": {"shortest_edge": 1, "longest_edge": 50176}}]
+)
+def test_a_folders_image_processor_bounds_the_image(settings, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["qwen2.5-vl-3b"]))
+    photos = DataConfig(path="a.jsonl")
+    assert image_of(model_of(str(tmp_path)), photos, None) == (29 * 28, 46 * 28)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert image_of(model_of(str(tmp_path)), photos, None) == (224, 224)
+    # The packaged policy takes images of one size, of patches of 8 x 8, two by two.
+    assert image_of(model_of("base"), photos, None) == (112, 112)
 
 
 # The command ------------------------------------------------------------------------------------
@@ -324,6 +352,8 @@ def test_the_configs_of_pods_fill_their_slices(path):
     assert mesh.data * mesh.fsdp * mesh.tensor == where.devices
     assert config.prompts_per_step % (mesh.data * mesh.fsdp * config.rl.micro_batches) == 0
     assert model.config.text.num_key_value_heads % mesh.tensor == 0
+    sizes = {"qwen2.5-vl-3b": (896, 896), "qwen2.5-vl-7b": (896, 896), "llava-1.5-7b": (336, 336)}
+    assert image_of(model, config.data, None) == sizes[model.name]  # as docs/scale.md has it
 
 
 # The compiler -----------------------------------------------------------------------------------

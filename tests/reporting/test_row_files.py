@@ -46,6 +46,16 @@ def test_a_caption_of_the_wrong_shape(run, changes, says):
     assert not (run / "captions.html").exists()
 
 
+def test_an_image_twice(run):
+    path = run / "evaluation" / "after.jsonl"
+    first, second = caption("x", 0), caption("x", 1)
+    write_jsonl_atomic(path, [first, second, first])
+    with pytest.raises(
+        UserError, match=r"after\.jsonl has the id '.+' twice, in the lines 1 and 3"
+    ):
+        report(run)
+
+
 def test_a_field_that_is_not_there(run):
     path = run / "evaluation" / "before.jsonl"
     row = {name: value for name, value in caption("x", 0).items() if name != "verdict"}

@@ -124,9 +124,13 @@ def test_stored_units_come_before_any_call(server, tmp_path):
         file.write(b'{"id": "torn')
     again = StoredUnits(stored.path)
     assert again.get(SOURCE[0]) == ("One.", "Two.")
-    again.add(SOURCE[1], ["Four."], model="m", version="1")
-    assert StoredUnits(stored.path).get(SOURCE[1]) == ("Four.",)
-    assert again.get(SOURCE[0]._replace(reference="changed")) is None
+    changed = SOURCE[1]._replace(reference="changed")
+    assert again.get(changed) is None
+    again.add(changed, ["Four."], model="m", version="1")
+    again.add(changed, ["Five."], model="m", version="1")  # the first ones stay
+    read = StoredUnits(stored.path)
+    assert (read.get(changed), read.get(SOURCE[1])) == (("Four.",), ("Three.",))
+    assert (len(read), read.repeated) == (3, 0)
     judge = make_judge(settings(server, tmp_path), data=tmp_path / "data.jsonl")
     assert judge.reference_units(SOURCE[0]) == ("One.", "Two.")
     assert judge.reference_units(SOURCE[2]._replace(units=("Five.",))) == ("Five.",)
@@ -138,6 +142,7 @@ def test_stored_units_come_before_any_call(server, tmp_path):
         json.dumps(row | {"units": "abc"}), json.dumps(row | {"units": {"a": 1}}),
         json.dumps(row | {"units": [3]}), json.dumps(row | {"units": [" "]}),
         json.dumps(row | {"units": None}), json.dumps(row | {"reference": 3}),
+        json.dumps(row)[:-1] + ', "units": ["Two."]}',
         json.dumps(row)[:-1] + ', "x": ' + "[" * 600 + "]" * 600 + "}",
     ):  # fmt: skip
         stored.path.write_text(line + "\n")
@@ -146,6 +151,25 @@ def test_stored_units_come_before_any_call(server, tmp_path):
     stored.path.write_bytes(b"\xff\xfe\x00\n")
     with pytest.raises(UserError, match="line 1 is no row of reference units"):
         StoredUnits(stored.path)
+
+
+def test_units_that_are_stored_twice_are_refused_if_they_differ(tmp_path, caplog):
+    path = tmp_path / "data.jsonl.units.jsonl"
+
+    def write(*rows):
+        names = ("id", "reference", "units")
+        path.write_text("".join(json.dumps(dict(zip(names, r, strict=True))) + "\n" for r in rows))
+
+    one = ("a", "d1", ["One."])
+    write(one, ("b", "d1", ["Two."]), ("a", "d2", ["Three."]), ("a", "d1", ["Four."]))
+    with pytest.raises(UserError, match=r"units.jsonl lines 1 and 4 .* id 'a', .* remove one"):
+        StoredUnits(path)
+    write(one, ("a", "d2", ["Three."]), one, one)
+    stored = StoredUnits(path)
+    assert (len(stored), stored.repeated) == (2, 2)
+    assert "2 rows stand there twice" in caplog.text
+    write(one, ("b", "d1", ["Two."]), ("a", "d2", ["Three."]))  # another reference, another id
+    assert StoredUnits(path).repeated == 0
 
 
 def test_stored_units_are_of_the_reference_in_any_spelling(tmp_path):

@@ -6,6 +6,8 @@ import logging
 import sqlite3
 import threading
 import time
+import tracemalloc
+import zlib
 
 import pytest
 from judge_server import JudgeServer, Sent, completion
@@ -305,6 +307,54 @@ def test_an_answer_packed_or_streamed_is_read(server, truth, tmp_path):
     verdicts, spent, _ = ask(server, tmp_path / "b")
     assert verdicts == [truth]
     assert spent["prompt_tokens"] == 1000
+
+
+def packed(megabytes, wrap=None):
+    """A completion with so much of nothing before it, in a thousandth of the bytes."""
+    packer = zlib.compressobj(wbits=31 if wrap is None else wrap)
+    parts = [packer.compress(b" " * 2**20) for _ in range(megabytes)]
+    return b"".join([*parts, packer.compress(b"{}"), packer.flush()])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        Sent(packed(64), headers="Content-Encoding: gzip\r\n"),
+        Sent(packed(64, 15), headers="Content-Encoding: deflate\r\n"),
+        Sent(packed(64, -15), headers="Content-Encoding: deflate\r\n"),
+        Sent(gzip.compress(packed(64)), headers="Content-Encoding: gzip, gzip\r\n"),
+        Sent(packed(64), 500, headers="Content-Encoding: gzip\r\n"),
+        Sent(packed(64), 400, headers="Content-Encoding: gzip\r\n"),
+        Sent(b" " * (8 * 2**20 + 1)),
+    ],
+)
+def test_no_reply_is_unpacked_beyond_a_limit(sent, server, truth, tmp_path):
+    first = True
+
+    def reply(*_):
+        nonlocal first
+        first, was = False, first
+        return sent if was else None
+
+    server.reply = reply
+    tracemalloc.start()
+    try:
+        verdicts, spent, _ = ask(server, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert verdicts == [truth]
+    assert (spent["calls"], spent["errors"], spent["bad_answers"]) == (2, 1, 0)
+    assert peak < 40 * 2**20
+    server.reply = lambda *_: sent
+    verdicts, spent, reasons = ask(server, tmp_path / "b", retries=1)
+    assert (verdicts, spent["errors"]) == ([None], 2)
+    assert reasons == "a reply of more than 8 MB (1)"
+
+
+def test_a_large_answer_within_the_limit_is_read(server, truth, tmp_path):
+    server.reply = lambda _, made: Sent(" " * 7 * 2**20 + json.dumps(made))
+    assert ask(server, tmp_path)[0] == [truth]
 
 
 @pytest.mark.parametrize("status", [200, 400])

@@ -51,6 +51,15 @@ def eight():
     return captioner(make_mesh())
 
 
+def test_captions_are_shorter_than_the_policys_positions():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    positions = tiny.CONFIG.text.max_position_embeddings
+    captioner(mesh, max_new_tokens=positions - 1)
+    for count in (positions, 2**20):
+        with pytest.raises(UserError, match=f"max_new_tokens={count} must be below .*={positions}"):
+            captioner(mesh, max_new_tokens=count)
+
+
 def test_rollout_of_a_batch(eight):
     generation = eight.generate(PARAMS, EXAMPLES, jax.random.key(0))
     tokens = generation.rollout.tokens

@@ -149,10 +149,35 @@ def test_jsonl_round_trip_drops_a_torn_row_only(tmp_path):
         read_jsonl(path)
 
 
+WRITE = """
+import sys
+from balcap_jax.runs.folder import written_beside
+with written_beside(sys.argv[1]) as beside:
+    (beside / "deep").mkdir()
+    print(beside.name, flush=True)
+    input()
+"""
+
+
 def test_what_a_killed_process_left_half_written_goes(tmp_path):
-    (tmp_path / ".policy.123.partial" / "deep").mkdir(parents=True)
     (tmp_path / "policy").mkdir()
-    remove_half_written(tmp_path)
+    (tmp_path / ".policy.123.partial" / "deep").mkdir(parents=True)  # of a version without locks
+    command = [sys.executable, "-c", WRITE, str(tmp_path / "policy")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    killed, living = (subprocess.Popen(command, **pipes, text=True) for _ in range(2))
+    left, written = (process.stdout.readline().strip() for process in (killed, living))
+    killed.kill()
+    killed.wait()
+    remove_half_written(tmp_path, "polic")
+    remove_half_written(tmp_path, "[p]olicy")
+    assert (tmp_path / left / "deep").is_dir()
+    remove_half_written(tmp_path, "policy")
+    assert {path.name for path in tmp_path.iterdir()} == {"policy", written}
+    assert (tmp_path / written / "deep").is_dir()
+    living.communicate("\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    (tmp_path / left).mkdir()
+    remove_half_written(tmp_path)  # whatever it was to become
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from balcap_jax.parallel.sharding import make_mesh
-from balcap_jax.training import loop
+from balcap_jax.training import task_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,5 +23,5 @@ def no_pictures() -> Iterator[None]:
 def one_device() -> Iterator[None]:
     """For what does not depend on the mesh: programs for one device compile fastest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
+        patch.setattr(task_run, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
         yield

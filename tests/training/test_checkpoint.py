@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -461,23 +462,33 @@ def test_checksums_see_pairs_of_changes_that_a_plain_sum_would_miss():
     assert checksums({"x": np.int64(2**40)}) != checksums({"x": np.int64(2**41)})
 
 
-def test_a_folder_that_cannot_be_written_any_more_ends_at_once(tmp_path):
+@pytest.mark.parametrize("how", ["a file in its place", "read-only"])
+def test_a_folder_that_cannot_be_written_any_more_ends_at_once(how):
     """No thread goes on waiting for the folder of a step that could not be made."""
-    done = subprocess.run(
-        [sys.executable, "-c", FOLDER_GONE, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=child_environment(),
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", FOLDER_GONE, folder, how],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env=child_environment(),
+            check=False,
+        )
+        ended = time.monotonic()
+        os.chmod(os.path.join(folder, "checkpoints"), 0o755)
     assert done.returncode == 0, done.stderr
-    assert "refused: Cannot write" in done.stdout
+    *said, refused = done.stdout.splitlines()
+    assert len(said) == 2
+    for sentence in said:
+        assert sentence.startswith("refused: Cannot write")
+        assert ("Permission denied" in sentence) == (how == "read-only")
     assert done.stderr == ""
+    assert ended - float(refused) < 30  # it took 308 s
 
 
 FOLDER_GONE = """
-import os, shutil, sys
+import os, shutil, sys, time
 import jax.numpy as jnp
 from balcap_jax.training.checkpoint import Checkpoints
 from balcap_jax.errors import UserError
@@ -486,12 +497,18 @@ checkpoints = Checkpoints(sys.argv[1])
 checkpoints.save(1, {"w": jnp.ones(4)}, {})
 checkpoints.wait()
 folder = os.path.join(sys.argv[1], "checkpoints")
-shutil.rmtree(folder)
-open(folder, "w").close()
+if sys.argv[2] == "read-only":
+    os.chmod(folder, 0o555)
+    if os.geteuid() == 0:  # who may write everywhere
+        os.setuid(65534)
+else:
+    shutil.rmtree(folder)
+    open(folder, "w").close()
 for step in (2, 3):
     try:
         checkpoints.save(step, {"w": jnp.ones(4)}, {})
         checkpoints.wait()
     except UserError as error:
         print("refused:", error)
+print(time.monotonic())
 """

@@ -70,12 +70,12 @@ def run(finished, tmp_path) -> Path:
 
 def edit(record: Path, change, *, before: str = "", after: str = "") -> None:
     """Changes a checkpoint's record, its digest included."""
-    from balcap_jax.training.checkpoint import _digest
+    from balcap_jax.training.checkpoint_record import digest_of
 
     values = json.loads(record.read_text().replace(before, after) if before else record.read_text())
     values.pop("digest")
     change(values)
-    record.write_text(json.dumps({**values, "digest": _digest(values)}))
+    record.write_text(json.dumps({**values, "digest": digest_of(values)}))
 
 
 def resume(run: Path, *, steps: int = 4, **options) -> Path:

@@ -1,4 +1,4 @@
-"""Supervised training from nothing and from a folder."""
+"""Supervised training: from nothing and from a folder, on rows, with everything that runs have."""
 
 import dataclasses
 import json
@@ -6,18 +6,33 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from balcap_jax.config.commands import SFTConfig
-from balcap_jax.config.sections import DataConfig, MeshConfig, ModelConfig, OptimConfig
-from balcap_jax.data.examples import Example
+from balcap_jax.config.commands import SFTConfig, TrainConfig
+from balcap_jax.config.files import load_run
+from balcap_jax.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+)
+from balcap_jax.data.lessons import Answers
+from balcap_jax.data.prompts.answers import AnswerEncoder
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.data.scene_source import SceneSource, export
+from balcap_jax.data.supervised import prepared
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import read_jsonl
-from balcap_jax.scenes.captions import FaultRates
-from balcap_jax.training.sft import batches, corpus_captions, sft
+from balcap_jax.runs.logs import without_wall_clock
+from balcap_jax.training.callbacks import Callback, EarlyStopping
+from balcap_jax.training.saved_policy import saved_policy
+from balcap_jax.training.sft import sft
+from balcap_jax.training.trainer import Trainer
 
 SMALL = SFTConfig(
     steps=6,
@@ -25,11 +40,37 @@ SMALL = SFTConfig(
     captions_per_image=2,
     max_new_tokens=16,
     log_every=1,
-    save_every=4,
+    sample_every=3,
+    data=DataConfig(heldout=3),
+    checkpoint=CheckpointConfig(every=2),
+    evaluation=EvaluationConfig(every=3, batch_size=2, temperature=0.0),
     mesh=MeshConfig(data=1, fsdp=2, tensor=4),
     optim=OptimConfig(learning_rate=3e-3, warmup_steps=1),
     save_dtype="float32",
 )
+ROW = {"prompt": "What is this?", "captions": ["a red square .", "red all over ."]}
+
+
+def rows(count: int = 8) -> list[dict]:
+    return [
+        {**ROW, "id": str(i), "image": Image.new("RGB", (56, 56), (200, 30, i))}
+        for i in range(count)
+    ]
+
+
+def of_rows(tmp_path, **changes) -> SFTConfig:
+    """From the packaged policy, on one device."""
+    values = {
+        "out": tmp_path,
+        "steps": 4,
+        "model": ModelConfig(train_vision=False),
+        "data": DataConfig(path="memory", heldout=2),
+        "mesh": MeshConfig(data=1),
+        "optim": OptimConfig(learning_rate=1e-3, warmup_steps=1),
+        "sample_every": 0,
+        "evaluation": EvaluationConfig(every=2, batch_size=2, temperature=0.0),
+    }
+    return dataclasses.replace(SMALL, **{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +79,8 @@ def run(tmp_path_factory):
 
 
 def test_learns_from_nothing_and_writes_a_folder(run):
-    losses = [row["loss"] for row in read_jsonl(run / "metrics.jsonl")]
+    found = read_jsonl(run / "metrics.jsonl")
+    losses = [row["loss"] for row in found]
     assert len(losses) == 6
     # An untrained policy spreads its probability over 768 tokens: ln 768 = 6.64.
     assert losses[0] == pytest.approx(np.log(768), abs=0.5)
@@ -46,6 +88,43 @@ def test_learns_from_nothing_and_writes_a_folder(run):
     policy, params = load_pretrained(run / "policy")
     assert sum(x.size for x in jax.tree.leaves(params)) == 2_123_136
     assert policy.config.stop_tokens == Processor.load(run / "policy").stop_tokens
+
+
+def test_validation_falls_and_is_logged_with_samples(run):
+    found = {row["step"]: row for row in read_jsonl(run / "metrics.jsonl")}
+    summary = json.loads((run / "summary.json").read_text())
+    before, after = summary["before"]["loss"], summary["after"]["loss"]
+    assert before == pytest.approx(np.log(768), abs=0.5)
+    assert after == pytest.approx(found[6]["heldout/loss"], rel=1e-6)
+    assert after < found[3]["heldout/loss"] < before
+    assert [step for step, row in found.items() if "heldout/loss" in row] == [3, 6]
+    samples = read_jsonl(run / "samples.jsonl")
+    assert [row["step"] for row in samples] == [3] * 3 + [6] * 3
+    assert {row["id"] for row in samples} == {f"heldout-0-{i:06d}" for i in range(3)}
+    assert {"caption", "reference"} <= set(samples[0])
+    assert (run / "curves.png").exists()
+
+
+@pytest.mark.slow
+def test_a_tower_that_has_learned_to_see_is_saved_before_the_first_step(tmp_path):
+    config = dataclasses.replace(
+        SMALL, out=tmp_path, steps=1, vision_steps=2, vision_batch_size=2, sample_every=0,
+        evaluation=EvaluationConfig(batch_size=2),
+    )  # fmt: skip
+    taught = sft(config)
+    found = saved_policy(taught, "0")
+    assert found.step == 0
+    plain = sft(dataclasses.replace(config, name="plain", vision_steps=0))
+    assert not (plain / "checkpoints" / "0").exists()
+    other = saved_policy(plain, "1")
+
+    def tower(saved):
+        return jax.tree.leaves(saved.params["visual"]["blocks"])
+
+    moved = [float(np.abs(a - b).max()) for a, b in zip(tower(found), tower(other), strict=True)]
+    assert max(moved) > 1e-4
+    losses = [json.loads((r / "summary.json").read_text())["before"] for r in (taught, plain)]
+    assert losses[0] != losses[1]  # what is evaluated is the taught one
 
 
 def test_transformers_reads_the_folder(run):
@@ -61,12 +140,20 @@ def test_transformers_reads_the_folder(run):
     np.testing.assert_array_equal(np.asarray(ours), theirs.to(torch.float32).numpy())
 
 
+def test_a_checkpoint_of_a_new_policy_has_its_files(run):
+    found = saved_policy(run, "4")
+    assert found.step == 4
+    assert Processor.load(found.source).stop_tokens == found.policy.config.stop_tokens
+    assert sum(x.size for x in jax.tree.leaves(found.params)) == 2_123_136
+
+
 def test_goes_on_from_a_folder_on_files(run, tmp_path):
     data = export(tmp_path / "data", split="train", count=5)
     config = dataclasses.replace(
         SMALL,
         out=tmp_path,
         steps=1,
+        sample_every=0,
         data=DataConfig(path=str(data), heldout=1),
         model=ModelConfig(path=str(run), train_vision=False),
     )
@@ -77,30 +164,158 @@ def test_goes_on_from_a_folder_on_files(run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, old["visual"], new["visual"])
 
 
-def test_a_run_is_not_overwritten(run):
+def test_a_run_is_not_overwritten_nor_resumed_by_the_other_command(run):
     with pytest.raises(UserError, match="already holds a run"):
         sft(dataclasses.replace(SMALL, out=run.parent))
+    with pytest.raises(UserError, match="balcap sft --resume"):
+        load_run(run)
+    assert load_run(run, SFTConfig).batch_size == 2
+    with pytest.raises(UserError, match="must be a SFTConfig"):
+        Trainer(TrainConfig(), task="sft")
 
 
-def test_batches_are_a_function_of_seed_and_step():
+class Halt(Callback):
+    """Fails once at a step, as a crash would."""
+
+    def __init__(self, step: int):
+        self.at = step
+
+    def on_step(self, run, step, row):
+        if step == self.at:
+            raise UserError("halted")
+
+
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(), LoraConfig(rank=2, dropout=0.1)], ids=["whole", "adapters"]
+)
+def test_a_run_that_failed_goes_on_to_the_same_bits(lora, tmp_path, one_device):
+    model = ModelConfig(path=str(policy_folder("base")), lora=lora)
+    config = of_rows(tmp_path, model=model)
+    straight = Trainer(config, train_dataset=rows()).train()
+    halted = Trainer(
+        dataclasses.replace(config, name="halted"), train_dataset=rows(), callbacks=[Halt(3)]
+    )
+    with pytest.raises(UserError, match="halted"):
+        halted.train()
+    Trainer(resume=tmp_path / "halted", task="sft", train_dataset=rows()).train()
+    one, two = (
+        [without_wall_clock(row) for row in read_jsonl(tmp_path / name / "metrics.jsonl")]
+        for name in ("sft", "halted")
+    )
+    assert one == two
+    first, second = (load_pretrained(tmp_path / n / "policy")[1] for n in ("sft", "halted"))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert straight == tmp_path / "sft"
+    changed = [{**row, "captions": ["another"]} for row in rows()]
+    with pytest.raises(UserError, match="texts of training rows"):
+        Trainer(resume=tmp_path / "halted", train_dataset=changed).train()
+
+
+def test_early_stop_by_held_out_loss_and_the_best_checkpoint(tmp_path, one_device):
+    """With a rate of nothing the loss never improves on that of the first evaluation."""
+    config = of_rows(
+        tmp_path,
+        steps=20,
+        optim=OptimConfig(learning_rate=1e-12),
+        model=ModelConfig(path="base"),
+    )
+    stop = EarlyStopping("heldout/loss", patience=2, min_delta=1e-3, mode="min")
+    run = Trainer(config, train_dataset=rows(), callbacks=[stop]).train()
+    assert len(read_jsonl(run / "metrics.jsonl")) == 6
+    assert (
+        "heldout/loss has not improved" in json.loads((run / "summary.json").read_text())["stopped"]
+    )
+
+
+def test_only_the_projector_learns(tmp_path, one_device):
+    config = of_rows(tmp_path, steps=1, model=ModelConfig(path="base", train=("projector",)))
+    run = Trainer(config, train_dataset=rows()).train()
+    before, after = load_pretrained(policy_folder("base"))[1], load_pretrained(run / "policy")[1]
+    jax.tree.map(np.testing.assert_array_equal, before["language_model"], after["language_model"])
+    merger = [jax.tree.leaves(params["visual"]["merger"]) for params in (before, after)]
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*merger, strict=True))
+    left = [
+        {name: tree for name, tree in params["visual"].items() if name != "merger"}
+        for params in (before, after)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *left)
+
+
+def conversation_rows() -> list[dict]:
+    image = Image.new("RGB", (56, 56), (200, 30, 30))
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image>\nWhat is it?"},
+        {"role": "assistant", "content": "A square."},
+        {"role": "user", "content": "Which colour?"},
+        {"role": "assistant", "content": "Red."},
+    ]
+    two = [
+        {"role": "user", "content": "<image> and <image>: the same?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    return [
+        {"id": "talk", "image": image, "messages": talk},
+        {"id": "two", "images": [image, image], "messages": two},
+        {"id": "caption", "image": image, "caption": "a red square ."},
+        {"id": "held", "image": image, "messages": talk},
+        {"id": "held2", "images": [image, image], "messages": two},
+    ]
+
+
+def test_conversations_and_several_images_are_learned(tmp_path, one_device):
+    config = of_rows(
+        tmp_path,
+        steps=8,
+        batch_size=3,
+        model=ModelConfig(path="base"),
+        evaluation=EvaluationConfig(every=8, batch_size=2, temperature=0.0),
+        max_new_tokens=48,
+    )
+    run = Trainer(
+        config,
+        train_dataset=conversation_rows()[:3],
+        eval_dataset=[{**row, "id": "e" + row["id"]} for row in conversation_rows()[3:]],
+    ).train()
+    found = read_jsonl(run / "metrics.jsonl")
+    assert found[-1]["loss"] < found[0]["loss"] - 1
+    assert found[-1]["tokens"] == found[0]["tokens"]  # all three, in whatever order
+
+
+def test_an_answer_beyond_the_last_position_is_one_sentence():
     processor = Processor.load(policy_folder("base"))
-    source = SceneSource("train", 100)
-
-    def drawn(**changes):
-        config = dataclasses.replace(SMALL, steps=2, **changes)
-        return list(batches(config, source, processor))
-
-    first, again, other = drawn(), drawn(), drawn(seed=1)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert (first[0][1] != other[0][1]).any()
-    assert (first[0][1] != first[1][1]).any()
+    text = dataclasses.replace(processor.config.text, max_position_embeddings=60)
+    short = dataclasses.replace(processor, config=dataclasses.replace(processor.config, text=text))
+    example = SceneSource("train", 1)[0]
+    with pytest.raises(UserError, match="positions with its answer, and the policy has max_pos"):
+        prepared(Answers(example, [example.reference]), short, AnswerEncoder(short, length=64))
 
 
-def test_corpus_captions():
-    scene = SceneSource("train", 1)[0]
-    assert len(set(corpus_captions(scene, "0/0", 8, FaultRates()))) > 4
-    photo = Example("1", scene.image, scene.prompt, "A car.")
-    assert corpus_captions(photo, "0/0", 2, FaultRates()) == ["A car.", "A car."]
+def test_bad_settings_and_rows_are_one_sentence(tmp_path, one_device):
+    with pytest.raises(UserError, match="reads no reward_funcs"):
+        Trainer(of_rows(tmp_path), train_dataset=rows(), reward_funcs=lambda **_: [0.0])
+    with pytest.raises(UserError, match="task='dpo' is unknown"):
+        Trainer(task="dpo")
+    with pytest.raises(UserError, match="must be a multiple of micro_batches=3"):
+        dataclasses.replace(SMALL, micro_batches=3)
+    config = of_rows(
+        tmp_path,
+        model=ModelConfig(path="base"),
+        data=DataConfig(path="memory", heldout=2, max_bad_images=0),
+    )
+    rates = dataclasses.replace(
+        config,
+        model=ModelConfig(path="base", train=("projector",)),
+        optim=OptimConfig(rates=("tower=1e-3",)),
+    )
+    with pytest.raises(UserError, match="a rate for 'tower', which is not trained"):
+        Trainer(rates, train_dataset=rows()).train()
+    empty = {"id": "empty", "image": Image.new("RGB", (56, 56))}
+    with pytest.raises(UserError, match="train_dataset, row 8 has no caption .* no answer to le"):
+        Trainer(config, train_dataset=[*rows(), empty]).train()
+    special = {**ROW, "id": "special", "image": empty["image"], "captions": ["a <|im_end|> b"]}
+    with pytest.raises(UserError, match=r"row 8 has .* holds <\|im_end\|>, a special token"):
+        Trainer(config, train_dataset=[*rows(), special]).train()
 
 
 def test_packaged_base_policy():

@@ -17,7 +17,7 @@ from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
-from balcap_jax.training import loop
+from balcap_jax.training import task_run
 
 SCENES = [SceneSource("train", 8)[i] for i in range(8)]
 ROWS = [
@@ -30,7 +30,7 @@ ROWS = [
 def one_device():
     """What is tested here does not depend on the mesh, and one device compiles fastest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
+        patch.setattr(task_run, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
         yield
 
 

@@ -23,6 +23,7 @@ from balcap_jax.data.prompts.folder_parts import (
     load_image_processor,
     load_tokenizer,
 )
+from balcap_jax.data.prompts.time_limit import within
 from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
@@ -32,6 +33,8 @@ from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.layout import Layout
 from balcap_jax.models.padding import pad_rows
 
+# Of a chat template for one row, which takes a thousandth of it; others may wait for the processor.
+TEMPLATE_SECONDS = 10.0
 # Words, numbers, marks, spaces and signs of several alphabets: what patterns tell apart.
 _TRIAL_TEXT = "Describe this image: 2 cats aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!   éß 猫 🐈\n" * 4
 
@@ -190,17 +193,20 @@ class Processor:
         with as_user_error(sentence):
             ids = self._ids(example)
         try:
-            return self.layout.expand(ids, self._cut(example.image))
+            return self.layout.expand(ids, self._cut(example.image, *example.more_images))
         except (ValueError, OSError) as error:
             raise UserError(sentence(str(error))) from error
 
     def _ids(self, example: Example) -> list[int]:
         """Tokens of the prompt, one placeholder for each image."""
-        text = self.tokenizer.apply_chat_template(
-            conversation(example),
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
+        text = within(
+            TEMPLATE_SECONDS,
+            lambda: self.tokenizer.apply_chat_template(
+                conversation(example),
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            ),
         )
         # As processors of transformers do: what the template has written is not added again.
         begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
@@ -210,10 +216,12 @@ class Processor:
         """This one with other bounds of images, see `data.min_pixels` and `data.max_pixels`."""
         return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
 
-    def _cut(self, image: Image.Image) -> list[CutImage]:
+    def _cut(self, *images: Image.Image) -> list[CutImage]:
         return self.layout.cut(
             self.image_processor(
-                images=[image.convert("RGB")], return_tensors="np", **self._size_options()
+                images=[image.convert("RGB") for image in images],
+                return_tensors="np",
+                **self._size_options(),
             )
         )
 

@@ -8,6 +8,7 @@ from balcap_jax.models.hf.hub import is_hub_name, snapshot
 
 BASE = "base"  # the policy that ships in the package
 SCRATCH = "scratch"  # a new one; for supervised training only
+START = "start"  # the files of a new policy but its weights, in the folder of the run
 POLICY = "policy"  # a run's trained policy, as a Hugging Face folder
 ADAPTER = "adapter"  # a run's trained adapter, as a folder of PEFT
 

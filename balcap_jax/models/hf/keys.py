@@ -16,6 +16,7 @@ class KeyTable(NamedTuple):
       other_layouts: name in another layout (transformers v5) -> published name.
       convolution: `params` path of the patch embedding, a convolution in torch.
       patch: its shape in the files after the output axis.
+      inner: parts within names of another layout -> published ones.
     """
 
     published: tuple[tuple[str, str], ...]
@@ -23,6 +24,7 @@ class KeyTable(NamedTuple):
     other_layouts: tuple[tuple[str, str], ...]
     convolution: str
     patch: tuple[int, ...]
+    inner: tuple[tuple[str, str], ...] = ()
 
     def publish(self, path: str) -> str:
         """The published key of a weight named as in `params`."""
@@ -34,7 +36,10 @@ class KeyTable(NamedTuple):
 
     def normalise(self, key: str) -> str:
         """The published key for a key in any known layout."""
-        return _replace_prefix(key, self.other_layouts)
+        key = _replace_prefix(key, self.other_layouts)
+        for part, published in self.inner:
+            key = key.replace(part, published)
+        return key
 
 
 def _replace_prefix(name: str, table: tuple[tuple[str, str], ...]) -> str:

@@ -31,6 +31,7 @@ from balcap_jax.models.hf.weight_files import DTYPES, INDEX, WEIGHTS, Stored, ch
 from balcap_jax.models.json_files import printable
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
+from balcap_jax.runs.folder import remove_half_written, written_beside
 
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
@@ -49,7 +50,9 @@ __all__ = [
     "INDEX",
     "WEIGHTS",
     "Stored",
+    "check_tensors",
     "load_pretrained",
+    "params_of",
     "save_pretrained",
     "stored_shapes",
 ]
@@ -115,7 +118,7 @@ def load_weights(
         return params
     weights = _weights(policy)
     tensors = scan(folder, family_of(policy.config).keys(policy.config))
-    _check(folder, policy, tensors)
+    check_tensors(folder, policy, tensors, stored_shapes(policy))
     params: Params = {}
     shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
     for weight in weights:
@@ -161,35 +164,32 @@ def save_pretrained(
             f"{folder} holds a sharded model ({INDEX}), which a single file cannot replace; choose "
             "another folder."
         )
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     tensors = _export(policy, params, dtype)
     stored = {str(tensor.dtype) for tensor in tensors.values()}
     config = with_dtype(policy.config.to_hf(), stored.pop() if len(stored) == 1 else None)
+    remove_half_written(folder.parent, folder.name)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write_json(beside / "config.json", config)
-        write_json(beside / "generation_config.json", policy.config.to_hf_generation())
-        if source is not None:
-            copy_companions(base_folder(Path(source)), beside)
-        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        # safetensors writes for the owner alone; a policy may be read by whom its config may.
-        shutil.copymode(beside / "config.json", beside / WEIGHTS)
-        if not folder.exists() or not any(folder.iterdir()):
-            os.replace(beside, folder)
-            return
-        # The weights last: a folder with new weights has everything else of the new policy too.
-        for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
-            if path.is_dir():  # chat templates; a folder replaces only an empty one
-                shutil.rmtree(folder / path.name, ignore_errors=True)
-            os.replace(path, folder / path.name)
+        with written_beside(folder) as beside:
+            write_json(beside / "config.json", config)
+            write_json(beside / "generation_config.json", policy.config.to_hf_generation())
+            if source is not None:
+                copy_companions(base_folder(Path(source)), beside)
+            save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+            # safetensors writes for the owner alone; a policy may be read by whom its config may.
+            shutil.copymode(beside / "config.json", beside / WEIGHTS)
+            if not folder.exists() or not any(folder.iterdir()):
+                os.replace(beside, folder)
+                return
+            # The weights last: a folder with new weights has everything else of the new policy too.
+            for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):
+                if path.is_dir():  # chat templates; a folder replaces only an empty one
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
+                os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"Cannot write the policy to {folder} ({error}); free space there or choose another "
             "folder."
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 # ---- names and layouts
@@ -198,6 +198,15 @@ def save_pretrained(
 def stored_shapes(policy: VisionLanguagePolicy) -> dict[str, tuple[int, ...]]:
     """Published key -> shape in the files, for every weight of `policy`."""
     return {key: weight.stored_shape for weight in _weights(policy) for key in weight.keys}
+
+
+def params_of(policy: VisionLanguagePolicy, read: Callable[[str], np.ndarray]) -> Params:
+    """`params` on the host, numpy arrays: each from `read(published key)`, of the stored shape."""
+    params: Params = {}
+    for weight in _weights(policy):
+        layers = [read(key).reshape(weight.shape) for key in weight.keys]
+        _set(params, weight.path, np.stack(layers) if weight.stacked else layers[0])
+    return params
 
 
 @lru_cache(maxsize=8)  # tracing `init` takes longer than reading a small file
@@ -335,8 +344,21 @@ def _read_into(out: np.ndarray, stored: Stored, weight: Weight, index: tuple[sli
 # ---- files
 
 
-def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored]) -> None:
-    """Every weight is there once with its shape, and nothing else is."""
+def check_tensors(
+    folder: Path,
+    policy: VisionLanguagePolicy,
+    tensors: dict[str, Stored],
+    needed: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Every weight of `needed` is there once with its shape, and nothing else is; a tied head that
+    is stored twice is taken out of `tensors`.
+
+    Args:
+      needed: published key -> shape in the files.
+
+    Raises:
+      UserError: else.
+    """
     table = family_of(policy.config).keys(policy.config)
     head, embedding = map(table.publish, ("lm_head.weight", "language_model.embed_tokens.weight"))
     if policy.config.tie_word_embeddings and {head, embedding} <= tensors.keys():
@@ -349,7 +371,6 @@ def _check(folder: Path, policy: VisionLanguagePolicy, tensors: dict[str, Stored
                 f"{head}; set tie_word_embeddings to false to use it, or remove it."
             )
         del tensors[head]
-    needed = stored_shapes(policy)
     shapes = {key: stored.shape for key, stored in tensors.items()}
     problems = {
         "missing": [f"{key} {needed[key]}" for key in needed if key not in shapes],

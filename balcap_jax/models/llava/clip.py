@@ -1,4 +1,4 @@
-"""The CLIP vision tower (arXiv 2103.00020) and LLaVA's projector behind it."""
+"""The CLIP vision tower (arXiv 2103.00020)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from balcap_jax.models.attention.plain import Attend
 from balcap_jax.models.decoder.layers import ACTIVATIONS, LayerNorm, Linear
-from balcap_jax.models.llava.config import ClipConfig, LlavaConfig
+from balcap_jax.models.llava.tower_config import ClipConfig
 
 
 class ClipEmbeddings(nnx.Module):
@@ -79,22 +79,3 @@ class ClipLayer(nnx.Module):
     def __call__(self, x: Float[Array, "i q d"], attend: Attend) -> Float[Array, "i q d"]:
         x = x + self.self_attn(self.layer_norm1(x), attend)
         return x + self.mlp(self.layer_norm2(x))
-
-
-class Projector(nnx.Module):
-    """linear_2(act(linear_1(x))): from the tower's width, once per feature layer, to the decoder's.
-
-    LLaVA-1.5, arXiv 2310.03744, section 3.2.
-    """
-
-    def __init__(
-        self, config: LlavaConfig, *, dtype: DTypeLike, std: float, rngs: nnx.Rngs
-    ) -> None:
-        width, out = config.vision.hidden_size * len(config.feature_layers), config.text.hidden_size
-        bias = config.multimodal_projector_bias
-        self.activation = config.projector_hidden_act
-        self.linear_1 = Linear(width, out, use_bias=bias, dtype=dtype, std=std, rngs=rngs)
-        self.linear_2 = Linear(out, out, use_bias=bias, dtype=dtype, std=std, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "i q d"]) -> Float[Array, "i q e"]:
-        return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(x)))

@@ -9,7 +9,6 @@ from balcap_jax.models import schema
 from balcap_jax.models.config import (
     DecoderConfig,
     PolicyConfig,
-    check_divides,
     check_supported,
     decoder_sizes,
     ending_tokens,
@@ -18,24 +17,13 @@ from balcap_jax.models.config import (
 )
 from balcap_jax.models.decoder.layers import ACTIVATIONS
 from balcap_jax.models.decoder.rotary import RopeScaling
-from balcap_jax.models.schema import COUNT, FLAG, NAME, SECTION, SIZE, TOKEN, check_entries
+from balcap_jax.models.llava.tower_config import TOWER_CONFIGS, ClipConfig, TowerConfig
+from balcap_jax.models.schema import FLAG, NAME, SECTION, TOKEN, check_entries
 
 MODEL_TYPE = "llava"
 ARCHITECTURE = "LlavaForConditionalGeneration"
 
 # Published LLaVA folders leave out what equals the defaults of transformers; these are they.
-CLIP_DEFAULTS = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "num_channels": 3,
-    "image_size": 336,
-    "patch_size": 14,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "projection_dim": 768,
-}
 LLAMA_DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -73,20 +61,6 @@ TEXT_DEFAULTS = {
     "qwen2": LLAMA_DEFAULTS | QWEN2_DEFAULTS,
 }
 
-CLIP_RULES = {
-    "model_type": NAME,
-    "hidden_size": SIZE,
-    "intermediate_size": SIZE,
-    "num_hidden_layers": COUNT,
-    "num_attention_heads": COUNT,
-    "num_channels": schema.whole(1, 16),
-    "image_size": schema.whole(1, 2**14),
-    "patch_size": schema.whole(1, 2**10),
-    "hidden_act": NAME,
-    "layer_norm_eps": schema.EPSILON,
-    "projection_dim": SIZE,
-    "attention_dropout": schema.optional(schema.SHARE),
-}
 _LAYER = schema.whole(-1025, 1024)
 LLAVA_RULES = {
     "text_config": schema.optional(SECTION),
@@ -102,57 +76,12 @@ LLAVA_RULES = {
 }
 
 
-@dataclass(frozen=True)
-class ClipConfig:
-    """The CLIP vision tower; names as in Hugging Face.
-
-    Attributes:
-      image_size, patch_size: sides in pixels; all images have this size.
-      projection_dim: read by no part of the policy, kept for the files.
-    """
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    image_size: int = 336
-    patch_size: int = 14
-    num_channels: int = 3
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    projection_dim: int = 768
-
-    def __post_init__(self) -> None:
-        check_divides(
-            "vision num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size
-        )
-        check_divides("patch_size", self.patch_size, "image_size", self.image_size)
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of an image."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        """Patches of an image."""
-        return self.side**2
-
-    @property
-    def patch_dim(self) -> int:
-        """Numbers in one flattened patch."""
-        return self.num_channels * self.patch_size**2
-
-
 @dataclass(frozen=True, kw_only=True)
 class LlavaConfig(PolicyConfig):
     """A LLaVA-1.5 policy (arXiv 2310.03744).
 
     Attributes:
+      vision: the tower, of a kind of `TOWER_CONFIGS`.
       vision_feature_layer: whose hidden states are the features: 0 is the input of the first layer,
         -1 the output of the last one. Several layers are concatenated.
       vision_feature_select_strategy: "default" leaves out the class token, "full" keeps it.
@@ -161,7 +90,7 @@ class LlavaConfig(PolicyConfig):
       bos_token_id: kept for the files; the tokenizer adds it.
     """
 
-    vision: ClipConfig
+    vision: TowerConfig
     vision_feature_layer: int | tuple[int, ...] = -2
     vision_feature_select_strategy: str = "default"
     projector_hidden_act: str = "gelu"
@@ -193,7 +122,6 @@ class LlavaConfig(PolicyConfig):
                     ("default", "full"),
                 ),
                 "projector_hidden_act": (self.projector_hidden_act, tuple(ACTIVATIONS)),
-                "vision_config.hidden_act": (self.vision.hidden_act, tuple(ACTIVATIONS)),
             }
         )
 
@@ -225,17 +153,16 @@ class LlavaConfig(PolicyConfig):
         """
         check_entries("", config, LLAVA_RULES)
         asked = config.get("text_config") or {}
-        check_entries("vision_config", config.get("vision_config") or {}, CLIP_RULES)
+        vision = config.get("vision_config") or {}
         model_type = asked.get("model_type", "llama")
-        vision_type = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
+        vision_type = vision.get("model_type", ClipConfig.model_type)
         check_supported(
             {
                 "text_config.model_type": (model_type, tuple(TEXT_DEFAULTS)),
-                "vision_config.model_type": (vision_type, ("clip_vision_model",)),
+                "vision_config.model_type": (vision_type, tuple(TOWER_CONFIGS)),
             }
         )
         text = {**TEXT_DEFAULTS[model_type], **asked}
-        vision = {**CLIP_DEFAULTS, **(config.get("vision_config") or {})}
         layer = config.get("vision_feature_layer", -2)
         generation = generation or {}
         default = TEXT_DEFAULTS[model_type]["eos_token_id"]
@@ -243,7 +170,7 @@ class LlavaConfig(PolicyConfig):
         image_token = config.get("image_token_index", config.get("image_token_id"))
         return cls(
             text=_decoder(text, model_type),
-            vision=ClipConfig(**{name: vision[name] for name in CLIP_DEFAULTS}),
+            vision=TOWER_CONFIGS[vision_type].from_hf(vision),
             image_token_id=32000 if image_token is None else image_token,
             vision_feature_layer=layer if isinstance(layer, int) else tuple(layer),
             vision_feature_select_strategy=config.get("vision_feature_select_strategy", "default"),
@@ -285,11 +212,7 @@ class LlavaConfig(PolicyConfig):
             "vision_feature_select_strategy": self.vision_feature_select_strategy,
             "tie_word_embeddings": self.tie_word_embeddings,
             "text_config": decoder,
-            "vision_config": {
-                "model_type": "clip_vision_model",
-                "initializer_range": self.initializer_range,
-                **{name: getattr(vision, name) for name in CLIP_DEFAULTS},
-            },
+            "vision_config": {"initializer_range": self.initializer_range, **vision.to_hf()},
         }
 
 

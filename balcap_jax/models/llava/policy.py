@@ -1,19 +1,21 @@
-"""LLaVA-1.5 (arXiv 2310.03744): CLIP tower, projector and any decoder of Llama's family."""
+"""LLaVA-1.5 (arXiv 2310.03744): a tower, a projector and any decoder of Llama's family."""
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from balcap_jax.models.decoder.layers import Definition, LayerNorm, Params
+from balcap_jax.models.decoder.layers import Definition, Params
 from balcap_jax.models.decoder.remat import rematerialise
 from balcap_jax.models.inputs import ImagePatches
-from balcap_jax.models.llava.clip import ClipEmbeddings, ClipLayer, Projector
 from balcap_jax.models.llava.config import LlavaConfig
 from balcap_jax.models.llava.layout import LlavaLayout
+from balcap_jax.models.llava.projector import Projector
+from balcap_jax.models.llava.towers import Tower, tower_of
 from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
 from balcap_jax.parallel.sharding import constrain_images
 
@@ -34,30 +36,28 @@ class Llava(VisionLanguagePolicy):
 
     config: LlavaConfig
 
+    @property
+    def tower(self) -> Tower:
+        """The kind of its vision tower."""
+        return tower_of(self.config.vision)
+
     @cached_property
     def vision_definitions(self) -> dict[str, Definition]:
         config, options = self.config, self.module_options
         vision = config.vision
-
-        def norm(_):
-            return LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
-
         return {
-            "vision_tower.embeddings": Definition(
-                lambda r: ClipEmbeddings(vision, **options, rngs=r)
-            ),
-            "vision_tower.pre_layrnorm": Definition(norm),  # so spelled in every published file
-            "vision_tower.encoder.layers": Definition(
-                lambda r: ClipLayer(vision, **options, rngs=r)
-            ),
-            # Never computed: features are taken before it. A weight of the published files.
-            "vision_tower.post_layernorm": Definition(norm),
+            **{
+                f"vision_tower.{path}": Definition(
+                    lambda r, make=make: make(vision, **options, rngs=r)
+                )
+                for path, make in self.tower.modules.items()
+            },
             "multi_modal_projector": Definition(lambda r: Projector(config, **options, rngs=r)),
         }
 
     @property
     def vision_stacks(self) -> dict[str, int]:
-        return {"vision_tower.encoder.layers": self.config.vision.num_hidden_layers}
+        return {f"vision_tower.{self.tower.layers}": self.config.vision.num_hidden_layers}
 
     def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
         """Features of all images [b, images * image_tokens, d]."""
@@ -76,19 +76,24 @@ class Llava(VisionLanguagePolicy):
         self, tower: Params, pixels: Float[Array, "i p c"]
     ) -> Float[Array, "i q features"]:
         """What the projector reads; layers above the last one that is asked for do not run."""
-        part, config = self.definitions, self.config
+        kind, config = self.tower, self.config
 
-        x = part["vision_tower.embeddings"](tower["embeddings"])(pixels.astype(self.dtype))
+        def part(path: str, weights: Params) -> Any:
+            return self.definitions[f"vision_tower.{path}"](weights)
+
+        x = part(kind.entry[0], tower[kind.entry[0]])(pixels.astype(self.dtype))
         # All tokens of an image attend to each other; none is padding.
         attend = partial(self.attends.rows, sizes=jnp.full(x.shape[0], x.shape[1], jnp.int32))
 
         def layer(x, weights):
-            return constrain_images(part["vision_tower.encoder.layers"](weights)(x, attend)), None
+            return constrain_images(part(kind.layers, weights)(x, attend)), None
 
-        x = part["vision_tower.pre_layrnorm"](tower["pre_layrnorm"])(x)
+        for path in kind.entry[1:]:
+            x = part(path, tower[path])(x)
+        layers = reduce(lambda tree, name: tree[name], kind.layers.split("."), tower)
         states, done = {}, 0
         for asked in sorted(set(config.feature_layers)):
-            between = jax.tree.map(lambda w, a=done, b=asked: w[a:b], tower["encoder"]["layers"])
+            between = jax.tree.map(lambda w, a=done, b=asked: w[a:b], layers)
             x, _ = jax.lax.scan(rematerialise(self.remat, layer), x, between)
             states[asked], done = x, asked
         selected = jnp.concatenate([states[asked] for asked in config.feature_layers], axis=-1)

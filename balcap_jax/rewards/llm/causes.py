@@ -39,6 +39,7 @@ CLIENT = Cause(Retry.LATER, ERROR, "a failed call ({})")
 BUSY = Cause(Retry.LATER, ERROR, "{}")
 REFUSED = Cause(Retry.NEVER, ERROR, "{}")
 UNKNOWN_FIELD = Cause(Retry.PLAINER, ERROR, "{}")
+TOO_LARGE = Cause(Retry.LATER, ERROR, "a reply of more than {}")
 NO_COMPLETION = Cause(Retry.LATER, ERROR, "a reply that is no chat completion{}")
 # The model answered, and that is no verdict.
 CUT = Cause(Retry.LONGER, BAD_ANSWER, "longer than judge.max_tokens")

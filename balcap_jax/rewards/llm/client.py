@@ -29,6 +29,12 @@ from balcap_jax.rewards.llm.limits import (
 )
 from balcap_jax.rewards.llm.prompts import Part
 from balcap_jax.rewards.llm.replies import ErrorReply, Reply, read
+from balcap_jax.rewards.llm.reply_size import (
+    ENCODINGS,
+    MOST_BYTES,
+    TooLargeError,
+    read_in_bounds,
+)
 from balcap_jax.rewards.llm.request_form import RequestForm
 from balcap_jax.rewards.llm.server_words import ServerError, error_of, shown
 
@@ -91,6 +97,10 @@ class Client:
             api_key=self._key or _NO_KEY,
             timeout=judge.timeout,
             max_retries=0,  # retries are ours: they know the deadline and are counted
+            http_client=openai.DefaultAsyncHttpxClient(
+                headers={"Accept-Encoding": ENCODINGS},
+                event_hooks={"response": [read_in_bounds]},
+            ),
         )
         self._slots = asyncio.Semaphore(share_of(judge.concurrency))
         self._requests = Pace(judge.requests_per_minute, clock=clock, sleep=sleep)
@@ -219,7 +229,10 @@ class Client:
             ) from None
         except openai.APITimeoutError:
             raise Trouble(causes.TIMEOUT) from None
-        except openai.APIConnectionError:
+        except (openai.APIConnectionError, TooLargeError) as error:
+            # Before its version 3 the client makes errors of connections of all others.
+            if isinstance(error.__cause__ or error, TooLargeError):
+                raise Trouble(causes.TOO_LARGE, f"{MOST_BYTES >> 20} MB") from None
             raise Trouble(causes.NO_CONNECTION) from None
         except openai.APIStatusError as error:
             found = error_of(error.response.text)

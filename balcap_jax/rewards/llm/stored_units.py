@@ -5,6 +5,7 @@ places, not their units.
 """
 
 import hashlib
+import logging
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.runs import safe_json
 from balcap_jax.runs.folder import disk_errors, to_json
+
+_log = logging.getLogger(__name__)
 
 
 def units_path(data: str | Path) -> Path:
@@ -23,13 +26,18 @@ def units_path(data: str | Path) -> Path:
 class StoredUnits:
     """The units in the file `path`, which need not exist yet.
 
+    Attributes:
+      repeated: rows that say again what one above them has said.
+
     Raises:
-      UserError: the file cannot be read, or a whole line is no row of units.
+      UserError: the file cannot be read, a whole line is no row of units, or two rows have other
+        units of one reference: which are meant?
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._places: dict[str, int] = {}  # id -> byte where its last row begins
+        self.repeated = 0
+        self._places: dict[str, int] = {}  # of each reference: byte where its row begins
         self._end = 0  # of the last whole row
         if not path.exists():
             return
@@ -37,8 +45,15 @@ class StoredUnits:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break  # torn by kill -9
-                self._places[self._row(line, f"{path} line {number}")["id"]] = self._end
+                row = self._row(line, f"{path} line {number}")
+                first = self._places.setdefault(_key(row["id"], row["reference"]), self._end)
+                if first != self._end:
+                    self._check_same(row, number, first)
                 self._end += len(line)
+        if self.repeated:
+            _log.warning(
+                "%s: %d rows stand there twice, which changes nothing", path, self.repeated
+            )
 
     def __len__(self) -> int:
         return len(self._places)
@@ -55,23 +70,39 @@ class StoredUnits:
         return None if row is None else tuple(row["units"])
 
     def _find(self, id_: str, reference: str) -> dict | None:
-        if (place := self._places.get(id_)) is None:
-            return None
+        place = self._places.get(_key(id_, _digest(reference)))
+        return None if place is None else self._row_at(place)
+
+    def _row_at(self, place: int) -> dict:
         with disk_errors(self.path), self.path.open("rb") as file:
             file.seek(place)
-            row = self._row(file.readline(), str(self.path))
-        return row if row["reference"] == _digest(reference) else None
+            return self._row(file.readline(), str(self.path))
+
+    def _check_same(self, row: dict, number: int, place: int) -> None:
+        """Refuses the row in line `number` whose units are not those of the one at `place`."""
+        if row["units"] != self._row_at(place)["units"]:
+            with disk_errors(self.path), self.path.open("rb") as file:
+                first = file.read(place).count(b"\n") + 1
+            raise UserError(
+                f"{self.path} lines {first} and {number} have other units of one reference, of the "
+                f"id {row['id']!r}, and one would take the place of the other; remove one of them."
+            )
+        self.repeated += 1
 
     def add(self, example: Example, units: Sequence[str], *, model: str, version: str) -> None:
-        """Appends the units of one example; what stood torn at the end of the file is cut off.
+        """Appends the units of one example, if its reference has none; what stood torn at the end
+        of the file is cut off.
 
         Raises:
           UserError: the disk is full.
         """
+        reference = _digest(example.reference)
+        if (key := _key(example.id, reference)) in self._places:
+            return
         row = {
             "id": example.id,
             "units": list(units),
-            "reference": _digest(example.reference),
+            "reference": reference,
             "model": model,
             "prompts": version,
         }
@@ -79,13 +110,13 @@ class StoredUnits:
         with disk_errors(self.path), self.path.open("ab") as file:
             file.truncate(self._end)
             file.write(line)
-        self._places[example.id] = self._end
+        self._places[key] = self._end
         self._end += len(line)
 
     @staticmethod
     def _row(line: bytes, where: str) -> dict:
         try:
-            row = safe_json.loads(line)
+            row = safe_json.loads(line, unique=True)
             if not isinstance(row["id"], str) or not isinstance(row["reference"], str):
                 raise TypeError
             units = row["units"]
@@ -99,6 +130,11 @@ class StoredUnits:
                 "`balcap data units` again."
             ) from None
         return row
+
+
+def _key(id_: str, digest: str) -> str:
+    """One text for both: a million of them are in memory."""
+    return f"{digest} {id_}"
 
 
 def _digest(reference: str) -> str:

@@ -1,0 +1,160 @@
+"""Supervised steps: the likelihood of given answers, summed over micro-batches, and one optimizer
+step, jitted.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from balcap_jax.models.decoder.lora import with_dropout_keys
+from balcap_jax.models.inputs import AnyArray, Prompts
+from balcap_jax.models.logprobs import completion_logprobs
+from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.selection import overlaid
+from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
+from balcap_jax.rl.update import (
+    check_split,
+    dropout_key,
+    like_parameters,
+    on_mesh,
+    split_micro_batches,
+)
+
+
+class Lesson(NamedTuple):
+    """What a supervised step learns: answers to prompts with images.
+
+    Attributes:
+      prompts: each with its images, encoded once for its G texts.
+      tokens: the G texts that go on from each prompt.
+      mask: True where a token is to be learned; what stands between the answers of a conversation
+        is read only.
+    """
+
+    prompts: Prompts
+    tokens: Int[AnyArray, "b g c"]
+    mask: Bool[AnyArray, "b g c"]
+
+
+class Sums(NamedTuple):
+    """Over the tokens to be learned.
+
+    Attributes:
+      loss: negative log-likelihood, in nats.
+      entropy: of the distributions that they are predicted by.
+      tokens: their number.
+    """
+
+    loss: Float[Array, "*n"]
+    entropy: Float[Array, "*n"]
+    tokens: Float[Array, "*n"]
+
+
+def make_supervised_update(
+    policy: VisionLanguagePolicy,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    micro_batches: int = 1,
+    trained: Sequence[str],
+    chunk: int = 128,
+    seed: int = 0,
+) -> Callable[[TrainState, Lesson], tuple[TrainState, dict[str, Array]]]:
+    """The step `update(state, lesson) -> (state, metrics)`, compiled, its state donated.
+
+    The loss is the mean over all learned tokens of the batch: gradients and counts are summed over
+    micro-batches and devices and divided once, so the split does not change the result. A step
+    whose gradients are not finite, or that has nothing to learn, changes nothing and is counted.
+
+    Args:
+      micro_batches: parts of the B prompts that are run one after the other.
+      trained: patterns of the paths that train, see `selects`.
+      chunk: see `token_logprobs`.
+      seed: of the adapters' dropout, as in `make_update`.
+
+    Returns:
+      `update`. Its metrics are scalars on the device: loss and entropy (nats per learned token),
+      tokens (learned), grad_norm (before clipping), skipped (so far).
+
+    Raises:
+      UserError: on the first call, when the batch cannot be split as asked.
+    """
+
+    def update(state: TrainState, lesson: Lesson):
+        check_split(lesson.tokens.shape[0], micro_batches, mesh)
+        trainable, frozen = split_trainable(state.params, trained=trained)
+        key = dropout_key(policy, state.step, seed=seed)
+        loss_of = partial(_micro_loss, frozen=frozen, policy=policy, chunk=chunk)
+
+        def accumulate(gradients, micro: tuple[Lesson, Key[Array, ""] | None]):
+            new, sums = jax.grad(loss_of, has_aux=True)(trainable, *micro)
+            # float32 also where the parameters are not: bfloat16 would swallow the later addends
+            return jax.tree.map(lambda g, n: g + n.astype(g.dtype), gradients, new), sums
+
+        gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
+        gradients, sums = jax.lax.scan(
+            accumulate,
+            like_parameters(mesh, gradients),
+            (
+                split_micro_batches(lesson, micro_batches),
+                None if key is None else jax.random.split(key, micro_batches),
+            ),
+        )
+        sums = jax.tree.map(jnp.sum, sums)
+        share = 1.0 / jnp.maximum(sums.tokens, 1.0)
+        gradients = jax.tree.map(lambda g: g * share, gradients)
+        state, norm = apply_gradients(state, optimizer, gradients, has_signal=sums.tokens > 0)
+        metrics = {
+            "loss": sums.loss * share,
+            "entropy": sums.entropy * share,
+            "tokens": sums.tokens,
+            "grad_norm": norm,
+            "skipped": state.skipped,
+        }
+        # Out as it came in, or the next call would compile again.
+        return like_parameters(mesh, state), metrics
+
+    return on_mesh(mesh, jax.jit(update, donate_argnums=0))
+
+
+def make_supervised_sums(
+    policy: VisionLanguagePolicy, mesh: Mesh, *, chunk: int = 128
+) -> Callable[[dict, Lesson], Sums]:
+    """`sums(params, lesson)` of the same loss, without a step, compiled."""
+
+    def sums(params: dict, lesson: Lesson) -> Sums:
+        return _micro_loss({}, lesson, None, frozen=params, policy=policy, chunk=chunk)[1]
+
+    return on_mesh(mesh, jax.jit(sums))
+
+
+def _micro_loss(
+    trainable: dict,
+    lesson: Lesson,
+    key: Key[Array, ""] | None,
+    *,
+    frozen: dict,
+    policy: VisionLanguagePolicy,
+    chunk: int,
+) -> tuple[Float[Array, ""], Sums]:
+    """The loss of a micro-batch, summed and not divided."""
+    params = overlaid(frozen, trainable)
+    if key is not None:
+        params = with_dropout_keys(params, key)
+    features = policy.encode_images(params, lesson.prompts.images)
+    logprobs, entropy = completion_logprobs(
+        policy, params, lesson.prompts, features, lesson.tokens, chunk=chunk
+    )
+    mask = jnp.asarray(lesson.mask)
+    loss = -jnp.sum(jnp.where(mask, logprobs, 0.0))
+    return loss, Sums(
+        loss=loss,
+        entropy=jnp.sum(jnp.where(mask, entropy, 0.0)),
+        tokens=jnp.sum(mask, dtype=jnp.float32),
+    )
