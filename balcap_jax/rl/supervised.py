@@ -16,7 +16,7 @@ from balcap_jax.models.decoder.lora import with_dropout_keys
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.models.selection import overlaid
+from balcap_jax.models.selection import overlaid, selects
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
 from balcap_jax.rl.update import (
     check_split,
@@ -90,7 +90,13 @@ def make_supervised_update(
         check_split(lesson.tokens.shape[0], micro_batches, mesh)
         trainable, frozen = split_trainable(state.params, trained=trained)
         key = dropout_key(policy, state.step, seed=seed)
-        loss_of = partial(_micro_loss, frozen=frozen, policy=policy, chunk=chunk)
+        loss_of = partial(
+            _micro_loss,
+            frozen=frozen,
+            policy=policy,
+            chunk=chunk,
+            frozen_head=not selects(trained, policy.head_path),
+        )
 
         def accumulate(gradients, micro: tuple[Lesson, Key[Array, ""] | None]):
             new, sums = jax.grad(loss_of, has_aux=True)(trainable, *micro)
@@ -142,6 +148,7 @@ def _micro_loss(
     frozen: dict,
     policy: VisionLanguagePolicy,
     chunk: int,
+    frozen_head: bool = False,
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss of a micro-batch, summed and not divided."""
     params = overlaid(frozen, trainable)
@@ -149,7 +156,13 @@ def _micro_loss(
         params = with_dropout_keys(params, key)
     features = policy.encode_images(params, lesson.prompts.images)
     logprobs, entropy = completion_logprobs(
-        policy, params, lesson.prompts, features, lesson.tokens, chunk=chunk
+        policy,
+        params,
+        lesson.prompts,
+        features,
+        lesson.tokens,
+        chunk=chunk,
+        frozen_head=frozen_head,
     )
     mask = jnp.asarray(lesson.mask)
     loss = -jnp.sum(jnp.where(mask, logprobs, 0.0))
