@@ -118,16 +118,16 @@ def test_without_a_reference_there_is_nothing_to_cover(server, tmp_path):
 
 def test_stored_units_come_before_any_call(server, tmp_path):
     stored = StoredUnits(units_path(tmp_path / "data.jsonl"))
-    stored.add(SOURCE[0], ["One.", "Two."], model="m", version="1")
-    stored.add(SOURCE[1], ["Three."], model="m", version="1")
+    stored.add(SOURCE[0], ["One.", "Two."], model="m")
+    stored.add(SOURCE[1], ["Three."], model="m")
     with stored.path.open("ab") as file:
         file.write(b'{"id": "torn')
     again = StoredUnits(stored.path)
     assert again.get(SOURCE[0]) == ("One.", "Two.")
     changed = SOURCE[1]._replace(reference="changed")
     assert again.get(changed) is None
-    again.add(changed, ["Four."], model="m", version="1")
-    again.add(changed, ["Five."], model="m", version="1")  # the first ones stay
+    again.add(changed, ["Four."], model="m")
+    again.add(changed, ["Five."], model="m")  # the first ones stay
     read = StoredUnits(stored.path)
     assert (read.get(changed), read.get(SOURCE[1])) == (("Four.",), ("Three.",))
     assert (len(read), read.repeated) == (3, 0)
@@ -175,7 +175,7 @@ def test_units_that_are_stored_twice_are_refused_if_they_differ(tmp_path, caplog
 def test_stored_units_are_of_the_reference_in_any_spelling(tmp_path):
     stored = StoredUnits(units_path(tmp_path / "data.jsonl"))
     example = SOURCE[0]._replace(reference="A café.")
-    stored.add(example, ["A café."], model="m", version="1")
+    stored.add(example, ["A café."], model="m")
     assert stored.get(example._replace(reference="A cafe\u0301.")) == ("A café.",)
 
 
@@ -228,9 +228,9 @@ def test_what_a_judge_needs(server, tmp_path, monkeypatch):
 
 def test_a_run_is_judged_by_one_version_of_the_prompts(tmp_path):
     record = judge_record(JudgeConfig(kind="llm", model="m"))
-    assert record == {"kind": "llm", "model": "m", "prompts": "1"}
+    assert record == {"kind": "llm", "model": "m", "prompts": "2"}
     check_same_judge(record, record, run=tmp_path)
-    with pytest.raises(UserError, match="prompts of version 0, this balcap_jax has version 1"):
+    with pytest.raises(UserError, match="prompts of version 0, this balcap_jax has version 2"):
         check_same_judge(record | {"prompts": "0"}, record, run=tmp_path)
 
 
@@ -412,7 +412,7 @@ def test_units_and_new_references_are_made_once_and_go_on(server, tmp_path, caps
     assert "is the data file itself" in capsys.readouterr().err
     assert main(["data", "unit"]) == 2
     assert "did you mean `balcap data units`?" in capsys.readouterr().err
-    assert json.loads(stored.read_text().splitlines()[0])["prompts"] == "1"
+    assert json.loads(stored.read_text().splitlines()[0])["prompts"] == "2"
 
 
 def test_judges_by_kind(server, tmp_path):
