@@ -106,6 +106,21 @@ def _is_endpoint(text: str) -> bool:
 
 
 @dataclass(frozen=True)
+class JudgeCheckConfig(Settings):
+    """Agreement of a model with the truth on 60 known captions, before it judges a run."""
+
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+    def check(self) -> None:
+        self.judge._require(  # noqa: SLF001
+            self.judge.kind == "llm",
+            "kind",
+            "asks no model, and the check is of a model",
+            "leave --judge.kind out; `balcap bench judge` measures the lexical judge.",
+        )
+
+
+@dataclass(frozen=True)
 class UnitsConfig(Settings):
     """Reference units of all images of a data file, made once and stored beside it."""
 

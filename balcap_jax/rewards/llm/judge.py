@@ -114,11 +114,11 @@ class LLMJudge:
             raise UserError(
                 f"judge.model={self.judge.model!r} at {self.judge.base_url} made no "
                 f"reference units of example {example.id!r}: {self.last_failures}; "
-                f"{self._remedy()}."
+                f"{self.remedy()}."
             )
         return units
 
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
         """What fixes a judge that does not answer."""
         if self.last_failures.startswith(("HTTP 401", "HTTP 403")):
             return f"put the server's key into the environment variable {self.judge.key_env}"
