@@ -162,3 +162,24 @@ def test_train_with_your_own_reward(small):
     (mistake,) = [text for text in said if "num_generations" in text]
     assert "rollout.group_size" in mistake
     assert "--" not in mistake
+
+
+@pytest.mark.slow
+def test_lora_on_one_card(small, monkeypatch):
+    monkeypatch.setenv("BALCAP_MODEL", "base")
+    path = ROOT / "notebooks" / "lora_on_one_card.ipynb"
+    in_colab_and_here(path)
+    notebook = executed(nbformat.read(path, as_version=4))
+    run = small / "lora"
+    assert steps_of(run) == [1, 2]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)  # adapters begin as nothing
+    assert rows[1]["kl"] > 0
+    said = printed(notebook)
+    assert any("'peft_type': 'LORA', 'r': 8" in text for text in said)
+    assert "caption:" in said[-1]
+    sizes = {
+        name: sum(file.stat().st_size for file in (run / name).iterdir())
+        for name in ("adapter", "policy")
+    }
+    assert 0 < sizes["adapter"] < sizes["policy"] / 4

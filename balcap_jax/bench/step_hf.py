@@ -20,12 +20,13 @@ Arrays = dict[str, np.ndarray]
 WEIGHTS, CAPTIONS, PROMPTS = "policy", "captions.npz", "prompts.npz"
 
 
-def check_installed() -> None:
-    """Raises a UserError without torch."""
-    if find_spec("torch") is None:
+def check_installed(*more: str) -> None:
+    """Raises a UserError without torch and the other packages."""
+    missing = [name for name in ("torch", *more) if find_spec(name) is None]
+    if missing:
         raise UserError(
-            "--against hf runs transformers on torch, which is not installed; pip install "
-            "'balcap_jax[test]' or drop the flag."
+            f"--against hf runs transformers on torch, and {missing[0]} is not installed; pip "
+            "install 'balcap_jax[test]' or drop the flag."
         )
 
 
@@ -36,7 +37,11 @@ class HuggingFace:
 
     name = "hf"
 
-    def __init__(self, preset: Preset, folder: Path) -> None:
+    def __init__(self, preset: Preset, folder: Path, *, lora: int = 0) -> None:
+        """
+        Args:
+          lora: rank of adapters of peft on the decoder; 0: whole weights are trained.
+        """
         import torch
         from transformers import AutoModelForImageTextToText
 
@@ -56,6 +61,8 @@ class HuggingFace:
             # Out of the mapped file into memory of its own, as after a first step of training.
             parameter.data = parameter.data.clone()
             parameter.requires_grad = not any(part in name for part in vision)
+        if lora:
+            self.model = with_peft(self.model, lora)
         self.at_once = preset.torch_sequences or preset.batch * preset.group
         if self.at_once < preset.batch * preset.group:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -134,6 +141,15 @@ class HuggingFace:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             self.torch.cuda.synchronize()
+
+
+def with_peft(model: Any, rank: int) -> Any:
+    """The model with adapters on the matmuls of its decoder, which alone are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = r".*language_model\.layers\.\d+\.[a-z_]+\.[a-z]+_proj"
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
+    return get_peft_model(model, config)
 
 
 def _read(path: Path) -> Arrays:

@@ -1,13 +1,18 @@
 """Our side of `balcap bench step`: rollout and update as `train.py` runs them, on one device."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from balcap_jax.models.adapters import adapted_paths, adapter_shapes, init_adapters
+from balcap_jax.models.decoder.lora import TRAINED, Lora
 from balcap_jax.models.families import make_policy
 from balcap_jax.models.logprobs import completion_logprobs, policy_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.selection import overlaid
 from balcap_jax.parallel.sharding import make_mesh, shard_batch
 from balcap_jax.plan.workloads.presets import LEARNING_RATE, Preset
 from balcap_jax.plan.workloads.workload import RandomProcessor, random_objective, random_params
@@ -25,11 +30,23 @@ class Ours:
 
     name = "balcap"
 
-    def __init__(self, preset: Preset) -> None:
+    def __init__(self, preset: Preset, *, lora: int = 0) -> None:
+        """
+        Args:
+          lora: rank of adapters on the decoder; 0: whole weights are trained.
+        """
         self.preset = preset
         self.mesh = make_mesh(devices=jax.devices()[:1])
         self.processor = RandomProcessor(preset)
         self.policy = make_policy(preset.config, dtype=jnp.dtype(preset.dtype), remat=preset.remat)
+        params = random_params(self.policy, self.mesh)
+        self.trained = self.policy.parts["decoder"]
+        if lora:
+            self.policy = dataclasses.replace(self.policy, lora=Lora(alpha=2.0 * lora))
+            self.trained = TRAINED
+            shapes = adapter_shapes(self.policy, adapted_paths(self.policy, ()), rank=lora)
+            params = jax.tree.map(lambda x: x.astype(preset.dtype), params)
+            params = overlaid(params, init_adapters(shapes, jax.random.key(1), mesh=self.mesh))
         self.captioner = Captioner(
             self.policy,
             self.processor,
@@ -41,9 +58,9 @@ class Ours:
         self.apply = new_update(self)
         self.state = init_state(
             self.mesh,
-            random_params(self.policy, self.mesh),
+            params,
             self.optimizer,
-            trained=self.policy.parts["decoder"],
+            trained=self.trained,
             keep=False,
         )
         self.objective = random_objective(preset)
@@ -107,7 +124,11 @@ class Ours:
 def new_update(side: Ours):
     """The update of a training step at the default settings."""
     return make_update(
-        side.policy, side.optimizer, side.mesh, banned_tokens=side.policy.config.banned_tokens
+        side.policy,
+        side.optimizer,
+        side.mesh,
+        banned_tokens=side.policy.config.banned_tokens,
+        trained=side.trained,
     )
 
 

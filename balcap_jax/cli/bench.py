@@ -49,6 +49,9 @@ class StepBenchFlags(Settings):
     against: Literal["none", "hf"] = "none"
     rounds: int = 5  # Rollouts and updates by each side, after a first one of each.
     profile: bool = False  # Times of the parts of our rollout and update, too.
+    # Adapters of rank 16 on the decoder beside whole weights: memory and times; --against hf then
+    # runs peft.
+    lora: bool = False
     json: bool = False  # One line of JSON instead of tables.
 
     def check(self) -> None:
@@ -102,11 +105,18 @@ def _step(arguments: list[str]) -> None:
     if flags.against != "none":  # the sides share a GPU: JAX must not take its memory at the start
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+    against = None if flags.against == "none" else flags.against
+    if flags.lora:
+        from balcap_jax.bench import step_lora
+
+        step_lora.run_and_print(flags.preset, against=against, json=flags.json, rounds=flags.rounds)
+        return
+
     from balcap_jax.bench.step import run_and_print
 
     run_and_print(
         flags.preset,
-        against=None if flags.against == "none" else flags.against,
+        against=against,
         json=flags.json,
         rounds=flags.rounds,
         profile=flags.profile,

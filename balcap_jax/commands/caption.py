@@ -29,8 +29,9 @@ def caption(config: CaptionConfig) -> Iterator[tuple[Path, str]]:
     pixels = Pixels(config.min_pixels, config.max_pixels, config.max_file_pixels)
     photos = _Photos(config.images, config.prompt, pixels)
     if config.checkpoint:
-        folder, policy, params, _ = saved_policy(Path(config.model), config.checkpoint)
-        params = jax.device_put(params, jax.devices()[0])
+        saved = saved_policy(Path(config.model), config.checkpoint)
+        folder, policy = saved.source, saved.policy
+        params = jax.device_put(saved.params, jax.devices()[0])
     else:
         folder = policy_folder(config.model, revision=config.revision)
         policy, params = load_pretrained(folder)

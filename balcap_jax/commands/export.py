@@ -1,5 +1,6 @@
 """`balcap export`: the policy of a run as a Hugging Face folder."""
 
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -7,9 +8,12 @@ import jax.numpy as jnp
 from balcap_jax.config.commands import ExportConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import read_json
-from balcap_jax.models.hf.folders import POLICY
+from balcap_jax.models.hf.adapter_config import CONFIG, WEIGHTS
+from balcap_jax.models.hf.adapters import save_adapter
+from balcap_jax.models.hf.folders import ADAPTER, POLICY
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
-from balcap_jax.runs.folder import SUMMARY
+from balcap_jax.runs.folder import SUMMARY, disk_errors, existing_run
+from balcap_jax.training.adapter_run import base_name
 from balcap_jax.training.checkpoint import latest_step_of
 from balcap_jax.training.saved_policy import saved_policy
 
@@ -32,17 +36,52 @@ def export(config: ExportConfig) -> str:
             f"{out} already exists and is not an empty folder, and nothing is overwritten; choose "
             "another OUT."
         )
-    if not config.checkpoint and _finished(run):
+    if config.adapter or config.merged:
+        _check_has_adapter(run)
+    finished = not config.checkpoint and _finished(run)
+    if config.adapter:
+        return _export_adapter(config, finished=finished)
+    if finished:
         source, taken = run / POLICY, "its finished policy"
         stored = read_json(source / "config.json").get("dtype")
         if stored not in DTYPES:  # several, or nothing that weights are stored as
             stored = "float32"
         policy, params = load_pretrained(source, dtype=stored)
     else:
-        source, policy, params, step = saved_policy(run, config.checkpoint)
-        taken, stored = f"its checkpoint of step {step}", jnp.dtype(policy.dtype).name
+        saved = saved_policy(run, config.checkpoint)
+        source, policy, params = saved.source, saved.policy, saved.params
+        assert params is not None
+        taken, stored = f"its checkpoint of step {saved.step}", jnp.dtype(policy.dtype).name
     save_pretrained(out, policy, params, dtype=stored, source=source)
     return taken
+
+
+def _export_adapter(config: ExportConfig, *, finished: bool) -> str:
+    """Writes the adapter alone; the base is not read."""
+    run, out = config.run, config.out
+    if finished:
+        folder = run / ADAPTER
+        out.mkdir(parents=True, exist_ok=True)
+        with disk_errors(out):
+            for name in (CONFIG, WEIGHTS):
+                shutil.copyfile(folder / name, out / name)
+        return "its finished adapter"
+    saved = saved_policy(run, config.checkpoint, adapter_only=True)
+    assert saved.adapters is not None
+    base = base_name(saved.model, saved.source)
+    save_adapter(out, saved.policy, saved.adapters, base=base)
+    return f"the adapter of its checkpoint of step {saved.step}"
+
+
+def _check_has_adapter(run: Path) -> None:
+    """Raises a UserError where a run trained no adapter."""
+    lora = read_json(existing_run(run, needs="config.json") / "config.json").get("model", {})
+    lora = lora.get("lora", {}) if isinstance(lora, dict) else {}
+    if not (lora.get("rank") or lora.get("start")):
+        raise UserError(
+            f"{run} trained whole weights and has no adapter (model.lora.rank=0); leave --adapter "
+            "and --merged out."
+        )
 
 
 def _finished(run: Path) -> bool:

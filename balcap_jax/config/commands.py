@@ -69,6 +69,12 @@ class TrainConfig(Settings):
             f"must be a multiple of rl.micro_batches={self.rl.micro_batches}",
             f"set --prompts-per-step {_round_up(self.prompts_per_step, self.rl.micro_batches)}.",
         )
+        if self.model.train_vision and (self.model.train or self.model.lora.on):
+            other = "model.train" if self.model.train else "model.lora"
+            raise UserError(
+                f"model.train_vision=True has no effect with {other}, which says what is trained; "
+                "leave it out."
+            )
         if self.model.path == "scratch":
             raise UserError(
                 "model.path='scratch' has nothing to train on rewards yet, because its captions "
@@ -127,6 +133,11 @@ class SFTConfig(Settings):
             f"must be a multiple of micro_batches={self.micro_batches}",
             f"set --batch-size {_round_up(self.batch_size, max(self.micro_batches, 1))}.",
         )
+        if self.model.path == "scratch" and self.model.lora.on:
+            raise UserError(
+                "model.path='scratch' has weights of noise, which adapters alone cannot teach; "
+                "leave model.lora out or give another --model.path."
+            )
         self._at_least(0, "easy_steps", "vision_steps")
         self._require(
             self.vision_steps == 0 or (self.model.path, self.data.path) == ("scratch", "scenes"),
@@ -229,6 +240,18 @@ class ExportConfig(Settings):
     out: Path  # Folder to write, which must not exist yet or be empty.
     # Checkpoint of the run: "best", or the number of a step.
     checkpoint: str = ""
+    # The trained adapter alone, as a folder of PEFT; for a run with model.lora.
+    adapter: bool = False
+    # The policy with the adapter merged into its weights, as without --adapter.
+    merged: bool = False
+
+    def check(self) -> None:
+        self._require(
+            not (self.adapter and self.merged),
+            "adapter",
+            "and merged=True ask for two things",
+            "give one of --adapter and --merged.",
+        )
 
 
 @dataclass(frozen=True)

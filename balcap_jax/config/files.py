@@ -207,6 +207,8 @@ def conflicts_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     fixed = (before.keys() & after.keys()) - RESUMABLE
     if before.get("optim.schedule") != "constant":
         fixed.add("steps")  # the learning rate of every step depends on where the schedule ends
+    if before.get("model.lora.dropout"):
+        fixed |= before.keys() & {"rl.micro_batches", "micro_batches"}  # each draws its own
     return [
         f"{name} ({before[name]} -> {after[name]})"
         for name in before

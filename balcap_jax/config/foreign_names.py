@@ -43,6 +43,11 @@ SETTINGS = (
     Row("model.dtype", "dtype bf16 fp16", f"{_ROLLOUT}.dtype", "data_type", "torch_dtype"),
     Row("model.attention", "attn_implementation", "", "", "flash_attn"),
     Row("model.train_vision", words="freeze_vit freeze_vision_tower"),
+    Row("model.lora.rank", "use_peft lora_r", f"{_MODEL}.lora_rank", "", "lora lora_rank peft"),
+    Row("model.lora.alpha", "lora_alpha", f"{_MODEL}.lora_alpha"),
+    Row("model.lora.rslora", "use_rslora"),
+    Row("model.lora.dropout", "lora_dropout"),
+    Row("model.lora.targets", "lora_target_modules", f"{_MODEL}.target_modules"),
     Row(
         "model.remat", "gradient_checkpointing activation_checkpointing",
         f"{_MODEL}.enable_gradient_checkpointing",
@@ -120,10 +125,8 @@ NOTES = {
 
 ABSENT = (
     Row(
-        "LoRA is not supported yet, all parameters are trained",
-        "use_peft lora_r lora_alpha lora_dropout lora_target_modules load_in_4bit load_in_8bit",
-        f"{_MODEL}.lora_rank {_MODEL}.lora_alpha {_MODEL}.target_modules", "",
-        "lora lora_rank peft qlora",
+        "base weights are kept in bfloat16, quantised ones (QLoRA) are not there yet",
+        "load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant", words="qlora",
     ),
     Row(
         "training is counted in steps of one rollout each, so set steps to epochs x images / "

@@ -4,7 +4,7 @@ The comment beside a field is its text in `--help`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from balcap_jax.config.base import Settings
@@ -35,6 +35,51 @@ MEMORY = "memory"  # the data's path in a run whose rows were given in Python
 
 
 @dataclass(frozen=True)
+class LoraConfig(Settings):
+    """Low-rank adapters in place of training whole weights (LoRA, arXiv:2106.09685)."""
+
+    rank: int = 0  # Rank of the adapters; 0: whole weights are trained.
+    alpha: float = 32.0  # Strength: an adapter counts alpha / rank times.
+    rslora: bool = False  # Strength alpha / sqrt(rank) instead, which fits high ranks.
+    # Share of an adapter's inputs that an update leaves out. The sampler leaves out nothing, so the
+    # ratio of new to old policy is no longer 1 at the first update of a rollout.
+    dropout: float = 0.0
+    # Layers that get an adapter: last names of the decoder's such as q_proj, parts ("decoder",
+    # "projector", "tower"), or paths such as "visual/blocks/mlp/*"; none given: all matmuls of the
+    # decoder's layers.
+    targets: tuple[str, ...] = ()
+    # Adapter to start from, a folder of PEFT, a run with adapters or a name on the hub; it says
+    # rank, alpha, rslora and targets itself.
+    start: str = ""
+    room = "model.lora."
+
+    @property
+    def on(self) -> bool:
+        """Adapters are trained, and the weights below them are not."""
+        return self.rank > 0 or bool(self.start)
+
+    def check(self) -> None:
+        self._at_least(0, "rank")
+        self._positive("alpha")
+        self._require(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
+        for name in ("alpha", "rslora", "dropout", "targets", "rank"):
+            default = type(self).__dataclass_fields__[name].default
+            changed = getattr(self, name) != default
+            self._require(
+                not (changed and self.start and name != "dropout"),
+                name,
+                f"has no effect with model.lora.start={self.start!r}, which says it itself",
+                "leave it out.",
+            )
+            self._require(
+                self.on or not changed,
+                name,
+                "has no effect with model.lora.rank=0, which trains whole weights",
+                "set --model.lora.rank 16, or leave it out.",
+            )
+
+
+@dataclass(frozen=True)
 class ModelConfig(Settings):
     """The policy."""
 
@@ -52,10 +97,19 @@ class ModelConfig(Settings):
     # "language_model/layers/mlp/*"; none given: as train_vision says, which counts only then.
     train: tuple[str, ...] = ()
     train_vision: bool = False  # Training of the vision tower, too; it is frozen otherwise.
+    lora: LoraConfig = field(default_factory=LoraConfig)
     # Values of a layer that the backward pass keeps and does not compute again, from fast to small:
     # all ("none"), the outputs of matmuls ("dots"), of attention ("attention"), nothing ("full").
     remat: Literal["none", "dots", "attention", "full"] = "none"
     room = "model."
+
+    def check(self) -> None:
+        self._require(
+            not (self.train and self.lora.on),
+            "train",
+            "has no effect with model.lora, which trains adapters alone",
+            "leave it out and name the parts in --model.lora.targets.",
+        )
 
 
 @dataclass(frozen=True)

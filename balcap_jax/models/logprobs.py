@@ -87,6 +87,65 @@ def _logprob_backward(saved: Any, gradient: tuple[Array, Array]) -> tuple[Array,
 logprob_of.defvjp(_logprob_forward, _logprob_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def frozen_head_logprobs(
+    hidden: Float[Array, "*batch d"],
+    weight: Float[Array, "v d"],
+    targets: Int[Array, "*batch"],
+    temperature: float,
+    banned_tokens: tuple[int, ...],
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """`logprob_of` the logits of a head that is not trained; the weight gets no gradient.
+
+    The gradient of a token's logprob by its hidden state is a row of d numbers, which is made while
+    the logits are there: W[target] - softmax W. So the backward pass makes no logits again.
+
+    Args:
+      hidden, weight: in the dtype of matmuls.
+    """
+    return _frozen_forward(hidden, weight, targets, temperature, banned_tokens)[0]
+
+
+def _frozen_forward(
+    hidden: Array,
+    weight: Array,
+    targets: Array,
+    temperature: float,
+    banned_tokens: tuple[int, ...],
+) -> tuple[tuple[Array, Array], Array]:
+    # A column per token, as in decoding: `weight @ x` reads the weight as it lies.
+    columns, flat = hidden.reshape(-1, hidden.shape[-1]).T, targets.reshape(-1)
+    logits = policy_logits(
+        jnp.matmul(weight, columns, preferred_element_type=jnp.float32),
+        temperature=temperature,
+        banned_tokens=banned_tokens,
+        axis=0,
+    )
+    log_sum = jax.nn.logsumexp(logits, axis=0)
+    softmax = jnp.exp(logits - log_sum[None])
+    weighted = jnp.where(logits == -jnp.inf, 0.0, softmax * logits)
+    entropy = log_sum - jnp.sum(weighted, axis=0)
+    logprobs = jnp.take_along_axis(logits, flat[None], axis=0)[0] - log_sum
+    mean = jax.lax.dot_general(
+        softmax.astype(weight.dtype),
+        weight,
+        (((0,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    row = (weight[flat].astype(jnp.float32) - mean) / (temperature or 1.0)
+    results = (logprobs.reshape(targets.shape), entropy.reshape(targets.shape))
+    return results, row.reshape(hidden.shape).astype(hidden.dtype)
+
+
+def _frozen_backward(
+    temperature: float, banned_tokens: tuple[int, ...], row: Array, gradient: tuple[Array, Array]
+) -> tuple[Array, None, None]:
+    return (gradient[0][..., None] * row).astype(row.dtype), None, None
+
+
+frozen_head_logprobs.defvjp(_frozen_forward, _frozen_backward)
+
+
 def token_logprobs(
     policy: VisionLanguagePolicy,
     params: dict,
@@ -96,6 +155,7 @@ def token_logprobs(
     temperature: float = 1.0,
     banned_tokens: tuple[int, ...] = (),
     chunk: int = 32,
+    frozen_head: bool = False,
 ) -> tuple[Float[Array, "b g c"], Float[Array, "b g c"]]:
     """Logprob of each target, and the entropy of the distribution it was drawn from, float32.
 
@@ -103,6 +163,7 @@ def token_logprobs(
       hidden: final-norm hidden states; `hidden[..., t, :]` predicts `targets[..., t]`.
       chunk: positions of the completion whose logits live at one time: b * g * chunk * v floats.
         The time axis is the one to cut, since the batch is spread over devices.
+      frozen_head: `policy.head` gets no gradient; see `frozen_head_logprobs`.
 
     Returns:
       logprobs and entropy; the entropy is for metrics and carries no gradient. The logprob of a
@@ -111,12 +172,17 @@ def token_logprobs(
 
     # The backward pass makes the logits of a chunk again rather than keep them.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(LOG_SUM))
-    def one_chunk(weight, hidden, targets):
+    def trained_chunk(weight, hidden, targets):
         logits = policy.project_by(weight, hidden)
         return logprob_of(
             policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens), targets
         )
 
+    def frozen_chunk(weight, hidden, targets):
+        hidden, weight = hidden.astype(policy.dtype), weight.astype(policy.dtype)
+        return frozen_head_logprobs(hidden, weight, targets, temperature, banned_tokens)
+
+    one_chunk = frozen_chunk if frozen_head else trained_chunk
     length = targets.shape[2]
     chunks = -(-length // chunk)
     chunk = -(-length // chunks)  # even ones, of little padding
@@ -151,6 +217,7 @@ def completion_logprobs(
     temperature: float = 1.0,
     banned_tokens: tuple[int, ...] = (),
     chunk: int = 32,
+    frozen_head: bool = False,
 ) -> tuple[Float[Array, "b g c"], Float[Array, "b g c"]]:
     """Logprob and entropy of every token of the completions, the prompt shared by its group.
 
@@ -165,4 +232,5 @@ def completion_logprobs(
         temperature=temperature,
         banned_tokens=banned_tokens,
         chunk=chunk,
+        frozen_head=frozen_head,
     )

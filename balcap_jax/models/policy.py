@@ -233,6 +233,12 @@ class VisionLanguagePolicy(ABC):
             return params["language_model"]["embed_tokens"]["embedding"]
         return params["lm_head"]["weight"]
 
+    @property
+    def head_path(self) -> str:
+        """The path in `params` of `head`."""
+        tied = self.config.tie_word_embeddings
+        return "language_model/embed_tokens/embedding" if tied else "lm_head/weight"
+
     def project_by(
         self, weight: Float[Array, "v d"], hidden: Float[Array, "*b d"]
     ) -> Float[Array, "*b v"]:

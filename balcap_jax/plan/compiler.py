@@ -6,7 +6,7 @@ import jax
 from packaging.requirements import Requirement
 
 from balcap_jax.errors import UserError
-from balcap_jax.plan.chips import EXAMPLES
+from balcap_jax.plan.chips import EXAMPLES, slice_of
 
 # For the process that compiles: no chip is looked for, locked or asked about.
 ENVIRONMENT = {
@@ -59,7 +59,9 @@ def devices_of(topology: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        # The compiler's own default is hosts of 2 x 2 chips, of which one chip is no multiple.
+        one = {"chips_per_host_bounds": (1, 1, 1)} if slice_of(topology).chips == 1 else {}
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one)
     except Exception as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise

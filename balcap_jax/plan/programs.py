@@ -25,7 +25,8 @@ from balcap_jax.plan.workloads.workload import RandomProcessor
 from balcap_jax.rl.train_state import TrainState, state_shapes, state_shardings
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.sampling import caption_keys, sample
-from balcap_jax.training.programs import optimizer_of, trained_of, update_of
+from balcap_jax.training.programs import optimizer_of, update_of
+from balcap_jax.training.trained import param_shapes, trained_of, with_lora
 
 PROGRAMS = ("encode", "rollout", "update")
 
@@ -74,6 +75,7 @@ class Step:
             config.model.attention, dtype=config.model.dtype, head_dims=heads, device=devices[0]
         )
         self.policy = dataclasses.replace(self.policy, attention=attends)
+        self.policy = with_lora(config.model, self.policy)
         self.optimizer = optimizer_of(config, self.policy)
         _check_batch(config, self.mesh)
         preset = Preset(
@@ -101,7 +103,7 @@ class Step:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
 
         prompts: Prompts = jax.tree.map(lambda x: array((B, *x.shape[1:]), x.dtype), self.prompt)
-        params = jax.eval_shape(policy.init, jax.random.key(0))
+        params = param_shapes(config, policy)
         trained = trained_of(config, policy)
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -20,7 +20,7 @@ from balcap_jax.models.selection import overlaid
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
 from balcap_jax.rl.update import (
     check_split,
-    dropout_keys,
+    dropout_key,
     like_parameters,
     on_mesh,
     split_micro_batches,
@@ -89,6 +89,7 @@ def make_supervised_update(
     def update(state: TrainState, lesson: Lesson):
         check_split(lesson.tokens.shape[0], micro_batches, mesh)
         trainable, frozen = split_trainable(state.params, trained=trained)
+        key = dropout_key(policy, state.step, seed=seed)
         loss_of = partial(_micro_loss, frozen=frozen, policy=policy, chunk=chunk)
 
         def accumulate(gradients, micro: tuple[Lesson, Key[Array, ""] | None]):
@@ -102,7 +103,7 @@ def make_supervised_update(
             like_parameters(mesh, gradients),
             (
                 split_micro_batches(lesson, micro_batches),
-                dropout_keys(policy, state.step, seed=seed, count=micro_batches),
+                None if key is None else jax.random.split(key, micro_batches),
             ),
         )
         sums = jax.tree.map(jnp.sum, sums)

@@ -16,7 +16,7 @@ from balcap_jax.models.decoder.lora import with_dropout_keys
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.models.selection import overlaid, trains_vision
+from balcap_jax.models.selection import overlaid, selects, trains_vision
 from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
 from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
@@ -73,13 +73,14 @@ class Scorer:
 
     Attributes:
       temperature, banned_tokens: as in the sampler.
-      chunk: see `token_logprobs`.
+      chunk, frozen_head: see `token_logprobs`.
     """
 
     policy: VisionLanguagePolicy
     temperature: float = 1.0
     banned_tokens: tuple[int, ...] = ()
     chunk: int = 32
+    frozen_head: bool = False
 
     def __call__(
         self, params: dict, batch: Batch
@@ -97,6 +98,7 @@ class Scorer:
             temperature=self.temperature,
             banned_tokens=self.banned_tokens,
             chunk=self.chunk,
+            frozen_head=self.frozen_head,
         )
 
 
@@ -153,7 +155,8 @@ def make_update(
       UserError: on the first call, when the batch cannot be split as asked.
     """
     patterns = policy.parts["decoder"] if trained is None else tuple(trained)
-    scorer = Scorer(policy, temperature, banned_tokens, chunk)
+    frozen_head = not selects(patterns, policy.head_path)
+    scorer = Scorer(policy, temperature, banned_tokens, chunk, frozen_head)
     objective = partial(
         policy_loss,
         clip_low=clip_low,
@@ -167,11 +170,12 @@ def make_update(
         trainable, frozen = split_trainable(state.params, trained=patterns)
         if trains_vision(policy, state.params, patterns):
             batch = batch._replace(features=None)
+        key = dropout_key(policy, state.step, seed=seed)
         gradients, totals = _summed_gradients(
             partial(_micro_loss, frozen=frozen, scorer=scorer, objective=objective),
             trainable,
             split_micro_batches(batch, micro_batches),
-            dropout_keys(policy, state.step, seed=seed, count=micro_batches),
+            None if key is None else jax.random.split(key, micro_batches),
             mesh,
         )
         share = mean_of(jnp.ones(()), totals.loss.count)  # 0 where no caption had a signal
@@ -186,13 +190,13 @@ def make_update(
     return on_mesh(mesh, jax.jit(update, donate_argnums=0))
 
 
-def dropout_keys(
-    policy: VisionLanguagePolicy, step: Int[Array, ""], *, seed: int, count: int
-) -> Key[Array, " micro"] | None:
-    """A key for each micro-batch of a step; None where nothing is dropped."""
+def dropout_key(
+    policy: VisionLanguagePolicy, step: Int[Array, ""], *, seed: int
+) -> Key[Array, ""] | None:
+    """The key that adapters drop inputs by in a step; None where nothing is dropped."""
     if policy.lora is None or not policy.lora.dropout:
         return None
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), count)
+    return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def _micro_loss(

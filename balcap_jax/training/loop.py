@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Bool, Float
 
 from balcap_jax.data.loading import Loader
+from balcap_jax.models.decoder.lora import without_adapters
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
@@ -67,9 +68,11 @@ class TrainingLoop(TaskRun):
         """The policy, and the reference policy where the KL term is on."""
         super()._open_policy()
         self.reference_params = None
-        if self.config.rl.kl_coef:  # never trained, so in the dtype of its matmuls
+        model = self.config.model
+        # Never trained, so in the dtype of its matmuls.
+        if self.config.rl.kl_coef and not model.lora.on:
             _, self.reference_params = load_pretrained(
-                self.folder, dtype=self.config.model.dtype, mesh=self.mesh
+                self.folder, dtype=model.dtype, mesh=self.mesh
             )
         self.summary["judge"] = judge_record(self.config.judge, self.seams.judge)
 
@@ -245,9 +248,10 @@ class TrainingLoop(TaskRun):
             valid=shard_batch(self.mesh, whole.valid[local]),
             features=None if moves else generation.features,
         )
-        if self.reference_params is not None:
+        if self.config.rl.kl_coef:
             start = self.clock.start()
-            logprobs = self.programs.reference_logprobs(self.reference_params, batch)
+            reference = self.reference_params or without_adapters(self.state.params)
+            logprobs = self.programs.reference_logprobs(reference, batch)
             self.clock.ran(start, logprobs)
             batch = batch._replace(reference_logprobs=logprobs)
         return batch

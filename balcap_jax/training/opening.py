@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.config.sections import DataConfig, ModelConfig
 from balcap_jax.data.prompts.processor import Processor
-from balcap_jax.models.hf.folders import commit_of, load_to_train, policy_folder
+from balcap_jax.models.hf.folders import commit_of, policy_folder
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel import processes
 from balcap_jax.runs.progress import waiting
+from balcap_jax.training.trained import load_policy
 
 
 class Opened(NamedTuple):
@@ -20,7 +22,7 @@ class Opened(NamedTuple):
     Attributes:
       model: the settings, with the commit of a name on the hub.
       folder: that processor and weights were read from.
-      params: float32, sharded over the mesh.
+      params: sharded over the mesh; what trains is float32.
     """
 
     model: ModelConfig
@@ -30,24 +32,19 @@ class Opened(NamedTuple):
     params: dict
 
 
-def open_policy(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Opened:
-    """The policy that `model` names.
+def open_policy(config: TrainConfig | SFTConfig, mesh: Mesh) -> Opened:
+    """The policy that a run with these settings starts from, adapters among its weights.
 
     Raises:
       UserError: its folder cannot be read.
     """
+    model = config.model
     folder = policy_folder(model.path, revision=model.revision)
     if commit := commit_of(model.path, folder):  # what a resumed run shall start from, too
         model = dataclasses.replace(model, revision=commit)
-    processor = open_processor(folder, data)
+    processor = open_processor(folder, config.data)
     with waiting("reading the weights", shown=processes.is_process_zero()):
-        policy, params = load_to_train(
-            folder,
-            mesh=mesh,
-            dtype=model.dtype,
-            attention=model.attention,
-            remat=model.remat,
-        )
+        policy, params = load_policy(config, folder, mesh)
     return Opened(model, folder, processor, policy, params)
 
 

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from balcap_jax.data.photos import Photos
 from balcap_jax.models.hf.folders import POLICY
-from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.parallel import processes
 from balcap_jax.reporting.report import report, summary_table
 from balcap_jax.runs.folder import SUMMARY, write_json_atomic
 from balcap_jax.runs.stopwatch import peak_memory_mb
+from balcap_jax.training.adapter_run import write_policy
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.task_run import TaskRun
 
@@ -36,7 +36,7 @@ def _write(loop: TrainingLoop, params: dict) -> None:
     programs = loop.programs
     loop.summary["judge"] |= loop.judge.totals
     shapes = programs.captioner.shapes | programs.tester.shapes
-    finish(loop, params, dtype=loop.config.model.dtype, shapes=shapes)
+    finish(loop, params, shapes=shapes)
     # After the loggers are closed: it reads what they have written.
     made = report(run, band=(reward.tau_l, reward.tau_u))
     screen = Console()
@@ -44,17 +44,27 @@ def _write(loop: TrainingLoop, params: dict) -> None:
     tell(loop, [*made, run / SUMMARY, run / POLICY])
 
 
-def finish(loop: TaskRun, params: dict, *, dtype: str, shapes: Iterable[tuple]) -> None:
+def finish(
+    loop: TaskRun, params: dict, *, shapes: Iterable[tuple], dtype: str | None = None
+) -> None:
     """Writes policy and summary.json, and closes the run.
 
     Args:
-      dtype: of the written weights.
       shapes: of the prompts that programs were compiled for.
+      dtype: of the written weights; default: `model.dtype`.
 
     Raises:
       UserError: the disk is full.
     """
-    save_pretrained(loop.run / POLICY, loop.policy, params, dtype=dtype, source=loop.folder)
+    write_policy(
+        loop.run,
+        POLICY,
+        loop.policy,
+        params,
+        model=loop.config.model,
+        source=loop.folder,
+        dtype=dtype,
+    )
     loop.summary |= _facts(loop) | {"prompt_shapes": sorted(shapes)}
     write_json_atomic(loop.run / SUMMARY, loop.summary)
     loop.compilations.close()

@@ -1,26 +1,19 @@
 """The compiled programs of a training run, made of its settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import optax
 from jax.sharding import Mesh
 
 from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.data.prompts.processor import Processor
-from balcap_jax.errors import UserError
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.models.selection import (
-    leaf_paths,
-    patterns_of,
-    selects,
-    trained_patterns,
-)
-from balcap_jax.rl.train_state import make_optimizer, make_schedule, split_trainable
+from balcap_jax.rl.train_state import make_optimizer, make_schedule
 from balcap_jax.rl.update import make_reference_logprobs, make_update
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.device_clock import DeviceClock
+from balcap_jax.training.trained import rates_of, trained_of
 
 
 class Programs(NamedTuple):
@@ -76,38 +69,6 @@ def make_programs(
     )
 
 
-def trained_of(config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy) -> tuple[str, ...]:
-    """Patterns of the paths in `params` that a run with these settings trains.
-
-    Raises:
-      UserError: model.train names what the policy does not have.
-    """
-    model = config.model
-    return trained_patterns(policy, model.train, train_vision=model.train_vision)
-
-
-def rates_of(
-    config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy
-) -> list[tuple[Sequence[str], float]]:
-    """Patterns of parts with a learning rate of their own, each with its rate.
-
-    Raises:
-      UserError: optim.rates names what the policy does not have, or what does not train.
-    """
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    learning = leaf_paths(split_trainable(shapes, trained=trained_of(config, policy))[0])
-    rates: list[tuple[Sequence[str], float]] = []
-    for name, rate in config.optim.by_part:
-        patterns = patterns_of(policy, [name], setting="optim.rates")
-        if not any(selects(patterns, path) for path in learning):
-            raise UserError(
-                f"optim.rates holds a rate for {name!r}, which is not trained; leave it out or "
-                f"name it in model.train."
-            )
-        rates.append((patterns, rate))
-    return rates
-
-
 def optimizer_of(
     config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy
 ) -> optax.GradientTransformation:
@@ -154,6 +115,7 @@ def update_of(
         loss_normaliser=config.rl.loss_normaliser,
         kl_coef=config.rl.kl_coef,
         trained=trained_of(config, policy),
+        seed=config.seed,
         **_forward(config, policy),
     )
 

@@ -8,6 +8,7 @@ from balcap_jax.config.sections import MEMORY
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.judges import check_same_judge
 from balcap_jax.runs.folder import plain
+from balcap_jax.training.adapter_run import check_base
 from balcap_jax.training.checkpoint import Restored
 from balcap_jax.training.fingerprint import INVALID, differences, fingerprint
 
@@ -37,6 +38,7 @@ def check_same_run(run: "TaskRun", found: Restored, *, anyway: bool) -> None:
             f"{run.run} is at step {step}, which is past the last one by steps={last}; give "
             f"--steps {step} or more{back}."
         )
+    check_base(extra, run.base_digest, run=run.run, path=run.config.model.path)
     if "judge" in run.summary:
         check_same_judge(extra["summary"]["judge"], run.summary["judge"], run=run.run)
     for broken in found.broken:

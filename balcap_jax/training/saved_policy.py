@@ -6,15 +6,20 @@ from typing import NamedTuple
 import jax
 
 from balcap_jax.config import files as config_files
+from balcap_jax.config.sections import ModelConfig
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.families import load_config, make_policy
 from balcap_jax.models.hf.folders import SCRATCH, START, policy_folder
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.selection import overlaid
+from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rl.train_state import state_shapes
 from balcap_jax.runs.folder import RunLock, existing_run
 from balcap_jax.runs.progress import announce
+from balcap_jax.training.adapter_run import base_digest, check_base, state_to_save
 from balcap_jax.training.checkpoint import FOLDER, Checkpoints
-from balcap_jax.training.programs import optimizer_of, trained_of
+from balcap_jax.training.programs import optimizer_of
+from balcap_jax.training.trained import load_policy, param_shapes, trained_of, with_lora
 
 
 class SavedPolicy(NamedTuple):
@@ -22,23 +27,31 @@ class SavedPolicy(NamedTuple):
 
     Attributes:
       source: the folder that its run started from, with its processor.
-      params: float32, on the host.
+      policy: with adapters where the run trains them.
+      params: on the host, adapters among them: float32, or what the run keeps its base in. None
+        where they were not asked for.
+      adapters: of a run that trains adapters; else None.
+      model: the settings that say which base they change.
     """
 
     source: Path
     policy: VisionLanguagePolicy
-    params: Params
+    params: Params | None
+    adapters: Params | None
+    model: ModelConfig
     step: int
 
 
-def saved_policy(run: Path, which: str = "") -> SavedPolicy:
+def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> SavedPolicy:
     """The policy at a checkpoint of a run that nobody is writing.
 
     Args:
       which: "best", or the number of a step; "": the newest that is intact.
+      adapter_only: the base of a run with adapters is not read.
 
     Raises:
-      UserError: `run` is no run, is being written, or has no such checkpoint.
+      UserError: `run` is no run, is being written, or has no such checkpoint; or the base of its
+        adapters is no longer the one they were trained on.
     """
     run = existing_run(run, needs=FOLDER)
     config = config_files.load_any_run(run)
@@ -47,16 +60,30 @@ def saved_policy(run: Path, which: str = "") -> SavedPolicy:
     else:
         source = policy_folder(config.model.path, revision=config.model.revision)
     policy = make_policy(load_config(source), dtype=config.model.dtype)
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))  # float32, as they are trained
-    state = state_shapes(shapes, optimizer_of(config, policy), trained=trained_of(config, policy))
+    policy = with_lora(config.model, policy)
+    state = state_shapes(
+        param_shapes(config, policy),
+        optimizer_of(config, policy),
+        trained=trained_of(config, policy),
+    )
     # To the host: a state that was spread over devices need not fit on one.
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    cpu = jax.local_devices(backend="cpu")[:1]
+    host = jax.sharding.SingleDeviceSharding(cpu[0])
     state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), state
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host),
+        state_to_save(policy, state),
     )
     # A run that is being written deletes checkpoints.
     with RunLock(run), Checkpoints(run, read_only=True) as checkpoints:
         found = checkpoints.restore_intact(state, step=checkpoints.find(which))
     for broken in found.broken:
         announce(f"the checkpoint of step {broken} is not intact; step {found.step} is taken")
-    return SavedPolicy(source, policy, found.state.params, found.extra["step"])
+    params, step = found.state.params, found.extra["step"]
+    if policy.lora is None:
+        return SavedPolicy(source, policy, params, None, config.model, step)
+    if adapter_only:
+        return SavedPolicy(source, policy, None, params, config.model, step)
+    _, whole = load_policy(config, source, make_mesh(devices=cpu))
+    digest = base_digest(policy, whole)
+    check_base(found.extra, digest, run=run, path=config.model.path)
+    return SavedPolicy(source, policy, overlaid(whole, params), params, config.model, step)

@@ -28,6 +28,7 @@ from balcap_jax.models.padding import pad_to_sizes, sizes_of
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import BatchRows, batch_shards, shard_batch
+from balcap_jax.reporting.report import report
 from balcap_jax.reporting.rows import caption_row
 from balcap_jax.rl.supervised import Lesson, make_supervised_sums, make_supervised_update
 from balcap_jax.rl.train_state import init_state
@@ -36,12 +37,13 @@ from balcap_jax.runs.folder import SUMMARY
 from balcap_jax.runs.progress import waiting
 from balcap_jax.runs.stopwatch import peak_memory_mb
 from balcap_jax.scenes.captions import FaultRates
-from balcap_jax.training.opening import Opened, open_policy, open_processor
+from balcap_jax.training.opening import Opened, open_processor
 from balcap_jax.training.outcome import finish, tell
-from balcap_jax.training.programs import learning_rate_of, optimizer_of, trained_of
+from balcap_jax.training.programs import learning_rate_of, optimizer_of
 from balcap_jax.training.seams import Seams, open_data
 from balcap_jax.training.start import run_task
 from balcap_jax.training.task_run import TaskRun
+from balcap_jax.training.trained import trained_of
 from balcap_jax.training.vision_lessons import pretrain_vision
 
 SAMPLED_IMAGES = 4  # held-out ones, in samples.jsonl
@@ -102,7 +104,7 @@ class SupervisedRun(TaskRun):
     def _read_policy(self) -> Opened:
         model = self.config.model
         if model.path != SCRATCH:
-            return open_policy(model, self.config.data, self.mesh)
+            return super()._read_policy()
         # Imported here: only a new policy needs the tokenizer's trainer.
         from balcap_jax.models.new_policy import write_new_policy  # noqa: PLC0415
 
@@ -190,11 +192,9 @@ class SupervisedRun(TaskRun):
         self._save_and_wait()  # a resumed run need not learn to see once more
 
     def describe(self) -> list[str]:
-        return [f"trained: {', '.join(self.config.model.train) or self._trained_by_default}"]
-
-    @property
-    def _trained_by_default(self) -> str:
-        return "everything" if self.config.model.train_vision else "decoder"
+        model = self.config.model
+        default = "everything" if model.train_vision else "decoder"
+        return [f"trained: {'adapters' if model.lora.on else ', '.join(model.train) or default}"]
 
     # ---- a step
 
@@ -333,4 +333,4 @@ def _write(run: SupervisedRun, params: dict) -> None:
     finish(run, params, dtype=_written(run.config), shapes=run.shapes | run._tester.shapes)
     before, after = run.summary["before"]["loss"], run.summary["after"]["loss"]
     run.say(f"held-out loss per token: {before:.3f} before, {after:.3f} after")
-    tell(run, [run.run / SUMMARY, run.run / POLICY])
+    tell(run, [*report(run.run), run.run / SUMMARY, run.run / POLICY])

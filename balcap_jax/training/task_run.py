@@ -34,13 +34,14 @@ from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
 from balcap_jax.runs.progress import announce, training_progress
 from balcap_jax.runs.step_average import StepAverage
 from balcap_jax.runs.stopwatch import Stopwatch
+from balcap_jax.training.adapter_run import base_digest, restored_state, state_to_save
 from balcap_jax.training.callbacks import Callbacks
 from balcap_jax.training.checkpoint import Checkpoints, Restored
 from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.opening import Opened, open_policy
-from balcap_jax.training.programs import trained_of
 from balcap_jax.training.same_run import check_same_run, look_at_data
 from balcap_jax.training.seams import Seams
+from balcap_jax.training.trained import trained_of
 
 
 class TaskRun(ABC):
@@ -138,7 +139,7 @@ class TaskRun(ABC):
 
     def _read_policy(self) -> Opened:
         """The policy to start from, on the mesh."""
-        return open_policy(self.config.model, self.config.data, self.mesh)
+        return open_policy(self.config, self.mesh)
 
     def _extra(self) -> dict[str, Any]:
         """What a resumed run needs of the task, as JSON."""
@@ -186,6 +187,7 @@ class TaskRun(ABC):
         # With the commit that a resumed run shall start from, too.
         self.config = dataclasses.replace(self.config, model=opened.model)
         self.folder, self.processor, self.policy = opened.folder, opened.processor, opened.policy
+        self.base_digest = base_digest(self.policy, opened.params)
         self.trained = trained_of(self.config, self.policy)  # patterns of paths
         self.state = init_state(
             self.mesh,
@@ -241,7 +243,7 @@ class TaskRun(ABC):
             processes.on_process_zero(lambda: look_at_data(self))
         else:
             found = self.checkpoints.restore_intact(
-                self.state,
+                state_to_save(self.policy, self.state),
                 step=self.checkpoints.find(which),
                 pending_like=self._pending_shapes(),
             )
@@ -255,7 +257,8 @@ class TaskRun(ABC):
 
     def _take_up(self, found: Restored) -> None:
         """The run is where it was when `found` was saved."""
-        self.state, extra = found.state, found.extra
+        extra = found.extra
+        self.state = restored_state(self.policy, found.state, self.state)
         self.step, self.seconds = extra["step"], extra["seconds"]
         self.summary = extra["summary"]
         self.average.restore(extra.get("average", []))
@@ -381,11 +384,12 @@ class TaskRun(ABC):
             "logged": self.metrics.rows_to(self.step),
             "best": self.best,
             "owed": self.owed is not None,
+            "base": self.base_digest,
             **self._extra(),
         }
         self.checkpoints.save(
             self.step,
-            self.state,
+            state_to_save(self.policy, self.state),
             extra,
             metric=score if scored == self.step else None,
             pending=self._pending(),

@@ -39,11 +39,16 @@ def llava_folder(folder):
 
 
 def dinov2_folder(folder):
+    """The pad token ends turns: torch gives its row no gradient if it is not told to."""
     parts = folder.with_name("parts")
+    template = tiny_parts.TEXT_TEMPLATE.replace(
+        "' : ' + message['content']", "' : ' + message['content'] + ' <pad> <pad>'"
+    )
+    decoder = tiny_parts.write_decoder(parts / "decoder", "qwen2", template=template)
     config = AssembleConfig(
         out=folder,
         tower=str(tiny_parts.write_dinov2(parts / "tower")),
-        decoder=str(tiny_parts.write_decoder(parts / "decoder", "qwen2")),
+        decoder=str(decoder),
     )
     assemble(config)
     return folder

@@ -147,7 +147,7 @@ def every_field(config, room=""):
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if isinstance(value, Settings):
-            yield from every_field(value, f"{item.name}.")
+            yield from every_field(value, f"{room}{item.name}.")
         else:
             yield room + item.name, value
 
@@ -190,17 +190,25 @@ OTHER = {
     "judge.structured": "none",
     "judge.cache": Path("other.sqlite"),
     "model.train": ("projector",),
+    "model.lora.rank": 8,
+    "model.lora.start": "adapter",
     "optim.rates": ("projector=1e-3",),
     "rl.clip_low": 0.3,
     "dist.coordinator": "b:1",
     "dist.process": 1,
 }
-SKIPPED = {"reward.linear_coefficient", "rl.grpo_scale"}  # set with the choice that reads them
+SKIPPED = {
+    *("reward.linear_coefficient", "rl.grpo_scale"),
+    *(f"model.lora.{name}" for name in ("alpha", "rslora", "dropout", "targets")),
+}  # set with the choice that reads them
 
 
 def changed(config, name, value):
     """`config` with the field `name` ("rl.eps") set to `value`."""
     room, _, field = name.rpartition(".")
+    if room == "model.lora":
+        lora = dataclasses.replace(config.model.lora, **{field: value})
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, lora=lora))
     if room == "data" and field in OF_FILES:
         config = dataclasses.replace(config, data=DataConfig(path="a.jsonl"))
     if not room:
@@ -264,7 +272,7 @@ def test_what_is_missing_keeps_its_default():
         ({"sede": 1}, "there is no setting sede; did you mean seed?"),
         ({"rollout": {"gropu_size": 4}}, "rollout.gropu_size; did you mean rollout.group_size?"),
         ({"rolout": {"group_size": 4}}, "rolout.group_size; did you mean rollout.group_size?"),
-        ({"rolout": {}}, "there is no setting rolout."),
+        ({"rolout": {}}, "there is no setting rolout; did you mean model.lora.dropout?"),
         ({"rollout": 4}, "rollout=4 must be a RolloutConfig; make one, write a table in a file"),
         ({"seed": True}, "seed=True must be a whole number, such as the default 0; change seed."),
         ({"seed": 1.5}, "seed=1.5 must be a whole number"),
@@ -418,7 +426,7 @@ def reads():
                 found.add((last_name(node.args[0]), "*"))
     for kind in vars(rooms).values():
         for name, value in vars(kind).items() if isinstance(kind, type) else ():
-            if isinstance(value, property) and (room := kind.room.rstrip(".")):
+            if isinstance(value, property) and (room := kind.room.rstrip(".").rpartition(".")[2]):
                 uses = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(value.fget))))
                 attributes = {(room, node.attr) for node in uses if isinstance(node, ast.Attribute)}
                 found |= attributes if (room, name) in found else set()
@@ -440,7 +448,7 @@ def test_every_field_is_read_outside_the_settings():
     unread = [
         f"{owner}.{item.name}"
         for kind, owner in [(kind, "config") for kind in commands]
-        + [(kind, kind.room.rstrip(".")) for kind in rooms_of]
+        + [(kind, kind.room.rstrip(".").rpartition(".")[2]) for kind in rooms_of]
         for item in dataclasses.fields(kind)
         if (owner, item.name) not in found and (owner, "*") not in found
     ]

@@ -31,6 +31,42 @@ def test_bfloat16_logits_become_float32():
     np.testing.assert_allclose(out, -np.log(5.0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_frozen_head_gives_the_same_numbers_and_gradients(dtype, temperature):
+    """But for its own, of which there is none; and no logits are made in the backward pass."""
+    policy, params = tiny.policy(dtype=dtype)
+    hidden = jax.random.normal(jax.random.key(0), (2, 3, 5, 32))
+    targets = tiny.completions(2, 3, 5)
+
+    def of(hidden, *, frozen_head, params=params):
+        logprobs, entropy = token_logprobs(
+            policy,
+            params,
+            hidden,
+            targets,
+            temperature=temperature,
+            banned_tokens=(2, 3),
+            chunk=2,
+            frozen_head=frozen_head,
+        )
+        return jnp.sum(jnp.sin(logprobs)), (logprobs, entropy)
+
+    step = jax.jit(jax.value_and_grad(of, has_aux=True), static_argnames="frozen_head")
+    (ours, theirs) = (step(hidden, frozen_head=frozen) for frozen in (True, False))
+    tolerance = 1e-5 if dtype == "float32" else 0.02
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    no_gradient = jax.grad(lambda p: of(hidden, frozen_head=True, params=p)[0])(params)
+    assert not any(np.any(x) for x in jax.tree.leaves(no_gradient))
+
+    def matmuls(frozen):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda h: of(h, frozen_head=frozen)[0]))(hidden)
+        return str(jaxpr).count("dot_general")
+
+    assert (matmuls(True), matmuls(False)) == (2, 3)
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 32])
 def test_chunks_change_neither_values_nor_gradients(chunk):
     policy, params = tiny.policy()

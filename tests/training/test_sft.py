@@ -14,6 +14,7 @@ from balcap_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -101,6 +102,7 @@ def test_validation_falls_and_is_logged_with_samples(run):
     assert [row["step"] for row in samples] == [3] * 3 + [6] * 3
     assert {row["id"] for row in samples} == {f"heldout-0-{i:06d}" for i in range(3)}
     assert {"caption", "reference"} <= set(samples[0])
+    assert (run / "curves.png").exists()
 
 
 @pytest.mark.slow
@@ -183,8 +185,12 @@ class Halt(Callback):
             raise UserError("halted")
 
 
-def test_a_run_that_failed_goes_on_to_the_same_bits(tmp_path, one_device):
-    config = of_rows(tmp_path, model=ModelConfig(path=str(policy_folder("base"))))
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(), LoraConfig(rank=2, dropout=0.1)], ids=["whole", "adapters"]
+)
+def test_a_run_that_failed_goes_on_to_the_same_bits(lora, tmp_path, one_device):
+    model = ModelConfig(path=str(policy_folder("base")), lora=lora)
+    config = of_rows(tmp_path, model=model)
     straight = Trainer(config, train_dataset=rows()).train()
     halted = Trainer(
         dataclasses.replace(config, name="halted"), train_dataset=rows(), callbacks=[Halt(3)]

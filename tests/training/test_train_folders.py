@@ -85,7 +85,8 @@ def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsy
 def test_steps_below_the_rounding_of_bfloat16_add_up(tmp_path):
     """Of a weight of 1, bfloat16 keeps no step below 0.004: Adam's first steps of 1e-4 are kept."""
     start, run = trained(tmp_path, tiny, tiny_hf, steps=2, learning_rate=1e-4)
-    _, _, params, step = saved_policy(run)
+    saved = saved_policy(run)
+    params, step = saved.params, saved.step
     assert step == 2
 
     def scale_of(params):

@@ -146,6 +146,11 @@ class Theirs:
                 local_files_only=True,
                 trust_remote_code=False,
             ).eval()
+            for module in self._model.modules():
+                # Else the row of the pad token has no gradient of the inputs, also where that token
+                # is a word of the prompt: the end of a turn often pads as well.
+                if isinstance(module, torch.nn.Embedding):
+                    module.padding_idx = None
         return torch, self._model
 
     def _check_memory(self, copies: int) -> None:

@@ -1,5 +1,6 @@
 """Rematerialisation: what a layer keeps for the backward pass; the rest is computed again."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,9 @@ import jax
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.attention.plain import OUTPUT
+
+# A matmul that gives so many times what it reads is the second one of an adapter.
+_WIDENING = 8
 
 
 def _is_attention(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -16,11 +20,25 @@ def _is_attention(primitive: Any, *_: Any, **parameters: Any) -> bool:
     return primitive.name.startswith("dot_product_attention_fwd")
 
 
+def _is_dot(primitive: Any, *shapes: Any, **parameters: Any) -> bool:
+    """The outputs of matmuls with weights; not the scores of plain attention, and not what an
+    adapter adds: kept beside the output that it is added to, it would double what is kept, and it
+    is quickly made again from a few numbers per token.
+    """
+    if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+        primitive, *shapes, **parameters
+    ):
+        return False
+    ((_, contracted), _) = parameters["dimension_numbers"]
+    weight = shapes[1].shape
+    summed = math.prod(weight[axis] for axis in contracted)
+    return math.prod(weight) < _WIDENING * summed * summed
+
+
 # From most memory to least; "none" keeps everything.
 POLICIES = {
     "none": None,
-    # The outputs of matmuls with weights; not the scores of plain attention.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _is_dot,
     # The attended values, so that a fused attention kernel does not run a second time.
     "attention": _is_attention,
     "full": jax.checkpoint_policies.nothing_saveable,

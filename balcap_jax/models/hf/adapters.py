@@ -113,9 +113,7 @@ def load_adapter(
     """
     folder = Path(folder)
     config = read_adapter_config(folder)
-    if not (folder / WEIGHTS).is_file():
-        pickled = f" but {PICKLE}, which can run any code when read" if _has_pickle(folder) else ""
-        raise UserError(f"{folder} has no {WEIGHTS}{pickled}; save the adapter as safetensors.")
+    _check_weights(folder)
     stored = _by_leaf(folder, policy, config.base)
     params: Params = {}
     for path, parts in stored.items():
@@ -126,6 +124,17 @@ def load_adapter(
         parent[last] = _read_layer(folder, policy, path, parts, config.rank, config.base)
     places = jax.devices()[0] if mesh is None else param_shardings(mesh, params)
     return Adapter(config.rank, config.lora, jax.device_put(params, places), config.base)
+
+
+def paths_in(folder: str | Path, policy: VisionLanguagePolicy) -> list[str]:
+    """The layers of `policy` that the adapter in `folder` changes, by their paths in `params`.
+
+    Raises:
+      UserError: see `load_adapter`; the numbers are not looked at.
+    """
+    folder = Path(folder)
+    _check_weights(folder)
+    return list(_by_leaf(folder, policy, read_adapter_config(folder).base))
 
 
 # ---- names
@@ -230,5 +239,8 @@ def _named(base: str) -> str:
     return f" (its {CONFIG} names {printable(base)})" if base else ""
 
 
-def _has_pickle(folder: Path) -> bool:
-    return (folder / PICKLE).is_file()
+def _check_weights(folder: Path) -> None:
+    if not (folder / WEIGHTS).is_file():
+        has = (folder / PICKLE).is_file()
+        pickled = f" but {PICKLE}, which can run any code when read" if has else ""
+        raise UserError(f"{folder} has no {WEIGHTS}{pickled}; save the adapter as safetensors.")

@@ -1,21 +1,16 @@
 """Where a policy lives: the one in the package, a run's, any Hugging Face folder, or the hub."""
 
-import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
-from jax.sharding import Mesh
-
 from balcap_jax.errors import UserError
-from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.hf.adapter_config import CONFIG
 from balcap_jax.models.hf.hub import is_hub_name, snapshot
-from balcap_jax.models.hf.weights import load_pretrained
-from balcap_jax.models.policy import VisionLanguagePolicy
 
 BASE = "base"  # the policy that ships in the package
 SCRATCH = "scratch"  # a new one; for supervised training only
 START = "start"  # the files of a new policy but its weights, in the folder of the run
 POLICY = "policy"  # a run's trained policy, as a Hugging Face folder
+ADAPTER = "adapter"  # a run's trained adapter, as a folder of PEFT
 
 _ASSETS = Path(__file__).parents[2] / "assets"
 
@@ -56,16 +51,21 @@ def commit_of(path: str, folder: Path) -> str | None:
     return folder.name if is_hub_name(path) and not Path(path).is_dir() else None
 
 
-def load_to_train(
-    folder: Path, *, mesh: Mesh, dtype: str, attention: str, remat: str
-) -> tuple[VisionLanguagePolicy, Params]:
-    """The policy that computes in `dtype`, and float32 parameters, each device with its part.
+def adapter_folder(path: str) -> Path:
+    """The folder of PEFT that `model.lora.start` means: itself, the adapter of a run, or a
+    repository of the hub.
 
     Raises:
-      UserError: see `load_pretrained`; or the attention cannot run here.
+      UserError: there is no such adapter.
     """
-    policy, params = load_pretrained(folder, dtype="float32", mesh=mesh)
-    return (
-        dataclasses.replace(policy, dtype=jnp.dtype(dtype), attention=attention, remat=remat),
-        params,
-    )
+    folder = Path(path)
+    if (folder / ADAPTER / CONFIG).is_file():
+        return folder / ADAPTER
+    if not folder.is_dir() and is_hub_name(path):
+        return snapshot(path)
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"model.lora.start {path!r} is no adapter; give a folder with {CONFIG}, a run that "
+            "trained adapters, or the name 'owner/name' of an adapter on the hub."
+        )
+    return folder

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from balcap_jax.errors import UserError
 from balcap_jax.models.decoder.layers import Params
-from balcap_jax.models.decoder.lora import A, B, adapted_modules, merge
+from balcap_jax.models.decoder.lora import A, B, Lora, adapted_modules, merge, take_adapters
 from balcap_jax.models.families import family_of, load_config, make_policy
 from balcap_jax.models.hf.adapter_config import base_folder, is_adapter
 from balcap_jax.models.hf.adapters import load_adapter
@@ -36,7 +36,13 @@ from balcap_jax.runs.folder import remove_half_written, written_beside
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
 
-_merge = jax.jit(merge, static_argnums=3, donate_argnums=0)
+
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _merge(weight: Any, a: Any, b: Any, lora: Lora) -> Any:
+    """`merge`, of a stack one layer after the other: float32 of all would be large."""
+    if a.ndim == 2:
+        return merge(weight, a, b, lora)
+    return jax.lax.map(lambda parts: merge(*parts, lora), (weight, a, b))
 
 
 __all__ = [
@@ -88,23 +94,8 @@ def load_pretrained(
       UserError: folder, config.json or weights are missing, damaged or of another model.
     """
     folder = Path(folder)
-    if is_adapter(folder):
-        return _load_merged(folder, dtype=dtype, mesh=mesh)
     policy = make_policy(load_config(folder), dtype=jnp.dtype(dtype))
     return policy, load_weights(folder, policy, lambda _: dtype, mesh=mesh)
-
-
-def _load_merged(
-    folder: Path, *, dtype: str, mesh: Mesh | None
-) -> tuple[VisionLanguagePolicy, Params]:
-    """The base that an adapter's folder names, with the adapter in its weights."""
-    policy, params = load_pretrained(base_folder(folder), dtype=dtype, mesh=mesh)
-    adapter = load_adapter(folder, policy, mesh=mesh)
-    for path, leaves in adapted_modules(adapter.params):
-        module = _get(params, tuple(path.split("/")))
-        # One stack after the other, so that no second policy lies beside the first.
-        module["weight"] = _merge(module["weight"], leaves[A], leaves[B], adapter.lora)
-    return policy, params
 
 
 def load_weights(
@@ -117,6 +108,14 @@ def load_weights(
     """The weights of `policy`, each in the dtype that `dtype_of` says of its path; see
     `load_pretrained`.
     """
+    if is_adapter(folder):
+        params = load_weights(base_folder(folder), policy, dtype_of, mesh=mesh)
+        adapter = load_adapter(folder, policy, mesh=mesh)
+        for path, leaves in adapted_modules(adapter.params):
+            module = _get(params, tuple(path.split("/")))
+            # One stack after the other, so that no second policy lies beside the first.
+            module["weight"] = _merge(module["weight"], leaves[A], leaves[B], adapter.lora)
+        return params
     weights = _weights(policy)
     tensors = scan(folder, family_of(policy.config).keys(policy.config))
     check_tensors(folder, policy, tensors, stored_shapes(policy))
@@ -143,7 +142,7 @@ def save_pretrained(
     dtype: str | None = None,
     source: str | Path | None = None,
 ) -> None:
-    """Writes a folder that transformers and vLLM load, keys as published.
+    """Writes a folder that transformers and vLLM load, keys as published, adapters merged.
 
     Everything is written beside `folder` first, so a crash leaves no half-written file in it; a new
     folder appears as a whole. Files of an earlier policy in `folder` are replaced.
@@ -260,19 +259,36 @@ def _stored_shape(
 def _export(
     policy: VisionLanguagePolicy, params: Params, dtype: str | None
 ) -> dict[str, np.ndarray]:
-    """Published key -> tensor, for every weight."""
+    """Published key -> tensor, for every weight; adapters are merged into theirs."""
     tensors = {}
-    weights = _weights(policy)
+    weights, (params, adapters) = _weights(policy), take_adapters(params)
     assert len(jax.tree.leaves(params)) == len(weights), "params do not fit the policy"
     for weight in weights:
         leaf = np.asarray(_get(params, weight.path))
-        if dtype is not None:
-            leaf = leaf.astype(jnp.dtype(dtype), copy=False)
         layers = leaf if weight.stacked else leaf[None]
+        if weight.path[-1] == "weight" and (adapter := adapters.get(weight.path[:-1])):
+            assert policy.lora is not None, "params have adapters that the policy does not know"
+            layers = _merged_layers(layers, adapter, policy.lora, dtype)
+        if dtype is not None:
+            layers = layers.astype(jnp.dtype(dtype), copy=False)
         assert layers.shape == (len(weight.keys), *weight.shape), weight.path
         for key, layer in zip(weight.keys, layers, strict=True):
             tensors[key] = np.ascontiguousarray(layer).reshape(weight.stored_shape)
     return tensors
+
+
+def _merged_layers(
+    layers: np.ndarray, adapter: Params, lora: Lora, dtype: str | None
+) -> np.ndarray:
+    """W + scale B A of each layer, summed in float32; one layer at a time, to spare the host."""
+    a, b = (np.asarray(adapter[name], np.float32) for name in (A, B))
+    if a.ndim == 2:
+        a, b = a[None], b[None]
+    out = np.empty(layers.shape, layers.dtype if dtype is None else jnp.dtype(dtype))
+    scale = np.float32(lora.scale(a.shape[-2]))
+    for i, layer in enumerate(layers):
+        out[i] = layer.astype(np.float32) + scale * (b[i] @ a[i])
+    return out
 
 
 def _read_part(
