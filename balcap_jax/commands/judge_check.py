@@ -146,9 +146,9 @@ def table(check: JudgeCheck) -> Table:
     """The agreements for people."""
     title = f"Agreement with the truth on {check.answered} of {check.asked} captions"
     rendered = Table(title=title, box=box.SIMPLE)
-    rendered.add_column("")
-    for column in ("ranked right", "of pairs", "correlation", "mean error", "mean distance", ""):
-        rendered.add_column(column, justify="right")
+    rendered.add_column("", no_wrap=True)
+    for column in ("ranked right", "pairs", "correlation", "error", "distance", ""):
+        rendered.add_column(column, justify="right", no_wrap=True)
     for a in check.agreements:
         rendered.add_row(
             a.reward, f"{a.ranked:.2f}", str(a.pairs), f"{a.pearson:.2f}", f"{a.error:+.2f}",
