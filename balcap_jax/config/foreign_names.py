@@ -178,7 +178,6 @@ ABSENT = (
 )  # fmt: skip
 
 _PREFIXES = {"vllm_": "use_vllm", "rollout_vllm_": "use_vllm", "rollout_sglang_": "use_vllm"}
-_PREFIXES |= {"lora_": "use_peft"}
 
 
 def exact(name: str) -> list[str]:

@@ -286,7 +286,7 @@ def test_resume_needs_a_run(mistake, tmp_path):
         ("train --beta 0.1", "has no flag --beta, which is --rl.kl-coef here."),
         ("train --num_generations 4", "--num-generations, which is --rollout.group-size here."),
         ("train --report-to=wandb", "--report-to, which is --loggers here."),
-        ("train --lora 8", "has no flag --lora: LoRA is not supported yet"),
+        ("train --lora 8", "has no flag --lora, which is --model.lora.rank here."),
         ("train --num-train-epochs 2", "set steps to epochs x images / prompts_per_step"),
         ("train algorithm.kl_ctrl.kl_coef=0.1", "kl_coef, which is --rl.kl-coef here."),
         ("train rollout.n=4", "has no setting rollout.n, which is --rollout.group-size here."),

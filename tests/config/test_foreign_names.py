@@ -63,7 +63,9 @@ def test_the_names_of_trl_are_those_of_trl():
         ("ppo_epochs", ", which is rl.updates_per_rollout here."),
         ("vllm_enable_sleep_mode", ": captions are sampled by the policy in place, without vLLM or"
          " SGLang."),
-        ("lora_task_type", ": LoRA is not supported yet, all parameters are trained."),
+        ("lora_rank", ", which is model.lora.rank here."),
+        ("load_in_4bit", ": base weights are kept in bfloat16, quantised ones (QLoRA) are not there"
+         " yet."),
         ("sede", "; did you mean seed?"),
         ("colour", "."),
         ("zeta", "."),

@@ -66,7 +66,9 @@ class Ours:
         mesh = make_mesh(devices=jax.devices()[:1])
         policy, optimizer = self._in(dtype), optax.set_to_zero()
         with precise(dtype):
-            state = init_state(mesh, self.params, optimizer, frozen=policy.vision_paths, keep=False)
+            state = init_state(
+                mesh, self.params, optimizer, trained=policy.parts["decoder"], keep=False
+            )
             step = make_update(policy, optimizer, mesh, banned_tokens=policy.config.banned_tokens)
             batch = Batch(
                 prompts=self._prompts(),

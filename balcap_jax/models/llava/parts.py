@@ -164,4 +164,6 @@ def _names_alone(
     names: list[tuple[str, str]], *, inner: tuple[tuple[str, str], ...] = ()
 ) -> KeyTable:
     """Names of a part that stands alone -> its names in a LLaVA folder."""
-    return KeyTable(published=(), other_layouts=tuple(names), convolution="", patch=(), inner=inner)
+    return KeyTable(
+        published=(), modules=(), other_layouts=tuple(names), convolution="", patch=(), inner=inner
+    )
