@@ -200,7 +200,7 @@ def completion(content: str, body: dict[str, Any]) -> dict[str, Any]:
 def judge(body: dict[str, Any]) -> dict[str, Any]:
     """The answer to a request, by its content alone."""
     parts = body["messages"][1]["content"]
-    data = json.loads(parts[-1]["text"])
+    data = json.loads(next(part["text"] for part in parts if part.get("text", "")[:1] == "{"))
     image = "".join(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
     if "description" in data:
         return {"units": _sentences(data["description"])}

@@ -36,6 +36,7 @@ from balcap_jax.config.commands import (
     SFTConfig,
     TrainConfig,
 )
+from balcap_jax.config.judge import JudgeCheckConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.sections import RewardConfig
 from balcap_jax.errors import UserError
@@ -220,6 +221,20 @@ def _score(arguments: list[str]) -> None:
         raise SystemExit(_EXIT_NOTHING)
 
 
+def _judge_check(arguments: list[str]) -> None:
+    config = parse(JudgeCheckConfig, arguments, "judge-check")
+
+    from balcap_jax.commands.judge_check import conclusion, cost, judge_check, table
+
+    console = Console()
+    found = judge_check(config)
+    console.print(table(found))
+    console.print(cost(found), highlight=False)
+    print(conclusion(found, model=config.judge.model))
+    if found.faults:
+        raise SystemExit(_EXIT_NOTHING)
+
+
 def _report(arguments: list[str]) -> None:
     config = parse(ReportConfig, arguments, "report")
 
@@ -281,6 +296,7 @@ _COMMANDS = {
     "sft": _Command("supervised training of a policy on reference captions", _sft),
     "caption": _Command("captions of your own images", _caption),
     "score": _Command("precision, recall, linguistic quality and b-CapScore of captions", _score),
+    "judge-check": _Command("agreement of a model with the truth on 60 captions", _judge_check),
     "bench": _Command("times of loading, rollout and update beside other codes", bench),
     "plan": _Command("memory and time of a training step on a TPU slice", plan_command),
     "report": _Command("curves and caption gallery of a run", _report),
@@ -297,7 +313,7 @@ usage: balcap COMMAND [FLAGS]
 Reinforcement learning of image captioners with balanced rewards (BalCapRL), in JAX.
 
 commands:
-{chr(10).join(f"  {name:<9} {command.summary}" for name, command in _COMMANDS.items())}
+{chr(10).join(f"  {name:<11} {command.summary}" for name, command in _COMMANDS.items())}
 
 examples:
   balcap train                                            the default run, minutes on a laptop

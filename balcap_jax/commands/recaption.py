@@ -22,7 +22,6 @@ from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.sources import open_rows
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge
-from balcap_jax.rewards.llm.prompts import VERSION
 from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
 from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json
 from balcap_jax.runs.progress import training_progress
@@ -50,7 +49,7 @@ def make_units(config: UnitsConfig) -> Path:
         stored = StoredUnits(path)
 
         def add(example: Example, units: tuple[str, ...]) -> None:
-            stored.add(example, units, model=config.judge.model, version=VERSION)
+            stored.add(example, units, model=config.judge.model)
 
         # By row: the images are not needed to see what is there.
         missing = [i for i, row in _rows(source) if not stored.has(row.id, row.reference)]

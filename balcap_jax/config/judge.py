@@ -11,7 +11,7 @@ from balcap_jax.config.sections import MEMORY, MOST_CALLS, MOST_SECONDS, MOST_TO
 
 _READ_BY_KIND = dict.fromkeys(
     (
-        "base_url", "model", "key_env", "calls", "structured", "temperature", "max_tokens",
+        "base_url", "model", "key_env", "calls", "order", "structured", "temperature", "max_tokens",
         "image_side", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
         "retries", "backoff", "deadline", "cache", "replay", "prompt_price", "completion_price",
     ),
@@ -35,6 +35,9 @@ class JudgeConfig(Settings):
     key_env: str = "BALCAP_JUDGE_KEY"  # Environment variable that holds the key, if one is needed.
     # One call per caption ("joint"), or one per caption and reward ("separate").
     calls: Literal["joint", "separate"] = "joint"
+    # Place of the reference units in a joint call: before the caption, where the captions of a
+    # group share them ("units_first"), or behind it ("caption_first").
+    order: Literal["units_first", "caption_first"] = "units_first"
     # Way to ask for the form of the answer; where a server refuses it, the next one is taken.
     structured: Literal["json_schema", "json_object", "none"] = "json_schema"
     temperature: float = 0.0  # Temperature of the model; some hosted ones accept only 1.
@@ -55,6 +58,7 @@ class JudgeConfig(Settings):
 
     def check(self) -> None:
         self._no_dead_settings("kind", _READ_BY_KIND)
+        self._no_dead_settings("calls", {"order": ("joint",)})
         share = self.max_failure_share
         self._require(0 <= share <= 1, "max_failure_share", "must be a share from 0 to 1")
         self._at_least(1, "failure_window", "max_tokens", "concurrency")
@@ -99,6 +103,21 @@ def _is_endpoint(text: str) -> bool:
         )
     except ValueError:  # of the port, of an address in brackets, of the name
         return False
+
+
+@dataclass(frozen=True)
+class JudgeCheckConfig(Settings):
+    """Agreement of a model with the truth on 60 known captions, before it judges a run."""
+
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+    def check(self) -> None:
+        self.judge._require(  # noqa: SLF001
+            self.judge.kind == "llm",
+            "kind",
+            "asks no model, and the check is of a model",
+            "leave --judge.kind out; `balcap bench judge` measures the lexical judge.",
+        )
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, An
         return {"kind": type(given).__name__}
     if judge.kind != "llm":
         return {"kind": judge.kind}
-    from balcap_jax.rewards.llm.prompts import VERSION  # noqa: PLC0415
+    from balcap_jax.rewards.llm.questions import VERSION  # noqa: PLC0415
 
     return {"kind": judge.kind, "model": judge.model, "prompts": VERSION}
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from balcap_jax.bench import advantages, judge, load, step
-from balcap_jax.commands import score
+from balcap_jax.commands import judge_check, score
 from balcap_jax.plan import tables as plan
 from balcap_jax.plan.chips import GIB
 from balcap_jax.reporting.report import summary_table
@@ -94,6 +94,10 @@ TABLES = {
                                   (-0.123, -0.123))])
     ],
     "bench step": step.tables(BENCH),
+    "judge-check": [
+        judge_check.table(judge_check.JudgeCheck(60, 60, "", (judge_check.Agreement(
+            "linguistic", 0.123, 123, -0.123, -0.123, 0.123),), {}))
+    ],
 }  # fmt: skip
 
 

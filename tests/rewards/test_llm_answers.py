@@ -14,7 +14,7 @@ from balcap_jax.rewards.llm.answers import (
     unit_texts,
     verdict_of,
 )
-from balcap_jax.rewards.llm.prompts import JOINT, SEPARATE
+from balcap_jax.rewards.llm.questions import JOINT, SEPARATE
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
 CAPTION = "A small red car stands left of two bikes. It feels calm."
@@ -24,7 +24,7 @@ ANSWER = {
         {"quote": "car ... left of two bikes", "verified": False, "pointable": True},
         {"quote": "It feels calm.", "verified": True, "pointable": False},
     ],
-    "covered": [2, 0],
+    "covered": ["u03", "u01"],
     "clarity": 10, "fluency": 7, "coherency": 0,
 }  # fmt: skip
 VERDICT = Verdict(
@@ -39,6 +39,7 @@ VERDICT = Verdict(
     0.0,
 )
 TEXT = json.dumps(ANSWER)
+COVERED = '["u03", "u01"]'
 
 
 def read(text, units=3):
@@ -56,14 +57,16 @@ def read(text, units=3):
         f"Let me see.\n```json\n{TEXT}\n```\nDone.",
         f"<think>Is {{it}} true?</think>\n{TEXT}",
         f"Is {{it}} true?</think>{TEXT}",
-        TEXT.replace("[2, 0]", "[2, 0,]").replace('"coherency": 0}', '"coherency": 0, }'),
+        TEXT.replace(COVERED, '["u03", "u01",]').replace('"coherency": 0}', '"coherency": 0, }'),
         TEXT.replace('"fluency": 7', '"fluency": 7.0'),
-        json.dumps(ANSWER | {"covered": [0, 2], "remark": "extra"}),
+        json.dumps(ANSWER | {"covered": ["u01", "u03"], "remark": "extra"}),
         json.dumps(ANSWER, indent=4),
+        TEXT.replace(COVERED, '["U3", " u1"]'),
+        TEXT.replace('"small red car"', '"\\\\u0022small red car\\\\u0022"'),  # an escape, copied
         TEXT.replace('"It feels calm."', '"It feels\ncalm.\t"'),  # raw, which JSON does not allow
         f"The set {{car, bikes}} is {{ both }}: {TEXT} {{ }}",
         f'In the form {{}} of {{"quote": "..."}} it is:\n{TEXT}',
-        f'A 5" pipe, ] and {{so}}: {TEXT.replace("[2, 0]", "[2, 0,]")}',
+        'A 5" pipe, ] and {so}: ' + TEXT.replace(COVERED, '["u03", "u01",]'),
         f"```\nIs it?\n```\n```json\n{TEXT}\n```",
         f"<thinking>{TEXT}?</thinking>{TEXT}",
         f"[THINK]{{[/THINK]{TEXT}",
@@ -109,25 +112,31 @@ def test_what_can_be_read_in_one_way_is_read(text):
         (f"{TEXT[:-1]} The caption says {TEXT}", "cut or broken"),
         (f'{TEXT[:-1]}, "x": {"[" * 300}{"]" * 300}}}', "nested too deeply"),
         ("{}" * 100_000, "more than one"),
-        (TEXT.replace("[2, 0]", "[0, 2, 2]"), "given twice"),
-        (TEXT.replace("[2, 0]", "[1, 1, 1]"), "given twice"),
-        (TEXT.replace("[2, 0]", "[1, 0, 1]"), "given twice"),
-        (TEXT.replace("[2, 0]", "[true, false, true]"), "whole number"),
-        (TEXT.replace("[2, 0]", '["0", "2"]'), "whole number"),
-        (TEXT.replace("[2, 0]", "null"), "no list"),
+        (TEXT.replace(COVERED, '["u01", "u03", "u03"]'), "given twice"),
+        (TEXT.replace(COVERED, '["u01", "u1"]'), "given twice"),
+        # From 0, from 1, or flags: there is no telling.
+        (TEXT.replace(COVERED, "[2, 0]"), "a number or flag"),
+        (TEXT.replace(COVERED, "[1, 3]"), "a number or flag"),
+        (TEXT.replace(COVERED, "[1, 0, 1]"), "a number or flag"),
+        (TEXT.replace(COVERED, "[true, false, true]"), "a number or flag"),
+        (TEXT.replace(COVERED, '[["u01"]]'), "a number or flag"),
+        (TEXT.replace(COVERED, '["0", "2"]'), "does not exist"),
+        (TEXT.replace(COVERED, '["u00"]'), "does not exist"),
+        (TEXT.replace(COVERED, '["u01 u02"]'), "does not exist"),
+        (TEXT.replace(COVERED, '["There is a car."]'), "does not exist"),
+        (TEXT.replace(COVERED, "null"), "no list"),
         (TEXT.replace("small red car", "a"), "states nothing"),
         (TEXT.replace("small red car", "of"), "states nothing"),
-        (TEXT.replace("small red car", "It of."), "does not make"),
+        (TEXT.replace("small red car", "It of."), "no sentence of the caption makes"),
         (TEXT.replace('"verified": true', '"verified": 1'), "another type"),
         (TEXT.replace('"verified": true', '"verified": "true"'), "another type"),
         (TEXT.replace('"verified": true', '"verified": null'), "another type"),
-        (json.dumps(ANSWER | {"assertions": []}), "no assertion of a caption that makes some"),
-        (TEXT.replace("[2, 0]", "[3]"), "does not exist"),
-        (TEXT.replace("[2, 0]", "[-1]"), "does not exist"),
-        (TEXT.replace("[2, 0]", '"all"'), "no list"),
-        (TEXT.replace("small red car", "small blue car"), "does not make"),
-        (TEXT.replace("small red car", "car red small"), "does not make"),
-        (TEXT.replace("small red car", "..."), "does not make"),
+        (json.dumps(ANSWER | {"assertions": []}), "no assertion of a caption with words"),
+        (TEXT.replace(COVERED, '["u04"]'), "does not exist"),
+        (TEXT.replace(COVERED, '"all"'), "no list"),
+        (TEXT.replace("small red car", "small blue car"), "no sentence of the caption makes"),
+        (TEXT.replace("small red car", "car red small"), "no sentence of the caption makes"),
+        (TEXT.replace("small red car", "..."), "no sentence of the caption makes"),
         (TEXT.replace('"verified": true', '"verified": "yes"'), "another type"),
         (TEXT.replace('"quote"', '"text"'), "without its fields"),
         (json.dumps(ANSWER | {"assertions": ANSWER["assertions"] * 20}), "more assertions"),
@@ -159,10 +168,42 @@ def test_an_assertion_counts_once_however_often_it_is_given(again):
     assert [a.verified for a in read(other).assertions] == [True, False]
 
 
-def test_a_caption_that_states_nothing_has_no_assertions():
-    for caption in ("!!!", "It is there.", "the the the"):
-        text = json.dumps(ANSWER | {"assertions": []})
-        assert findings(JOINT, text, caption=caption, units=3).assertions == ()
+def test_only_a_caption_without_words_has_no_assertions():
+    text = json.dumps(ANSWER | {"assertions": []})
+    assert findings(JOINT, text, caption="!!!", units=3).assertions == ()
+    for caption in ("It is there.", "the the the", "Nice.", "猫"):
+        with pytest.raises(BadAnswer, match="no assertion of a caption with words"):
+            findings(JOINT, text, caption=caption, units=3)
+
+
+@pytest.mark.parametrize(
+    ("caption", "quote", "good"),
+    [
+        ("A red car. A blue bike stands.", "red bike", False),  # of neither sentence
+        ("A red car. A blue bike stands.", "red ... stands", False),
+        ("A red car. A blue bike stands.", "A blue ... stands", True),
+        ("A red car. A blue bike stands.", "red car. A blue bike", True),  # copied as it stands
+        ("A St. Bernard lies there.", "A St. Bernard", True),
+        ("A 3.5 m long fish.", "3.5 m fish", True),
+        ("A sign reads “STOP.” Two men wait.", "sign ... men", False),
+        ("一辆红色的车。一只蓝色的猫。", "蓝色的猫", True),
+    ],
+)
+def test_an_assertion_is_of_one_sentence(caption, quote, good):
+    listed = [{"quote": quote, "verified": True, "pointable": True}]
+    text = json.dumps(ANSWER | {"assertions": listed})
+    if good:
+        assert findings(JOINT, text, caption=caption, units=3).assertions[0].counted
+    else:
+        with pytest.raises(BadAnswer, match="no sentence of the caption makes"):
+            findings(JOINT, text, caption=caption, units=3)
+
+
+def test_words_without_content_never_count_as_true_of_the_image():
+    listed = [{"quote": q, "verified": True, "pointable": True} for q in ("red star", "There.")]
+    text = json.dumps(ANSWER | {"assertions": listed})
+    found = findings(JOINT, text, caption="There. A red star.", units=3).assertions
+    assert [a.counted for a in found] == [True, False]
 
 
 def test_words_without_content_are_a_remark_where_they_are_a_sentence():

@@ -12,7 +12,8 @@ from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.rewards.llm.answers import findings, verdict_of
 from balcap_jax.rewards.llm.images import make_ready
 from balcap_jax.rewards.llm.judge import LLMJudge
-from balcap_jax.rewards.llm.prompts import JOINT, UNITS, messages
+from balcap_jax.rewards.llm.prompts import messages
+from balcap_jax.rewards.llm.questions import JOINT, UNITS
 
 SOURCE = SceneSource("train", 64)
 IMAGES = 12

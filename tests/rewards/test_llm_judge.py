@@ -118,16 +118,16 @@ def test_without_a_reference_there_is_nothing_to_cover(server, tmp_path):
 
 def test_stored_units_come_before_any_call(server, tmp_path):
     stored = StoredUnits(units_path(tmp_path / "data.jsonl"))
-    stored.add(SOURCE[0], ["One.", "Two."], model="m", version="1")
-    stored.add(SOURCE[1], ["Three."], model="m", version="1")
+    stored.add(SOURCE[0], ["One.", "Two."], model="m")
+    stored.add(SOURCE[1], ["Three."], model="m")
     with stored.path.open("ab") as file:
         file.write(b'{"id": "torn')
     again = StoredUnits(stored.path)
     assert again.get(SOURCE[0]) == ("One.", "Two.")
     changed = SOURCE[1]._replace(reference="changed")
     assert again.get(changed) is None
-    again.add(changed, ["Four."], model="m", version="1")
-    again.add(changed, ["Five."], model="m", version="1")  # the first ones stay
+    again.add(changed, ["Four."], model="m")
+    again.add(changed, ["Five."], model="m")  # the first ones stay
     read = StoredUnits(stored.path)
     assert (read.get(changed), read.get(SOURCE[1])) == (("Four.",), ("Three.",))
     assert (len(read), read.repeated) == (3, 0)
@@ -153,6 +153,54 @@ def test_stored_units_come_before_any_call(server, tmp_path):
         StoredUnits(stored.path)
 
 
+def test_units_of_other_prompts_are_not_mixed_with_those_of_these(server, tmp_path, caplog):
+    data = export(tmp_path / "data", split="train", count=2)
+    path = units_path(data)
+    flags = ["--judge.model", "m", "--judge.base-url", server.url, "--judge.cache",
+             str(tmp_path / "c.sqlite")]  # fmt: skip
+    assert main(["data", "units", str(data), *flags]) == 0
+    made = read_jsonl(path)
+    old = [row | {"prompts": "1", "units": ["Old."]} for row in made]
+    own = {name: value for name, value in made[1].items() if name not in ("prompts", "model")}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*old, own | {"units": ["Own."]})))
+    caplog.clear()
+    stored = StoredUnits(path)
+    assert (len(stored), stored.outdated) == (1, 2)
+    assert "2 rows of units were made with prompts of another version than 2" in caplog.text
+    # What a person wrote names no version and stays.
+    assert stored.get(SOURCE[1]) == ("Own.",)
+    assert main(["data", "units", str(data), *flags]) == 0
+    again = StoredUnits(path)
+    assert len(read_jsonl(path)) == 4
+    assert again.get(SOURCE[0]) == tuple(made[0]["units"])
+    assert again.get(SOURCE[1]) == ("Own.",)
+
+
+def test_answers_to_other_prompts_are_not_used_and_that_is_told(server, tmp_path, caplog):
+    cache = Cache(tmp_path / "c.sqlite")
+    cache.put("k", "{}", part="joint", model="m", version="1", prompt_tokens=1, completion_tokens=1)
+    assert cache.versions() == {"1"}
+    cache.close()
+    said = "holds answers to prompts of version 1, which are not used beside those of version 2"
+    ask(LLMJudge(settings(server, tmp_path)))
+    assert caplog.text.count(said) == 1
+    assert server.calls == 5
+    LLMJudge(settings(server, tmp_path)).close()  # both are there: it has been told
+    assert caplog.text.count(said) == 1
+
+
+def test_the_units_may_stand_behind_the_caption(server, tmp_path):
+    first = ask(LLMJudge(settings(server, tmp_path)))
+    last = ask(LLMJudge(settings(server, tmp_path, order="caption_first")))
+    assert last == first  # of this server, which looks at what is said and not where
+    assert server.calls == 5 + 3  # the units are known; the order is in the key of an answer
+    content = server.requests[-1]["messages"][1]["content"]
+    assert content[1]["text"].startswith('{"caption": ')
+    assert content[2]["text"].startswith('Reference units: [{"id": "u01"')
+    with pytest.raises(UserError, match="judge.order="):
+        settings(server, tmp_path, order="caption_first", calls="separate")
+
+
 def test_units_that_are_stored_twice_are_refused_if_they_differ(tmp_path, caplog):
     path = tmp_path / "data.jsonl.units.jsonl"
 
@@ -175,7 +223,7 @@ def test_units_that_are_stored_twice_are_refused_if_they_differ(tmp_path, caplog
 def test_stored_units_are_of_the_reference_in_any_spelling(tmp_path):
     stored = StoredUnits(units_path(tmp_path / "data.jsonl"))
     example = SOURCE[0]._replace(reference="A café.")
-    stored.add(example, ["A café."], model="m", version="1")
+    stored.add(example, ["A café."], model="m")
     assert stored.get(example._replace(reference="A cafe\u0301.")) == ("A café.",)
 
 
@@ -228,9 +276,9 @@ def test_what_a_judge_needs(server, tmp_path, monkeypatch):
 
 def test_a_run_is_judged_by_one_version_of_the_prompts(tmp_path):
     record = judge_record(JudgeConfig(kind="llm", model="m"))
-    assert record == {"kind": "llm", "model": "m", "prompts": "1"}
+    assert record == {"kind": "llm", "model": "m", "prompts": "2"}
     check_same_judge(record, record, run=tmp_path)
-    with pytest.raises(UserError, match="prompts of version 0, this balcap_jax has version 1"):
+    with pytest.raises(UserError, match="prompts of version 0, this balcap_jax has version 2"):
         check_same_judge(record | {"prompts": "0"}, record, run=tmp_path)
 
 
@@ -412,7 +460,7 @@ def test_units_and_new_references_are_made_once_and_go_on(server, tmp_path, caps
     assert "is the data file itself" in capsys.readouterr().err
     assert main(["data", "unit"]) == 2
     assert "did you mean `balcap data units`?" in capsys.readouterr().err
-    assert json.loads(stored.read_text().splitlines()[0])["prompts"] == "1"
+    assert json.loads(stored.read_text().splitlines()[0])["prompts"] == "2"
 
 
 def test_judges_by_kind(server, tmp_path):

@@ -2,23 +2,33 @@
 
 import hashlib
 import json
+import os
+import random
 import unicodedata
 
 import pytest
 from judge_server import judge
 
-from balcap_jax.rewards.llm import prompts
-from balcap_jax.rewards.llm.answers import BadAnswer, findings
+from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.rewards.llm import questions
+from balcap_jax.rewards.llm.answers import BadAnswer, findings, unit_texts
 from balcap_jax.rewards.llm.prompts import (
-    JOINT,
     MAX_CHARACTERS,
-    RECAPTION,
-    SEPARATE,
-    UNITS,
     clean,
     messages,
     response_format,
+    typographic,
+    unit_id,
 )
+from balcap_jax.rewards.llm.questions import (
+    JOINT,
+    JOINT_CAPTION_FIRST,
+    RECAPTION,
+    SEPARATE,
+    UNITS,
+)
+from balcap_jax.rewards.scene.judge import SceneJudge
+from balcap_jax.scenes.captions import describe
 
 HONEST = "A red circle lies left of a blue star. The background is white."
 REFERENCE = ("There is a red circle.", "There is a blue star.", "The background is white.")
@@ -123,11 +133,12 @@ def test_no_caption_changes_the_structure_of_a_request(injection, part):
     assert set(last) == {"type", "text"}
     text = last["text"]
     # One JSON object of one text, on one line, whose only quotes and brackets are its own.
-    assert json.loads(text) == {"caption": clean(f"{HONEST} {injection}")}
+    assert json.loads(text) == {"caption": typographic(clean(f"{HONEST} {injection}"))}
     assert text.startswith('{"caption": "A red circle')
     assert text.endswith('"}')
     inside = text.removeprefix('{"caption": "').removesuffix('"}')
     assert not set(inside) & set('"<>[]{}|`&')
+    assert "u0022" not in inside.replace("u005cu0022", "")  # of a caption that spells it
     assert len(inside) <= 6 * MAX_CHARACTERS
     assert all(unicodedata.category(character) not in ("Cc", "Cf", "Cs") for character in text)
 
@@ -153,7 +164,8 @@ def test_a_judge_that_obeys_is_not_believed(injection):
     invented = {"quote": "everything is verified by people", "verified": True, "pointable": True}
     for change in (
         {"assertions": [*obeyed["assertions"], invented]},
-        {"covered": [0, 1, 2, 3]},
+        {"covered": ["u01", "u02", "u03", "u04"]},
+        {"covered": [0, 1]},
         {"clarity": 11},
         {"fluency": "10"},
     ):
@@ -171,6 +183,96 @@ def test_what_a_group_shares_comes_first():
     assert first[1]["content"][:2] == second[1]["content"][:2]
     assert first[1]["content"][1]["text"].startswith("Reference units: ")
     assert first[1]["content"][2] == {"type": "text", "text": '{"caption": "One."}'}
+
+
+def shared_prefix(part) -> float:
+    """The share of the text of a request that the captions of a group have in common from its
+    beginning; the image, which is common in either order, aside.
+    """
+    source = SceneSource("train", 8)
+    shares = []
+    for i in range(len(source)):
+        example = source[i]
+        units = SceneJudge().reference_units(example)
+        rng = random.Random(i)
+        group = [" ".join(describe(rng, example.scene)) for _ in range(4)]
+        texts = []
+        for caption in group:
+            system, user = messages(part, text=caption, image_url="data:,", units=units)
+            content = [item["text"] for item in user["content"] if item["type"] == "text"]
+            texts.append(system["content"] + "".join(content))
+        prefix = len(os.path.commonprefix(texts))
+        shares.append(prefix / (sum(map(len, texts)) / len(texts)))
+    return sum(shares) / len(shares)
+
+
+def test_the_units_behind_the_caption_are_not_shared_by_a_group():
+    """The figures of docs/llm_judge.md."""
+    first, last = shared_prefix(JOINT), shared_prefix(JOINT_CAPTION_FIRST)
+    assert first == pytest.approx(0.94, abs=0.02)
+    assert last == pytest.approx(0.78, abs=0.02)
+
+
+def test_the_caption_may_stand_before_the_units():
+    content = request(HONEST, JOINT_CAPTION_FIRST)[1]["content"]
+    assert [part["type"] for part in content] == ["image_url", "text", "text"]
+    assert json.loads(content[1]["text"]) == {"caption": HONEST}
+    assert content[2]["text"].startswith('Reference units: [{"id": "u01", "unit": "There is a red')
+    assert JOINT_CAPTION_FIRST.name != JOINT.name  # which is in the key of the answer
+    assert JOINT_CAPTION_FIRST.schema == JOINT.schema
+
+
+def test_the_examples_of_the_instructions_are_usable_answers():
+    names = ("quote", "verified", "pointable")
+    listed = [dict(zip(names, row, strict=True)) for row in questions.EXAMPLE_ASSERTIONS]
+    assert json.dumps(listed) in JOINT.instructions
+    answer = json.dumps({"assertions": listed})
+    found = findings(SEPARATE[0], answer, caption=questions.EXAMPLE_CAPTION, units=0).assertions
+    assert [(a.text, a.verified, a.pointable) for a in found] == [*questions.EXAMPLE_ASSERTIONS]
+    units = list(questions.EXAMPLE_UNITS)
+    assert json.dumps(units) in UNITS.instructions
+    text = json.dumps({"units": units})
+    assert unit_texts(text, reference=questions.EXAMPLE_DESCRIPTION) == tuple(units)
+
+
+def test_what_the_instructions_say():
+    for part in (JOINT, JOINT_CAPTION_FIRST, SEPARATE[0]):
+        for said in (
+            "red car on the left", "street is wet", "no people are in sight", "dogs like to run",
+            "a sense of calm", "this describes the image",
+        ):  # fmt: skip
+            assert said in part.instructions, said
+    for part in (JOINT, JOINT_CAPTION_FIRST, SEPARATE[2]):
+        for score in ("clarity", "fluency", "coherency"):
+            line = next(x for x in part.instructions.splitlines() if x.startswith(f'"{score}"'))
+            assert all(anchor in line for anchor in ("10:", "5:", "0:")), score
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ('A sign reads "STOP".', "A sign reads “STOP”."),
+        ('"Hi," he says ("now").', "“Hi,” he says (“now”)."),
+        ('A 5" pipe', "A 5” pipe"),
+        ('"', "“"),
+        ("It's 'red'.", "It's 'red'."),
+    ],
+)
+def test_quotation_marks_are_typographic(text, sent):
+    assert typographic(text) == sent
+    content = request(text)[1]["content"][-1]["text"]
+    assert content == f'{{"caption": "{sent}"}}'
+    assert "\\" not in content
+    # A model that copies it, or the mark that stood there, is understood.
+    for quote in (sent, text, text.replace('"', "\\u0022")):
+        if any(map(str.isalpha, text)):
+            listed = [{"quote": quote, "verified": True, "pointable": True}]
+            answer = json.dumps({"assertions": listed})
+            assert findings(SEPARATE[0], answer, caption=text, units=0).assertions[0].counted
+
+
+def test_ids_are_no_numbers():
+    assert [unit_id(i) for i in (0, 8, 98, 99)] == ["u01", "u09", "u99", "u100"]
 
 
 def test_separate_parts_ask_together_what_the_joint_one_asks():
@@ -193,11 +295,14 @@ def test_cleaning_twice_is_cleaning_once(text):
 
 
 # A change of any text below needs a new VERSION: cached answers were given to the old ones.
-KNOWN = {"1": "6505e13ce9a07be0"}
+KNOWN = {"1": "6505e13ce9a07be0", "2": "23c65df07f910b90"}
+
+
+EVERY = (JOINT, JOINT_CAPTION_FIRST, *SEPARATE, UNITS, RECAPTION)
 
 
 def test_texts_change_with_their_version_only():
-    asked = [[p.name, p.instructions, p.schema] for p in (JOINT, *SEPARATE, UNITS, RECAPTION)]
+    asked = [[p.name, p.instructions, p.schema] for p in EVERY]
     asked.append(messages(JOINT, text="c", image_url="u", units=["a", "b"]))
     text = json.dumps(asked, sort_keys=True)
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == KNOWN[prompts.VERSION]
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == KNOWN[questions.VERSION]

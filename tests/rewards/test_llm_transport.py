@@ -504,7 +504,7 @@ def test_text_that_is_no_utf8_in_the_cache_is_asked_for_again(server, tmp_path):
 
 
 def test_answers_that_were_read_too_kindly_are_not_kept_for_ever(server, tmp_path):
-    """No assertion of a caption that makes some: precision 0, before."""
+    """No assertion of a caption with words: precision 0, before."""
 
     def empty(body, _):
         answer = {"assertions": [], "covered": [], "clarity": 9, "fluency": 9, "coherency": 9}
@@ -513,7 +513,7 @@ def test_answers_that_were_read_too_kindly_are_not_kept_for_ever(server, tmp_pat
     server.reply = empty
     verdicts, _, reasons = ask(server, tmp_path, retries=1)
     assert verdicts == [None]
-    assert "no assertion of a caption that makes some" in reasons
+    assert "no assertion of a caption with words" in reasons
     server.reply = lambda *_: None
     assert ask(server, tmp_path)[0] != [None]
 

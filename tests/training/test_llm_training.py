@@ -79,7 +79,7 @@ def test_metrics_say_what_the_judge_cost(ahead):
     rows = read_jsonl(ahead / "metrics.jsonl")
     summary = json.loads((ahead / "summary.json").read_text())
     assert summary["judge"]["kind"] == "llm"
-    assert (summary["judge"]["model"], summary["judge"]["prompts"]) == ("m", "1")
+    assert (summary["judge"]["model"], summary["judge"]["prompts"]) == ("m", "2")
     for row in rows:
         assert row["judge/failures"] == 0
         assert row["judge/calls"] + row["judge/cache_hits"] >= 6

@@ -23,10 +23,15 @@ from balcap_jax.rewards.lexical.words import (
     RELATIVES,
 )
 from balcap_jax.rewards.llm.answer_text import BadAnswer, parse_object
-from balcap_jax.rewards.llm.prompts import MAX_SCORE, Part, clean
+from balcap_jax.rewards.llm.prompts import clean
+from balcap_jax.rewards.llm.questions import MAX_SCORE, Part
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
 _WORD = re.compile(r"\w+")
+# Behind a sentence; not in "3.5 m", and what is copied as it stands may go beyond one.
+_ENDS = re.compile(r"[.!?;]+[\"'”’)]*\s+|[。！？]")
+_UNIT_ID = re.compile(r"u0*([1-9][0-9]{0,5})", re.IGNORECASE)  # u01, also written u1
+_ESCAPE = re.compile(r"\\+u00[0-9a-f]{2}", re.IGNORECASE)  # of the request, copied as a text
 # Words that state nothing alone, and those that a repetition may have more or less of.
 _STOP_WORDS = (
     DETERMINERS | QUANTIFIERS | PREPOSITIONS | CONJUNCTIONS | RELATIVES | PRONOUNS | AUXILIARIES
@@ -133,9 +138,8 @@ def _assertions(listed: Any, caption: str) -> tuple[Assertion, ...]:
     if not isinstance(listed, list):
         raise BadAnswer("assertions that are no list")
     said = clean(caption)
-    says_something = bool(_content(said))
-    if not listed and says_something:
-        raise BadAnswer("no assertion of a caption that makes some")
+    if not listed and _words(said):
+        raise BadAnswer("no assertion of a caption with words")
     if len(listed) > max(len(_words(said)), len(said) // 2):
         raise BadAnswer("more assertions than the caption can hold")
     found: dict[tuple[tuple[str, ...], bool, bool], Assertion] = {}
@@ -147,10 +151,14 @@ def _assertions(listed: Any, caption: str) -> tuple[Assertion, ...]:
             isinstance(quote, str) and isinstance(verified, bool) and isinstance(pointable, bool)
         ):
             raise BadAnswer("an assertion with fields of another type")
-        if not grounded(quote, said):
-            raise BadAnswer("an assertion that the caption does not make")
-        if says_something and not _content(quote) and not _is_sentence(quote, said):
-            raise BadAnswer("an assertion that states nothing")
+        if not _made(quote, said):
+            quote = _ESCAPE.sub(" ", quote)
+        if not _made(quote, said):
+            raise BadAnswer("an assertion that no sentence of the caption makes")
+        if not _content(quote):
+            if not _is_sentence(quote, said):
+                raise BadAnswer("an assertion that states nothing")
+            pointable = False  # "There." points at nothing, whatever the judge says
         # The findings belong to it: some judges quote a whole sentence for each of its facts.
         name = (_gist(quote), verified, pointable)
         found.setdefault(name, Assertion(clean(quote), verified, pointable))
@@ -163,6 +171,17 @@ def _is_sentence(quote: str, caption: str) -> bool:
     """
     inner = re.escape(_folded(clean(quote)).strip(" .!?;:"))
     return re.search(rf"(^|[.!?;:]\s*){inner}\s*([.!?;:]|$)", _folded(caption)) is not None
+
+
+def _made(quote: str, caption: str) -> bool:
+    """Whether `quote` is made of words of one sentence of `caption`, or is copied as it stands:
+    words picked from two sentences say what neither does.
+    """
+    if any(grounded(quote, sentence) for sentence in _ENDS.split(caption)):
+        return True
+    inner, outer = _words(quote), _words(caption)
+    starts = range(len(outer) - len(inner) + 1)
+    return bool(inner) and any(outer[i : i + len(inner)] == inner for i in starts)
 
 
 def grounded(quote: str, caption: str) -> bool:
@@ -201,12 +220,20 @@ def _gist(text: str) -> tuple[str, ...]:
 def _covered(listed: Any, units: int) -> tuple[bool, ...]:
     if not isinstance(listed, list):
         raise BadAnswer("covered ids that are no list")
-    ids = {_whole(item) for item in listed}
-    if not ids <= set(range(units)):
+    places = [_place(item) for item in listed]
+    if not set(places) <= set(range(units)):
         raise BadAnswer("the id of a unit that does not exist")
-    if len(ids) < len(listed):  # such as [1, 1, 1]: a flag per unit, and no id at all
+    if len(set(places)) < len(places):
         raise BadAnswer("the id of a unit given twice")
-    return tuple(i in ids for i in range(units))
+    return tuple(i in places for i in range(units))
+
+
+def _place(id_: Any) -> int:
+    """The place of a unit, from 0, by its id."""
+    if not isinstance(id_, str):  # counted from 0, from 1, or a flag per unit?
+        raise BadAnswer("a number or flag where the id of a unit belongs")
+    match = _UNIT_ID.fullmatch(id_.strip())
+    return int(match[1]) - 1 if match else -1
 
 
 def _scores(answer: dict[str, Any]) -> tuple[float, float, float]:

@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 _OPENING_SECONDS = 5.0
 _BUSY_SECONDS = 0.25
 _CLOSING_SECONDS = 2.0
+_SAMPLE = 1000  # answers; keys are hashes, so the first ones are a sample of all
 
 
 def digest_of(image: Image.Image) -> str:
@@ -130,6 +131,17 @@ class Cache:
                 row[:-1],
             )
             del self._waiting[key]
+
+    def versions(self) -> frozenset[str]:
+        """The versions of the prompts of the answers, or of a thousand of them."""
+        found: set[str] = set()
+        self._try(
+            lambda: found.update(
+                row[0].decode(errors="replace") if isinstance(row[0], bytes) else str(row[0])
+                for row in self._database.execute(f"SELECT version FROM answers LIMIT {_SAMPLE}")
+            )
+        )
+        return frozenset(found)
 
     def __len__(self) -> int:
         with self._errors():

@@ -27,7 +27,7 @@ from balcap_jax.rewards.llm.limits import (
     retry_after_seconds,
     share_of,
 )
-from balcap_jax.rewards.llm.prompts import Part
+from balcap_jax.rewards.llm.questions import Part
 from balcap_jax.rewards.llm.replies import ErrorReply, Reply, read
 from balcap_jax.rewards.llm.reply_size import (
     ENCODINGS,

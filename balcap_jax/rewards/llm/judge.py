@@ -20,7 +20,15 @@ from balcap_jax.rewards.llm.client import CallFailed, Client
 from balcap_jax.rewards.llm.images import SentImage, make_ready
 from balcap_jax.rewards.llm.limits import Clock, Sleep
 from balcap_jax.rewards.llm.loop_thread import LoopThread
-from balcap_jax.rewards.llm.prompts import JOINT, RECAPTION, SEPARATE, UNITS, VERSION, Part
+from balcap_jax.rewards.llm.questions import (
+    JOINT,
+    JOINT_CAPTION_FIRST,
+    RECAPTION,
+    SEPARATE,
+    UNITS,
+    VERSION,
+    Part,
+)
 from balcap_jax.rewards.llm.stored_units import StoredUnits
 from balcap_jax.rewards.verdicts import Verdict
 
@@ -59,10 +67,22 @@ class LLMJudge:
         # In this order: a judge that cannot ask leaves no file behind.
         self._client = Client(judge, self._ledger, clock=clock, sleep=sleep)
         self._cache = Cache(judge.cache)
+        self._say_what_is_old()
         self._units: dict[str, tuple[str, ...]] = {}  # by reference
         self._loop = LoopThread()
         # Why captions of the last batch have no verdict, the most frequent reasons first.
         self.last_failures = ""
+
+    def _say_what_is_old(self) -> None:
+        old = self._cache.versions()
+        if old and VERSION not in old:
+            _log.warning(
+                "judge.cache=%s holds answers to prompts of version %s, which are not used beside "
+                "those of version %s: its questions are asked anew",
+                self.judge.cache,
+                ", ".join(sorted(old)),
+                VERSION,
+            )
 
     # ---- the protocol
 
@@ -94,11 +114,11 @@ class LLMJudge:
             raise UserError(
                 f"judge.model={self.judge.model!r} at {self.judge.base_url} made no "
                 f"reference units of example {example.id!r}: {self.last_failures}; "
-                f"{self._remedy()}."
+                f"{self.remedy()}."
             )
         return units
 
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
         """What fixes a judge that does not answer."""
         if self.last_failures.startswith(("HTTP 401", "HTTP 403")):
             return f"put the server's key into the environment variable {self.judge.key_env}"
@@ -181,11 +201,16 @@ class LLMJudge:
         units = await self._reference_units(batch, example)
         if not prompts.clean(caption):
             return Verdict((), (False,) * len(units), *_EMPTY)
-        parts = (JOINT,) if self.judge.calls == "joint" else SEPARATE
         found = await asyncio.gather(
-            *(self._findings(batch, part, example, units, caption) for part in parts)
+            *(self._findings(batch, part, example, units, caption) for part in self._parts())
         )
         return answers.verdict_of(found)
+
+    def _parts(self) -> tuple[Part, ...]:
+        """What is asked about one caption."""
+        if self.judge.calls == "separate":
+            return SEPARATE
+        return (JOINT_CAPTION_FIRST if self.judge.order == "caption_first" else JOINT,)
 
     async def _findings(
         self, batch: "_Batch", part: Part, example: Example, units: tuple[str, ...], caption: str

@@ -7,7 +7,8 @@ what worked is remembered.
 import re
 from typing import Any, NamedTuple, Self
 
-from balcap_jax.rewards.llm.prompts import Part, response_format
+from balcap_jax.rewards.llm.prompts import response_format
+from balcap_jax.rewards.llm.questions import Part
 
 # By field: its forms from the best on ("": left out), and how a refusal names it.
 _FORMS = {

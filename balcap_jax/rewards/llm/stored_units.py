@@ -12,6 +12,7 @@ from pathlib import Path
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
+from balcap_jax.rewards.llm.questions import VERSION
 from balcap_jax.runs import safe_json
 from balcap_jax.runs.folder import disk_errors, to_json
 
@@ -28,6 +29,8 @@ class StoredUnits:
 
     Attributes:
       repeated: rows that say again what one above them has said.
+      outdated: rows that were made with prompts of another version; they are not used. Rows that
+        name no version were written by people, and are.
 
     Raises:
       UserError: the file cannot be read, a whole line is no row of units, or two rows have other
@@ -36,7 +39,7 @@ class StoredUnits:
 
     def __init__(self, path: Path):
         self.path = path
-        self.repeated = 0
+        self.repeated = self.outdated = 0
         self._places: dict[str, int] = {}  # of each reference: byte where its row begins
         self._end = 0  # of the last whole row
         if not path.exists():
@@ -46,10 +49,22 @@ class StoredUnits:
                 if not line.endswith(b"\n"):
                     break  # torn by kill -9
                 row = self._row(line, f"{path} line {number}")
-                first = self._places.setdefault(_key(row["id"], row["reference"]), self._end)
-                if first != self._end:
-                    self._check_same(row, number, first)
+                if row.get("prompts", VERSION) == VERSION:
+                    first = self._places.setdefault(_key(row["id"], row["reference"]), self._end)
+                    if first != self._end:
+                        self._check_same(row, number, first)
+                else:
+                    self.outdated += 1
                 self._end += len(line)
+        if self.outdated:
+            _log.warning(
+                "%s: %d rows of units were made with prompts of another version than %s and are "
+                "not used, because units of two versions cannot be compared; make them anew with "
+                "`balcap data units`",
+                path,
+                self.outdated,
+                VERSION,
+            )
         if self.repeated:
             _log.warning(
                 "%s: %d rows stand there twice, which changes nothing", path, self.repeated
@@ -89,7 +104,7 @@ class StoredUnits:
             )
         self.repeated += 1
 
-    def add(self, example: Example, units: Sequence[str], *, model: str, version: str) -> None:
+    def add(self, example: Example, units: Sequence[str], *, model: str) -> None:
         """Appends the units of one example, if its reference has none; what stood torn at the end
         of the file is cut off.
 
@@ -104,7 +119,7 @@ class StoredUnits:
             "units": list(units),
             "reference": reference,
             "model": model,
-            "prompts": version,
+            "prompts": VERSION,
         }
         line = (to_json(row) + "\n").encode()
         with disk_errors(self.path), self.path.open("ab") as file:
