@@ -171,7 +171,13 @@ def test_stop_tokens_are_those_of_transformers(folder, generation, text):
 CODE = "import pathlib\npathlib.Path({!r}).write_text('ran')\nclass Mine:\n    pass\n"
 
 
-@pytest.mark.parametrize("local", [True, False], ids=["known class", "unknown class"])
+@pytest.mark.parametrize(
+    "local",
+    [
+        pytest.param(True, id="known class"),
+        pytest.param(False, id="unknown class", marks=pytest.mark.slow),
+    ],
+)
 def test_python_files_of_a_folder_never_run_and_nobody_is_asked(folder, tmp_path, local):
     """With `y` on stdin, which transformers would read."""
     put(folder, "chat_template.jinja")

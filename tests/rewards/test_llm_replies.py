@@ -168,7 +168,7 @@ def test_a_stream_with_an_error_in_it_is_an_error():
 
 def test_one_table_says_what_follows_from_a_cause():
     table = [value for value in vars(causes).values() if isinstance(value, Cause)]
-    assert len(table) == 13
+    assert len(table) == 14
     assert {cause.counted for cause in table} == {ERROR, BAD_ANSWER}
     assert {cause.retry for cause in table} == set(Retry)
     assert of_error(500, "") is of_error(429, "rate_limit_exceeded") is causes.BUSY

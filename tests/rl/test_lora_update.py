@@ -105,6 +105,7 @@ def test_the_reference_is_the_policy_without_adapters(batch):
     assert np.abs(logprobs(params, batch) - logprobs(PARAMS, batch)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_dropout_is_another_in_each_step_and_the_same_on_any_mesh(batch, reference):
     state, metrics = run(batch, dropout=0.3, seed=7)
     assert metrics["loss"] != reference[1]["loss"]

@@ -104,6 +104,7 @@ def test_overlap_learns_from_the_policy_that_sampled(ahead, on_policy):
     assert min(row["logprob_gap"] for row in new[1:]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_with_faults_that_is_resumed_while_captions_wait_equals_one_without(
     server, ahead, tmp_path
 ):

@@ -89,6 +89,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(run, tmp_path):
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+@pytest.mark.slow
 def test_adapters_are_not_put_on_another_base(tmp_path):
     base = tmp_path / "base"
     shutil.copytree(BASE, base)
@@ -167,6 +168,7 @@ def load_prompts(policy):
     return {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
 
 
+@pytest.mark.slow
 def test_supervised_training_of_adapters(tmp_path):
     config = SFTConfig(
         out=tmp_path,

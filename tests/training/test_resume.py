@@ -161,6 +161,7 @@ def test_a_run_past_the_last_step_is_refused_and_can_go_back(run, capsys):
         resume(run, checkpoint="9")
 
 
+@pytest.mark.slow
 def test_lost_metrics_and_foreign_rows_are_told(run, capsys):
     path = run / "metrics.jsonl"
     whole = path.read_text()

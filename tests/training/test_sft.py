@@ -188,6 +188,7 @@ class Halt(Callback):
 @pytest.mark.parametrize(
     "lora", [LoraConfig(), LoraConfig(rank=2, dropout=0.1)], ids=["whole", "adapters"]
 )
+@pytest.mark.slow
 def test_a_run_that_failed_goes_on_to_the_same_bits(lora, tmp_path, one_device):
     model = ModelConfig(path=str(policy_folder("base")), lora=lora)
     config = of_rows(tmp_path, model=model)

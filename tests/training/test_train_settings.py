@@ -66,6 +66,7 @@ def test_a_judge_failure_is_no_signal(monkeypatch, tmp_path):
     assert all(value is None for row in samples for value in row["rewards"].values())
 
 
+@pytest.mark.slow
 def test_a_lost_judge_stops_the_run_and_loses_nothing(monkeypatch, tmp_path):
     config = small(tmp_path, steps=1, judge=JudgeConfig(failure_window=2))
     run = train(config)

@@ -127,6 +127,7 @@ def test_trains_on_files(tmp_path):
         train(strict)
 
 
+@pytest.mark.slow
 def test_a_bad_row_in_a_long_file_saves_the_run_before_it_stops(tmp_path, monkeypatch):
     for name in ("CHECKED", "SAMPLED"):
         monkeypatch.setattr(photos, name, 2)  # long is what has more than 2 rows

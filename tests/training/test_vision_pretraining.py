@@ -84,6 +84,7 @@ def test_loss_by_hand():
     assert float(losses[0]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_tower_learns_and_nothing_else_changes():
     folder = policy_folder("base")
     policy, _ = load_pretrained(folder)
