@@ -187,6 +187,7 @@ OTHER = {
     "judge.model": "other",
     "judge.key_env": "OTHER_KEY",
     "judge.calls": "separate",
+    "judge.order": "caption_first",
     "judge.structured": "none",
     "judge.cache": Path("other.sqlite"),
     "model.train": ("projector",),
