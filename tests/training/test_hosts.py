@@ -102,6 +102,7 @@ def test_four_processes_and_after_a_death_two_of_them_are_one_run(alone, tmp_pat
     assert_same_steps(run, alone, steps=6)
 
 
+@pytest.mark.long
 def test_two_processes_of_a_slurm_job_that_share_one_copy_of_the_policy(alone, tmp_path):
     """Each layer is split over both, so that both hold all rows and each judges half of them; and
     SIGTERM to one of them saves on both.

@@ -152,7 +152,8 @@ def config_of(out: Path, name: str, overlap: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlap", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("overlap", [0, 1])
 def test_a_wait_for_the_judge_ends_with_a_signal_and_nothing_is_lost(
     tmp_path, capsys, no_late_threads, monkeypatch, overlap
 ):

@@ -145,9 +145,8 @@ def flickr8k() -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", ["lexical", *(pytest.param(k, marks=pytest.mark.long) for k in ("llm", "flickr8k"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["lexical", "llm", "flickr8k"])
 def test_a_killed_run_on_photos_equals_one_that_was_not(kind, drawn, server, tmp_path):
     data = flickr8k() if kind == "flickr8k" else drawn
     commands = []

@@ -105,6 +105,7 @@ def logs(run: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_and_killed_goes_on_to_the_same_bits(data, alone, tmp_path):
     run = tmp_path / "sft"
     process = start(*command(tmp_path, data))
