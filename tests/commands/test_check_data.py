@@ -171,7 +171,7 @@ def test_good_conversations(tmp_path, capsys):
         "words per answer": "2 ... 3 ... 6",
         "first questions": '3, most often "What?" (2)',
         "rows with a system turn": "1",
-        "sizes": "16 x 12 ... 40 x 40",
+        "sizes": "16 x 12 ... 40 x 40 ... 40 x 40",
         "formats": "PNG 5",
     }
     assert main(["data", "check", str(path), "--task", "sft"]) == 0

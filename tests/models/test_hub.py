@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -422,7 +423,7 @@ def merged(hub, tmp_path):
     policy = dataclasses.replace(policy, lora=LORA)
     shapes = adapter_shapes(policy, adapted_paths(policy, ("q_proj", "down_proj")), rank=2)
     rng = np.random.default_rng(3)
-    adapters = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
     folder = tmp_path / "someones"
     save_adapter(folder, policy, adapters, base=NAME)
     (folder / "README.md").write_text("An adapter.")

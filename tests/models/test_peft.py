@@ -244,12 +244,15 @@ class Gradients:
         assert compared >= 28
 
 
-@pytest.fixture(params=[(), EVERYWHERE], ids=["decoder", "everywhere"])
+@pytest.fixture
 def gradients(pair, request, tmp_path):
     return Gradients(pair, request.param, tmp_path / "adapter")
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize(
+    "gradients", [(), EVERYWHERE], indirect=True, ids=["decoder", "everywhere"]
+)
 def test_gradients_of_the_policy_loss_are_those_of_peft(gradients, pair, tmp_path):
     """-mean(advantage * logprob) of a shared prompt, by every adapter: below 1e-4 relative."""
     policy, prompts = gradients.policy, gradients.prompts
@@ -282,6 +285,7 @@ def kept_gradient():
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("gradients", [EVERYWHERE], indirect=True, ids=["everywhere"])
 def test_gradients_of_the_supervised_loss_are_those_of_peft(gradients, pair, tmp_path):
     """Cross entropy over the learned tokens, as an update of three micro-batches sums it, the
     answers behind a shared prompt: below 1e-4 relative.
