@@ -58,6 +58,6 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key in keys:
-            array = np.ascontiguousarray(read(key))
+            array = read(key)
             assert (array.shape, array.dtype) == tensors[key], key
-            file.write(array.reshape(-1).view(np.uint8).data)
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
