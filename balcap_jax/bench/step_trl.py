@@ -60,8 +60,8 @@ def run(name: str, *, rounds: int = 5) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "policy"
         write_word_folder(folder, preset)
-        photos = photos_of(preset, 2 * preset.batch)
-        ours = _ours(preset, folder, Path(made), photos, steps=rounds + 1)
+        *photos, held_out = photos_of(preset, 2 * preset.batch + 1)
+        ours = _ours(preset, folder, Path(made), [*photos, held_out], steps=rounds + 1)
         try:
             seconds = _in_turns(preset, folder, Path(made), photos, ours, steps=rounds + 1)
         finally:
@@ -92,7 +92,7 @@ class OneDevice(TrainingLoop):
 def _ours(
     preset: Preset, folder: Path, scratch: Path, photos: Sequence[tuple[Any, str]], *, steps: int
 ) -> TrainingLoop:
-    """A run as `Trainer` makes it, of which only steps are made."""
+    """A run as `Trainer` makes it, of which only steps are made; the last photo is held out."""
     rows = [{"image": image, "prompt": prompt, "caption": "w100"} for image, prompt in photos]
     config = TrainConfig(
         out=scratch,
@@ -117,7 +117,7 @@ def _ours(
         rl=RLConfig(advantage="trl"),
         optim=OptimConfig(learning_rate=LEARNING_RATE, warmup_steps=0),
     )
-    seams = Seams(train_rows=rows, eval_rows=rows[:1])
+    seams = Seams(train_rows=rows[:-1], eval_rows=rows[-1:])
     return OneDevice(config, scratch / "ours", seams)
 
 
