@@ -79,7 +79,6 @@ def test_a_checkpoint_holds_adapters_moments_and_counts_alone(run):
     assert len(record["extra"]["base"]) == 16
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_the_same_to_the_bit(run, tmp_path):
     first = train(settings(tmp_path, steps=2))
     train(settings(tmp_path), resume=first)
