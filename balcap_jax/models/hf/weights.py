@@ -405,6 +405,3 @@ def check_tensors(
             f"The weights in {folder} do not fit its config.json ({', '.join(found)}); use the "
             "config.json and weights of one model."
         )
-
-
-# ---- nested dicts
