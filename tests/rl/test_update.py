@@ -258,7 +258,15 @@ def test_what_carries_no_weight_does_not_matter(batch, reference):
     assert_trees_close(metrics, reference[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("sizes", "micro_batches"), [((1, 1, 1), 2), ((2, 2, 2), 1)])
+@pytest.mark.parametrize(
+    ("sizes", "micro_batches"),
+    [
+        ((1, 1, 1), 2),
+        ((2, 2, 2), 1),
+        pytest.param((1, 1, 1), 1, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_without_any_signal_is_a_skipped_step(batch, sizes, micro_batches):
     """Neither Adam's momentum nor weight decay move the policy then."""
     data, fsdp, tensor = sizes
