@@ -155,14 +155,14 @@ def _checked(
         training_progress("images", len(rows)) as advance,
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
     ):
-        images = (image for row in rows for image in (row.image, *row.more_images))
+        images = (image for row in rows for image in row.all_images)
         looked = pool.map(lambda image: (image, *_look(image, pixels=pixels)), images)
         for number, row in enumerate(rows, start=1):
             seen = []
-            for image, size, format_, reason in islice(looked, 1 + len(row.more_images)):
+            for image, size, format_, reason in islice(looked, len(row.all_images)):
                 if reason is not None:
                     problems.add(f"{where}images that are bad: {reason}", _name(image, row))
-                seen.append(Seen(image_key(image), size, format_))
+                seen.append(Seen(image, image_key(image), size, format_))
             yield Checked(row, tuple(seen))
             advance(number, "")
 
@@ -185,7 +185,7 @@ def _compare(checked: Sequence[Checked], problems: _Problems) -> None:
     rows_of: defaultdict[str, list[Row]] = defaultdict(list)
     for item in checked:
         rows_of[item.images[0].key].append(item.row)
-        texts = item.row.references or (item.row.reference,)
+        texts = item.row.all_references
         if not any(text.strip() for text in texts):
             problems.add("rows without a caption", item.row.id)
         longest = max(len(text.split()) for text in texts)
@@ -221,9 +221,9 @@ def _find_copies(checked: Sequence[Checked], problems: _Problems) -> None:
 def _find_leaks(train: Sequence[Checked], heldout: Sequence[Checked], problems: _Problems) -> None:
     keys = {image.key for item in train for image in item.images}
     for item in heldout:
-        for image, seen in zip((item.row.image, *item.row.more_images), item.images, strict=True):
+        for seen in item.images:
             if seen.key in keys:
-                problems.add("held-out images that are trained on", _name(image, item.row))
+                problems.add("held-out images that are trained on", _name(seen.image, item.row))
     files = _files(heldout) - keys
     for same in _same_content(files | _files(train)):
         if files & set(same) and not files >= set(same):
@@ -235,8 +235,8 @@ def _files(checked: Iterable[Checked]) -> set[str]:
     return {
         seen.key
         for item in checked
-        for image, seen in zip((item.row.image, *item.row.more_images), item.images, strict=True)
-        if isinstance(image, str | Path) and seen.size is not None
+        for seen in item.images
+        if isinstance(seen.image, str | Path) and seen.size is not None
     }
 
 

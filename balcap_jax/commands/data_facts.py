@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from balcap_jax.data.images import ImageLike
 from balcap_jax.data.rows import Row
 
 
@@ -11,10 +12,12 @@ class Seen(NamedTuple):
     """What was seen of an image.
 
     Attributes:
+      image: as the row has it.
       key: equal for the same image file or the same bytes.
       size: width and height in pixels as stored; None of an image that cannot be read.
     """
 
+    image: ImageLike
     key: str
     size: tuple[int, int] | None
     format: str
@@ -31,20 +34,16 @@ def answers_of(row: Row) -> tuple[str, ...]:
     """What a supervised run learns of a row: each caption, or the answers of its turns."""
     if row.turns:
         return (row.reference, *(turn.answer for turn in row.turns))
-    return row.references or (row.reference,)
+    return row.all_references
 
 
 def caption_facts(checked: Sequence[Checked], *, kind: str) -> dict[str, str]:
     """Of rows that are trained on rewards, each of one image."""
     by_image: defaultdict[str, set[str]] = defaultdict(set)
     for item in checked:
-        by_image[item.images[0].key].update(item.row.references or (item.row.reference,))
+        by_image[item.images[0].key].update(item.row.all_references)
     counts = Counter(len(texts - {""}) for texts in by_image.values())
-    words = sorted(
-        len(text.split())
-        for item in checked
-        for text in (item.row.references or (item.row.reference,))
-    )
+    words = sorted(len(text.split()) for item in checked for text in item.row.all_references)
     return {
         "kind": kind,
         "rows": str(len(checked)),

@@ -204,7 +204,7 @@ class Scorer:
             raise ValueError(str(error)) from None
         reference = references[0] if references else ""
         if known is not None and not references:
-            references, reference = known.references or (known.reference,), known.reference
+            references, reference = known.all_references, known.reference
         scene = None if known is None else known.scene
         if not reference.strip() and scene is None:
             raise ValueError("there is no reference to judge by")

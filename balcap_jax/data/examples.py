@@ -69,6 +69,16 @@ class Example(NamedTuple):
     more_images: tuple[Image.Image, ...] = ()
     turns: tuple[Turn, ...] = ()
 
+    @property
+    def all_references(self) -> tuple[str, ...]:
+        """`references`, or `reference` where they are empty."""
+        return self.references or (self.reference,)
+
+    @property
+    def all_images(self) -> tuple[Image.Image, ...]:
+        """`image` and `more_images`."""
+        return (self.image, *self.more_images)
+
 
 @runtime_checkable
 class Source(Protocol):

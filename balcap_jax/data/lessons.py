@@ -42,7 +42,7 @@ class RowLessons:
 
 def in_turn(example: Example, *, visit: int, count: int) -> list[str]:
     """The references of an example at the visit of that number: the next `count`, each once."""
-    references = example.references or (example.reference,)
+    references = example.all_references
     count = min(count, len(references))
     return [references[(visit * count + i) % len(references)] for i in range(count)]
 

@@ -307,7 +307,7 @@ class Photos:
 
     def _why_bad(self, row: Row) -> str | None:
         try:
-            for image in (row.image, *row.more_images):
+            for image in row.all_images:
                 open_image(image, pixels=self.pixels)
         except BadImageError as error:
             return str(error)

@@ -61,6 +61,16 @@ class Row(NamedTuple):
     more_images: tuple[ImageLike, ...] = ()
     turns: tuple[Turn, ...] = ()
 
+    @property
+    def all_references(self) -> tuple[str, ...]:
+        """`references`, or `reference` where they are empty."""
+        return self.references or (self.reference,)
+
+    @property
+    def all_images(self) -> tuple[ImageLike, ...]:
+        """`image` and `more_images`."""
+        return (self.image, *self.more_images)
+
 
 def longest(captions: Sequence[str]) -> str:
     """The caption of most words, the first of these: the one that tells most of the image."""

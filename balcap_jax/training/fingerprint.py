@@ -54,7 +54,7 @@ def fingerprint(
         facts["ids of training rows"] = _digest(row.id for row in good)
         facts["texts of training rows"] = _digest(map(_text, good))
         facts["images of training rows"] = _digest(
-            _image(image) for row in good for image in (row.image, *row.more_images)
+            _image(image) for row in good for image in row.all_images
         )
     else:  # generated: other programs would give other texts
         places = _spread(min(len(source), 1 << 16), 4)

@@ -264,7 +264,7 @@ class SupervisedRun(TaskRun):
         if example.scene is not None and self.config.data.path == SCENES:
             count = self.config.captions_per_image
             return Answers(example, corpus_captions(example, "heldout", count, FaultRates()))
-        return Answers(example, list(example.references or (example.reference,)))
+        return Answers(example, list(example.all_references))
 
     def _score_of(self, scores: Mapping[str, float]) -> float | None:
         loss = scores["heldout/loss"]

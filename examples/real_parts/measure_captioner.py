@@ -91,7 +91,7 @@ def nats_right_and_other(
 
 
 def _lesson(example: Example) -> Answers:
-    return Answers(example, [(example.references or (example.reference,))[0]])
+    return Answers(example, [example.all_references[0]])
 
 
 def _of_one_length(batch: Supervised, length: int) -> Supervised:

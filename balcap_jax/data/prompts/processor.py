@@ -193,7 +193,7 @@ class Processor:
         with as_user_error(sentence):
             ids = self._ids(example)
         try:
-            return self.layout.expand(ids, self._cut(example.image, *example.more_images))
+            return self.layout.expand(ids, self._cut(*example.all_images))
         except (ValueError, OSError) as error:
             raise UserError(sentence(str(error))) from error
 

@@ -82,8 +82,7 @@ def photo(
 
 
 def _texts(example: Example) -> tuple[str, ...]:
-    texts = example.references or (example.reference,)
-    return tuple(text for text in texts if text.strip())
+    return tuple(text for text in example.all_references if text.strip())
 
 
 def _photo(example: Example) -> Photo:
