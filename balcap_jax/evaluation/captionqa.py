@@ -217,3 +217,18 @@ def groups(items: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[flo
 
 def _domain_place(domain: str) -> tuple[int, str]:
     return (DOMAINS.index(domain) if domain in DOMAINS else len(DOMAINS), domain)
+
+
+def filled(items: Sequence[Mapping[str, Any]], *, best: bool) -> list[dict[str, Any]]:
+    """The items, with the least or the most that questions without an answer could have got."""
+    got = {"score": float(best), "correct": best, "cannot_answer": False, "failed": None}
+    return [
+        {
+            **item,
+            "questions": [
+                asked if asked["failed"] is None else {**asked, **got}
+                for asked in item["questions"]
+            ],
+        }
+        for item in items
+    ]

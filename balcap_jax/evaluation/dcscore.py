@@ -84,7 +84,7 @@ def _is_none(match: Any) -> bool:
 
 def mean_scores(
     relevance: Mapping[str, Any],
-    verifications: Sequence[Mapping[str, Any]],
+    verifications: Sequence[Sequence[tuple[str, Any]]],
     matches: Sequence[Mapping[str, Any]],
     *,
     oracle_facts: int,
@@ -93,16 +93,18 @@ def mean_scores(
     F1 of means.
 
     Args:
-      relevance: by the text of the fact, as it was extracted; so are the others.
+      relevance: by the text of each fact.
+      verifications: (text of a fact, verification); a text that comes twice counts twice.
+      matches: by text.
 
     Raises:
       InvalidImageError: as `scores`.
     """
     trials = [
         scores(
-            [relevance[fact] for fact in verified],
-            list(verified.values()),
-            [matched[fact] for fact in verified],
+            [relevance[fact] for fact, _ in verified],
+            [value for _, value in verified],
+            [matched[fact] for fact, _ in verified],
             oracle_facts=oracle_facts,
         )
         for verified in verifications
@@ -133,3 +135,14 @@ def measures(items: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
         "official": Measure(values * known, known),
         "strict": Measure(strict * asked, asked),
     }
+
+
+def filled(items: Sequence[Mapping[str, Any]], *, best: bool) -> list[dict[str, Any]]:
+    """The items, with the least or the most that those without an answer could have got."""
+    score = float(best)
+    return [
+        dict(item)
+        if item["failed"] is None
+        else {**item, "score": score, "strict_score": score, "failed": None}
+        for item in items
+    ]

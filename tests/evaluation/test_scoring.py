@@ -91,11 +91,11 @@ def test_images_without_a_fact_are_invalid():
 
 def test_trials_are_averaged_after_their_f1():
     relevance = {"a": 1, "b": 1}
-    verifications = [{"a": 1, "b": 0}, {"b": 1, "a": 1}, {"a": 0, "b": 0}]
+    verifications = [[("a", 1), ("b", 0)], [("b", 1), ("a", 1)], [("a", 0), ("b", 0)]]
     matches = [{"a": 0, "b": None}, {"a": None, "b": 0}, {"a": 0, "b": 0}]
     trials = [
         dcscore.scores([1, 1], [v["a"], v["b"]], [m["a"], m["b"]], oracle_facts=3)
-        for v in verifications
+        for v in map(dict, verifications)
         for m in matches
     ]
     found = dcscore.mean_scores(relevance, verifications, matches, oracle_facts=3)
