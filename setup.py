@@ -36,7 +36,7 @@ setup(
     packages=[*find_packages(include=["balcap_jax", "balcap_jax.*"]), "balcap_jax.configs"],
     package_dir={"balcap_jax.configs": "configs"},
     package_data={
-        "balcap_jax": ["assets/**/*", "reporting/*.jinja"],
+        "balcap_jax": ["assets/**/*", "reporting/*.jinja", "evaluation/*.jinja"],
         "balcap_jax.configs": ["*.toml"],
     },
     install_requires=[

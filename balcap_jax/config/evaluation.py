@@ -178,7 +178,7 @@ BENCHMARKS = ("dcscore", "captionqa", "caparena", "bcapscore")
 
 @dataclass(frozen=True)
 class EvalAllConfig(Settings):
-    """All benchmarks whose data are given, of one model, with one report."""
+    """All benchmarks whose data are given, of one model, with one report; --config names a file."""
 
     # Policy that makes the captions: a run, a Hugging Face folder, "base" or a name on the hub.
     model: str = ""

@@ -4,6 +4,7 @@ The cache is all that is kept of a start that was killed: what is in it is not a
 """
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections import Counter
@@ -64,6 +65,8 @@ class Asker:
     """
 
     def __init__(self, judge: JudgeConfig, prompts: Prompts, *, benchmark: str):
+        # The benchmarks ask for the form of an answer in words.
+        judge = dataclasses.replace(judge, structured="none")
         self.judge, self.prompts = judge, prompts
         self._benchmark = benchmark
         self._ledger = Ledger(

@@ -31,6 +31,5 @@ def measures(items: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
 def filled(items: Sequence[Mapping[str, Any]], *, best: bool) -> list[dict[str, Any]]:
     """The items, with the least or the most that rewards without a signal could have been."""
     return [
-        {**item, **{name: float(best) for name in REWARDS if item[name] is None}}
-        for item in items
+        {**item, **{name: float(best) for name in REWARDS if item[name] is None}} for item in items
     ]

@@ -127,9 +127,7 @@ def against(items: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 def filled(items: Sequence[Mapping[str, Any]], *, best: bool) -> list[dict[str, Any]]:
     """The items, with a loss or a win in place of what has no verdict."""
     value = 1.0 if best else -1.0
-    return [
-        {**item, "value": value} if item["value"] is None else dict(item) for item in items
-    ]
+    return [{**item, "value": value} if item["value"] is None else dict(item) for item in items]
 
 
 class Agreement(NamedTuple):

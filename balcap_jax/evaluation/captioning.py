@@ -9,8 +9,14 @@ from balcap_jax.config.base import to_dict
 from balcap_jax.data.examples import Example
 from balcap_jax.data.images import BadImageError, Pixels, open_image
 from balcap_jax.errors import UserError
-from balcap_jax.runs.folder import RunLock, disk_errors, read_jsonl, to_json, write_json_atomic
-from balcap_jax.runs.folder import write_jsonl_atomic
+from balcap_jax.runs.folder import (
+    RunLock,
+    disk_errors,
+    read_jsonl,
+    to_json,
+    write_json_atomic,
+    write_jsonl_atomic,
+)
 from balcap_jax.runs.progress import training_progress
 
 MADE, SETTINGS = "made.jsonl", "made.settings.json"
@@ -105,7 +111,9 @@ def _made(path: Path, names: set[str]) -> dict[str, str]:
     try:
         found = {row["id"]: row["caption"] for row in rows}
     except (KeyError, TypeError):
-        raise UserError(f"{path} is no file of captions; remove it or give another --out.") from None
+        raise UserError(
+            f"{path} is no file of captions; remove it or give another --out."
+        ) from None
     return {name: caption for name, caption in found.items() if name in names}
 
 

@@ -67,8 +67,7 @@ def judge_questions(
 
 async def _ask(asker: Asker, caption: str, one: _Planned) -> str:
     options = "\n".join(
-        f"{letter}. {option}"
-        for letter, option in zip(LETTERS, one.question.options, strict=False)
+        f"{letter}. {option}" for letter, option in zip(LETTERS, one.question.options, strict=False)
     )
     prompts = asker.prompts
     user = prompts.text(

@@ -141,9 +141,7 @@ class _Questions:
         )  # fmt: skip
 
 
-def _item(
-    name: str, caption: str, oracle: Oracle, answer: "_Answers | Failure"
-) -> dict[str, Any]:
+def _item(name: str, caption: str, oracle: Oracle, answer: "_Answers | Failure") -> dict[str, Any]:
     base = {"id": name, "caption": caption, "reference": oracle.caption, "failed": None}
     nothing = {"score": None, "strict_score": None, "invalid": None, "facts": [], "oracle": []}
     if isinstance(answer, Failure):

@@ -125,8 +125,8 @@ objects are the same. A predicted fact matches at most one oracle fact, the near
 match the same one. Do not match facts that are about the same object but say different things.
 
 Answer with a JSON list in a ```json block that holds every predicted fact once, its words
-unchanged: {{"fact": TEXT, "identifier": NAME where it is given, "matched_oracle_id": the "id" of the
-oracle fact, or "None" where none says the same}}
+unchanged: {{"fact": TEXT, "identifier": NAME where it is given, "matched_oracle_id": the "id" of
+the oracle fact, or "None" where none says the same}}
 
 Predicted facts:
 {predicted_atomic_facts}
