@@ -260,7 +260,7 @@ class Asker:
         if self.judge.replay:
             return None  # all that is missing is counted
         judge = f"judge.model={self.judge.model!r} at {self.judge.base_url}"
-        if re.match(r"HTTP 4\d\d '", reason) and _BLIND.search(reason):
+        if re.match(r"HTTP 4\d\d ['\"]", reason) and _BLIND.search(reason):
             return UserError(
                 f"{judge} takes no images ({reason}), and {self._benchmark} shows them to the "
                 "judge; name a multimodal model with --judge.model."

@@ -116,7 +116,7 @@ def _of_text(path: Path) -> Sequence[Any]:
             return [whole]
         return [{"id": name, "questions": asked} for name, asked in whole.items()]
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(read_json(line))

@@ -37,7 +37,7 @@ def read_facts(path: Path) -> dict[str, Oracle]:
     """
     found: dict[str, Oracle] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"facts={path} cannot be read ({reason}); name the file.") from None

@@ -9,6 +9,7 @@ Layout of a folder of results, one below it for each benchmark:
     dcscore/...             its results, as the official code reads them
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -145,7 +146,7 @@ def write(
       images: by the name of the item, its file or bytes.
     """
     for place, item in enumerate(items):
-        name = f"pictures/{place}.jpg"
+        name = f"pictures/{hashlib.sha256(item['id'].encode()).hexdigest()[:12]}.jpg"
         picture = place < shown and item["id"] in images
         item["picture"] = (
             name if picture and _write_picture(images[item["id"]], folder / name) else None
