@@ -72,7 +72,10 @@ def make_world(folder: Path, count: int = 6) -> World:
         )  # fmt: skip
         short = list(BASELINES)[i % 3]
         battles[name] = {
-            "captions": {"human": " ".join(told), short: f"There is a {thing}. Something else."},
+            "captions": {
+                "human": " ".join(told),
+                short: f"There is a {thing}. The {thing} is {place}.",
+            },
             "ref_model": BASELINES[short],
         }
         rows.append({"image": f"images/{name}", "id": name, "caption": " ".join(told)})

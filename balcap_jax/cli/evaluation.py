@@ -65,7 +65,8 @@ def _all(arguments: list[str]) -> None:
     from balcap_jax.evaluation.report import write_report
     from balcap_jax.runs.compilation import use_persistent_cache
 
-    use_persistent_cache()
+    if config.model:
+        use_persistent_cache()
     found = evaluate_all(config)
     for one in found:
         _print(one)

@@ -38,7 +38,7 @@ def _judge(benchmark: str, **changes) -> JudgeConfig:
 
 @dataclass(frozen=True)
 class _Captions(Settings):
-    """What all benchmarks share: whose captions are evaluated."""
+    """Captions to evaluate, which all benchmarks share."""
 
     # Captions in a file: {image: caption} as JSON, or JSONL rows of an id and a caption; in place
     # of --model.

@@ -79,7 +79,7 @@ NOT_NOUNS = set(
 def comments_of(kind):
     """The comment of each field: beside it, or the lines above it."""
     above = []
-    own = [base for base in reversed(kind.__mro__) if issubclass(base, Settings)]
+    own = [base for base in reversed(kind.__mro__) if issubclass(base, Settings)][1:]
     for line in "\n".join(map(inspect.getsource, own)).splitlines():
         if match := re.match(r"    # (.*)", line):
             above.append(match[1])
