@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from balcap_jax.config.sections import REWARDS
 from balcap_jax.errors import UserError
+from balcap_jax.evaluation.report_cards import CARDS, number
 from balcap_jax.evaluation.results import TITLES, Results, read
 from balcap_jax.evaluation.statistics import Interval, paired_interval
 from balcap_jax.reporting.pictures import picture_file, picture_uri
@@ -190,8 +190,8 @@ def _notes(record: Mapping[str, Any]) -> dict[str, Any]:
         "judge": str(judge.get("model", "")),
         "prompts": str(judge.get("prompts", "")),
         "date": record["date"],
-        "words": f"{_shown(record['words']['split'])} words",
-        "between": [_shown(value) for value in record.get("strict_between", ())],
+        "words": f"{number(record['words']['split'])} words",
+        "between": [number(value) for value in record.get("strict_between", ())],
         "failures": record.get("failures", ""),
     }
 
@@ -205,11 +205,11 @@ def _rows(sides: Sequence[Side], *, seed: int) -> list[dict[str, Any]]:
             value = side.results.record["values"].get(name)
             between = ""
             if value is not None and value["low"] is not None:
-                between = f"{_shown(value['low'])} to {_shown(value['high'])}"
+                between = f"{number(value['low'])} to {number(value['high'])}"
             apart = difference(first, side.results, name, seed=seed) if place else None
             cells.append(
                 {
-                    "value": "-" if value is None else _shown(value["value"]),
+                    "value": "-" if value is None else number(value["value"]),
                     "interval": between,
                     "difference": "" if apart is None else _apart(apart),
                     "told": apart is not None and apart.told,
@@ -232,7 +232,7 @@ def _groups(sides: Sequence[Side]) -> list[dict[str, Any]]:
         rows = [
             {
                 "name": name or "(none)",
-                "cells": [_shown(table[name][0]) if name in table else "-" for table in tables],
+                "cells": [number(table[name][0]) if name in table else "-" for table in tables],
             }
             for name in dict.fromkeys(name for table in tables for name in table)
         ]
@@ -299,103 +299,10 @@ def _cards(name: str, sides: Sequence[Side], *, shown: int) -> list[dict[str, An
                 "picture": None if picture is None else picture_uri(picture),
                 "reference": item.get("reference") or "",
                 "sides": [
-                    _CARDS[name](items[item["id"]])
+                    CARDS[name](items[item["id"]])
                     | {"model": side.model, "caption": items[item["id"]]["caption"]}
                     for side, items in zip(sides, by_id, strict=True)
                 ],
             }
         )
     return cards
-
-
-def _card(score: str, chips: list, **more: Any) -> dict[str, Any]:
-    return {"score": score, "chips": chips, "questions": [], "battles": [], "note": "", **more}
-
-
-def _chip(kind: str, mark: str, text: str, more: str = "") -> dict[str, str]:
-    return {"kind": kind, "mark": mark, "text": text, "more": more}
-
-
-def _dcscore_card(item: Mapping[str, Any]) -> dict[str, Any]:
-    oracle, covered, chips = item["oracle"], set(), []
-    for fact in item["facts"]:
-        match = fact["matched"]
-        known = isinstance(match, int) and not isinstance(match, bool) and 0 <= match < len(oracle)
-        more = f"as {oracle[match]!r}" if known else ""
-        if not fact["relevant"]:
-            more = ", ".join(filter(None, ("not descriptive", more)))
-        if fact["verified"] < 0.5:
-            chips.append(_chip("false", "✗", fact["text"], more))
-        elif match is None:
-            chips.append(_chip("extra", "+", fact["text"], more))
-        else:
-            chips.append(_chip("true", "✓", fact["text"], more))
-            covered.add(match)
-    missed = [
-        _chip("missed", "·", text) for place, text in enumerate(oracle) if place not in covered
-    ]
-    note = item["failed"] or item["invalid"] or ""
-    score = "no score" if item["score"] is None else f"{100 * item['score']:.1f}"
-    return _card(score, [chips, missed], note=note)
-
-
-def _captionqa_card(item: Mapping[str, Any]) -> dict[str, Any]:
-    questions = []
-    for asked in item["questions"]:
-        right = "right" if asked["correct"] else "wrong"
-        if asked["failed"] is not None:
-            right = "failed"
-        elif asked["cannot_answer"]:
-            right = "cannot"
-        questions.append(
-            {
-                "question": asked["question"],
-                "chosen": asked["failed"] or asked["chosen"] or f"no letter: {asked['response']}",
-                "answer": asked["answer"],
-                "kind": right,
-            }
-        )
-    scores = [asked["score"] for asked in item["questions"] if asked["score"] is not None]
-    score = f"{100 * sum(scores) / len(scores):.1f}" if scores else "no score"
-    return _card(score, [], questions=questions)
-
-
-def _caparena_card(item: Mapping[str, Any]) -> dict[str, Any]:
-    words = {1.0: "won", -1.0: "lost", 0.0: "tie"}
-    battles = [
-        {
-            "result": "failed" if battle["failed"] else words.get(battle["value"], "no verdict"),
-            "order": "shown first" if battle["ours_first"] else "shown second",
-            "reason": battle["failed"] or battle["reason"],
-            "verdict": battle["verdict"],
-        }
-        for battle in item["battles"]
-    ]
-    score = "no verdict" if item["value"] is None else f"{item['value']:+.1f}"
-    against = f"against {item['baseline']}: {item['baseline_caption']}"
-    return _card(score, [], battles=battles, note=against)
-
-
-def _bcapscore_card(item: Mapping[str, Any]) -> dict[str, Any]:
-    assertions = [
-        _chip(*(("true", "✓") if a["verified"] and a["pointable"] else ("false", "✗")), a["text"])
-        for a in item["assertions"]
-    ]
-    units = [
-        _chip(*(("extra", "✓") if unit["covered"] else ("missed", "·")), unit["text"])
-        for unit in item["units"]
-    ]
-    rewards = ", ".join(f"{name} {_shown(item[name])}" for name in REWARDS)
-    return _card(rewards, [assertions, units], note=item["failed"] or "")
-
-
-_CARDS = {
-    "dcscore": _dcscore_card,
-    "captionqa": _captionqa_card,
-    "caparena": _caparena_card,
-    "bcapscore": _bcapscore_card,
-}
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.2f}"
