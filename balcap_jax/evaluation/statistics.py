@@ -1,5 +1,6 @@
 """Means of benchmarks as functions of images, and how far they vary with the choice of images."""
 
+import warnings
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -82,7 +83,9 @@ def paired_interval(
 def _bootstrap(statistic, images: int, *, seed: int, resamples: int) -> Interval:
     if images < _LEAST_IMAGES:
         return Interval(float("nan"), float("nan"))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        # Where all images have the same value.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             (np.arange(images),),
             lambda sample, axis=-1: statistic(np.moveaxis(sample, axis, -1).astype(np.int64)),
