@@ -36,7 +36,7 @@ setup(
     packages=[*find_packages(include=["balcap_jax", "balcap_jax.*"]), "balcap_jax.configs"],
     package_dir={"balcap_jax.configs": "configs"},
     package_data={
-        "balcap_jax": ["assets/**/*", "reporting/*.jinja"],
+        "balcap_jax": ["assets/**/*", "reporting/*.jinja", "evaluation/*.jinja"],
         "balcap_jax.configs": ["*.toml"],
     },
     install_requires=[
@@ -49,6 +49,7 @@ setup(
         "jinja2>=3.1",  # the gallery, chat templates; transformers does not ask for it itself
         "tensorflow-datasets>=4.9",
         "numpy>=2.0",
+        "scipy>=1.15",  # intervals and rank correlations of evaluations; jax brings it, too
         "einops>=0.8",
         "lemminflect>=0.2.3",  # lemmas of the offline judge, with its tables inside
         "tyro>=1.0",

@@ -52,6 +52,7 @@ class JudgeServer:
       faults: how often each fault was made.
       fault: call number -> fault; may be exchanged while the server runs.
       reply: request, the completion for it -> what is sent in its place, or None to send it.
+      answer: request -> the text of the completion for it.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class JudgeServer:
         fault: Callable[[int], Fault] = lambda _: None,
         latency: float = 0.0,
         reply: Callable[[dict[str, Any], dict[str, Any]], Sent | None] = lambda *_: None,
+        answer: Callable[[dict[str, Any]], str] = lambda body: json.dumps(judge(body)),
     ):
-        self.fault, self.latency, self.reply = fault, latency, reply
+        self.fault, self.latency, self.reply, self.answer = fault, latency, reply, answer
         self.requests: list[dict[str, Any]] = []
         self.faults: Counter[str] = Counter()
         self.most_at_once = 0
@@ -133,11 +135,12 @@ class JudgeServer:
             await asyncio.sleep(self.latency + (STALL if fault == "stall" else 0))
         finally:
             self._at_once -= 1
+        content = self.answer(body)
         if fault is None:
-            made = completion(json.dumps(judge(body)), body)
+            made = completion(content, body)
             if (sent := self.reply(body, made)) is not None:
                 return await _send(writer, sent)
-        return await _respond(writer, body, fault, headers)
+        return await _respond(writer, body, content, fault, headers)
 
 
 async def _send(writer: asyncio.StreamWriter, sent: Sent) -> bool:
@@ -156,7 +159,11 @@ async def _send(writer: asyncio.StreamWriter, sent: Sent) -> bool:
 
 
 async def _respond(
-    writer: asyncio.StreamWriter, body: dict[str, Any], fault: Fault, headers: dict[str, str]
+    writer: asyncio.StreamWriter,
+    body: dict[str, Any],
+    content: str,
+    fault: Fault,
+    headers: dict[str, str],
 ) -> bool:
     if fault == "drop":
         return False
@@ -169,7 +176,6 @@ async def _respond(
     elif fault in ("400", "401"):  # as some servers do, with what they were sent
         status, answer = int(fault), {"error": {"message": f"bad {headers['authorization']}"}}
     else:
-        content = json.dumps(judge(body))
         if fault == "half":
             content = content[: len(content) // 2]
         if fault == "schema":

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from balcap_jax.cli.bench import bench
 from balcap_jax.cli.data import data
+from balcap_jax.cli.evaluation import evaluation
 from balcap_jax.cli.flags import chain, parse
 from balcap_jax.cli.plan import plan_command
 from balcap_jax.config import files as config_files
@@ -296,6 +297,7 @@ _COMMANDS = {
     "sft": _Command("supervised training of a policy on reference captions", _sft),
     "caption": _Command("captions of your own images", _caption),
     "score": _Command("precision, recall, linguistic quality and b-CapScore of captions", _score),
+    "eval": _Command("DCScore, CaptionQA, CapArena-Auto and b-CapScore, one tool", evaluation),
     "judge-check": _Command("agreement of a model with the truth on 60 captions", _judge_check),
     "bench": _Command("times of loading, rollout and update beside other codes", bench),
     "plan": _Command("memory and time of a training step on a TPU slice", plan_command),

@@ -13,7 +13,7 @@ import pytest
 from balcap_jax.cli import bench, plan
 from balcap_jax.cli import main as cli
 from balcap_jax.cli.flags import flags_of
-from balcap_jax.config import commands, judge, sections
+from balcap_jax.config import commands, evaluation, judge, sections
 from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import CaptionConfig, ScoreConfig, SFTConfig, TrainConfig
 
@@ -56,6 +56,7 @@ def test_the_help_lists_the_flags_that_are_read(kind, capsys):
         ("data recaption", "balcap data recaption DATA OUT"),
         ("bench load", "balcap bench load FOLDER"),
         ("bench judge", "balcap bench judge DATA"),
+        ("eval report", "balcap eval report FOLDERS"),
     ],
 )
 def test_help_tells_what_is_given_by_place(command, form, capsys):
@@ -65,7 +66,7 @@ def test_help_tells_what_is_given_by_place(command, form, capsys):
 
 ALL = {
     kind
-    for module in (commands, judge, sections, bench, plan, cli)
+    for module in (commands, evaluation, judge, sections, bench, plan, cli)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Settings
 }
@@ -78,7 +79,8 @@ NOT_NOUNS = set(
 def comments_of(kind):
     """The comment of each field: beside it, or the lines above it."""
     above = []
-    for line in inspect.getsource(kind).splitlines():
+    own = [base for base in reversed(kind.__mro__) if issubclass(base, Settings)][1:]
+    for line in "\n".join(map(inspect.getsource, own)).splitlines():
         if match := re.match(r"    # (.*)", line):
             above.append(match[1])
         elif match := re.match(r"    (\w+): ", line):

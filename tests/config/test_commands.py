@@ -13,6 +13,7 @@ import pytest
 import balcap_jax.config.commands as rooms
 from balcap_jax.config.base import Settings, from_dict, to_dict
 from balcap_jax.config.commands import CaptionConfig, ScenesConfig, SFTConfig, TrainConfig
+from balcap_jax.config.evaluation import EvalAllConfig
 from balcap_jax.config.files import load_run, load_toml, resume_conflicts
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import (
@@ -319,7 +320,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_file_in_configs_is_a_changed_default(path):
-    config = load_toml(SFTConfig if path.name.startswith("sft") else TrainConfig, path)
+    kinds = {"sft": SFTConfig, "eva": EvalAllConfig}
+    config = load_toml(kinds.get(path.name[:3], TrainConfig), path)
     assert config != type(config)()
 
 

@@ -43,7 +43,7 @@ def test_paths_are_left_alone(tmp_path):
         ("grop", "did you mean grpo?"),
         ("linear", "did you mean linear_length?"),
         ("qwen2_5_vl_3b_one_gpus", "did you mean qwen2_5_vl_3b_one_gpu or qwen2_5_vl_7b_one_gpu"),
-        ("zzz", "known are grpo, linear_length, "),
+        ("zzz", "known are eval, grpo, linear_length, "),
     ],
 )
 def test_unknown_names_are_one_sentence(name, said, tmp_path, monkeypatch, capsys):

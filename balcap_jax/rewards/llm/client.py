@@ -35,7 +35,7 @@ from balcap_jax.rewards.llm.reply_size import (
     TooLargeError,
     read_in_bounds,
 )
-from balcap_jax.rewards.llm.request_form import RequestForm
+from balcap_jax.rewards.llm.request_form import RequestForm, Sampling
 from balcap_jax.rewards.llm.server_words import ServerError, error_of, shown
 
 T = TypeVar("T")
@@ -116,12 +116,15 @@ class Client:
         check: Callable[[str], T],
         *,
         pixels: int = 0,
+        sampling: Sampling | None = None,
     ) -> tuple[T, Reply]:
         """What `check` makes of the answer to `messages`, and the answer.
 
         Args:
           check: raises BadAnswer for an answer that cannot be used, which is then asked for again.
           pixels: of the image in the messages, to guess its tokens.
+          sampling: in place of the settings of the judge; a question that is asked again keeps its
+            temperature and gets another seed.
 
         Raises:
           CallFailed: every try failed, or one failed in a way that no retry fixes.
@@ -132,11 +135,17 @@ class Client:
         failed = different = cuts = 0
         while True:
             form = form.plainer(self._form)
+            used = sampling or Sampling(
+                max(self.judge.temperature, min(0.25 * different, 1.0)), self.judge.max_tokens
+            )
+            # A server that repeats itself would repeat the bad answer.
+            seed = (used.seed or 0) + different if different else used.seed
             fields = form.fields(
                 part,
-                limit=self.judge.max_tokens * 2**cuts,
-                temperature=max(self.judge.temperature, min(0.25 * different, 1.0)),
-                seed=different or None,  # a server that repeats itself would repeat the bad answer
+                limit=used.max_tokens * 2**cuts,
+                temperature=used.temperature,
+                seed=seed,
+                top_p=used.top_p,
             )
             try:
                 reply = await self._send(messages, fields, form, pixels=pixels)

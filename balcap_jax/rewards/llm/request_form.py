@@ -24,10 +24,25 @@ _FORMS = {
     ),
     "seed": (("seed", ""), re.compile(r"\bseed\b", re.I)),
     "temperature": (("temperature", ""), re.compile(r"\btemperature\b", re.I)),
+    "top_p": (("top_p", ""), re.compile(r"\btop_p\b", re.I)),
 }
 # A refused value of the limit, not a refused name.
 _OF_VALUE = re.compile(r"too (large|big|long|many|high)|at most|at least|maximum|exceed|context")
 _REFUSING_STATUS = (200, 400, 415, 422, 501)
+
+
+class Sampling(NamedTuple):
+    """How an answer is to be sampled, where not by the settings of the judge.
+
+    Attributes:
+      max_tokens: of the answer.
+      top_p, seed: None: the field is not sent.
+    """
+
+    temperature: float
+    max_tokens: int
+    top_p: float | None = None
+    seed: int | None = None
 
 
 class RequestForm(NamedTuple):
@@ -37,6 +52,7 @@ class RequestForm(NamedTuple):
     limit: int = 0
     seed: int = 0
     temperature: int = 0
+    top_p: int = 0
 
     @classmethod
     def of(cls, structured: str) -> Self:
@@ -44,10 +60,16 @@ class RequestForm(NamedTuple):
         return cls(structured=_FORMS["structured"][0].index(structured))
 
     def fields(
-        self, part: Part, *, limit: int, temperature: float, seed: int | None
+        self,
+        part: Part,
+        *,
+        limit: int,
+        temperature: float,
+        seed: int | None,
+        top_p: float | None = None,
     ) -> dict[str, Any]:
-        """The fields of a request beside model and messages."""
-        values = {"limit": limit, "seed": seed, "temperature": temperature}
+        """The fields of a request beside model and messages; what is None is left out."""
+        values = {"limit": limit, "seed": seed, "temperature": temperature, "top_p": top_p}
         found = {self.name(field): value for field, value in values.items() if value is not None}
         found["response_format"] = response_format(part, structured=self.name("structured"))
         return {name: value for name, value in found.items() if name and value is not None}

@@ -1,0 +1,360 @@
+"""`balcap eval`: captions of a model on a benchmark, judged and scored; nothing is asked twice."""
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from balcap_jax.config.evaluation import (
+    BCapScoreConfig,
+    CapArenaConfig,
+    CaptionQAConfig,
+    DCScoreConfig,
+    EvalAllConfig,
+)
+from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.errors import UserError
+from balcap_jax.evaluation import (
+    bcapscore_run,
+    caparena,
+    caparena_run,
+    captionqa,
+    captionqa_data,
+    captionqa_run,
+    dcscore_run,
+    prompts,
+    results,
+)
+from balcap_jax.evaluation.asking import Asker, Spent, clocks
+from balcap_jax.evaluation.captioning import Wanted, captions_of
+from balcap_jax.evaluation.official import official_prompts
+from balcap_jax.evaluation.prompts import Prompts
+from balcap_jax.rewards.llm.accounting import listing
+from balcap_jax.runs.folder import write_json_atomic
+from balcap_jax.runs.progress import announce
+
+_OURS = {"dcscore": prompts.DCSCORE, "captionqa": prompts.CAPTIONQA, "caparena": prompts.CAPARENA}
+
+
+def evaluate(benchmark: str, config: Any) -> results.Results:
+    """One benchmark; its results are in the folder that is returned.
+
+    Raises:
+      UserError: captions, data or judge cannot be used; what was made and answered is kept.
+    """
+    return _STORIES[benchmark](config)
+
+
+def evaluate_all(config: EvalAllConfig) -> list[results.Results]:
+    """Every benchmark whose data are given, one after another.
+
+    Raises:
+      UserError: as `evaluate`, after the others are done: one benchmark that fails costs no other.
+    """
+    found, errors = [], []
+    for benchmark, inner in config.benchmarks().items():
+        try:
+            found.append(evaluate(benchmark, inner))
+        except UserError as error:
+            announce(f"{results.TITLES[benchmark]}: {error}")
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return found
+
+
+def folder_of(config: Any) -> Path:
+    """Where the results of all benchmarks lie."""
+    if config.out is not None:
+        return config.out
+    model = Path(config.model)
+    if config.model and (model / "metrics.jsonl").is_file():
+        return model / "eval"
+    return Path("runs") / name_of(config) / "eval"
+
+
+def name_of(config: Any) -> str:
+    """The name of the model in reports."""
+    if config.name:
+        return config.name
+    if config.captions is not None:
+        return config.captions.stem
+    return Path(config.model).name or "model"
+
+
+# One benchmark each -------------------------------------------------------------------------------
+
+
+def _dcscore(config: DCScoreConfig) -> results.Results:
+    facts = _given(config.facts, "facts", "the oracle facts of DeCapBench")
+    images = _given(config.images, "images", "the folder of the images")
+    folder, asked = _start(config, "dcscore")
+    oracles = dcscore_run.read_facts(facts)
+    files = {name: images / name for name in oracles}
+    captions = _captions(config, files, images, folder, data=facts)
+    with closing(Asker(config.judge, asked, benchmark="dcscore")) as asker:
+        began = clocks()
+        items = dcscore_run.judge_images(
+            asker,
+            captions,
+            oracles,
+            files,
+            matchings=config.matchings,
+            verifications=config.verifications,
+        )
+        spent, failures = asker.spent(since=began), asker.failures
+    counts = _counts(files, captions, dcscore_run.counts(items))
+    record = _record("dcscore", config, asked, items, counts, spent, failures,
+                     trials=[config.matchings, config.verifications], data=str(facts))  # fmt: skip
+    dcscore_run.write_official(folder, items)
+    return _written(folder, record, items, files, config)
+
+
+def _captionqa(config: CaptionQAConfig) -> results.Results:
+    folder, asked = _start(config, "captionqa")
+    if config.download:
+        announce(
+            f"{captionqa_data.REPOSITORY} is under the licence {captionqa_data.LICENCE}; its page "
+            "says what that allows"
+        )
+        data = captionqa_data.download()
+    else:
+        data = _given(config.data, "data", "the questions of CaptionQA")
+    entries = captionqa_data.read_entries(data)
+    lost, first = captionqa_data.skipped(entries)
+    if lost:
+        announce(f"{lost} questions are skipped, as the official code does; {first}")
+    permutations = captionqa.permutations(entries)
+    chosen = _of_domains(entries, config.domains, data)
+    captions = _captions_of_entries(config, chosen, folder, data=data)
+    with closing(Asker(config.judge, asked, benchmark="captionqa")) as asker:
+        began = clocks()
+        items = captionqa_run.judge_questions(asker, captions, chosen, permutations=permutations)
+        spent, failures = asker.spent(since=began), asker.failures
+    counts = _counts({e.id: e for e in chosen}, captions, captionqa_run.counts(items))
+    counts["skipped"] = lost
+    record = _record("captionqa", config, asked, items, counts, spent, failures,
+                     domains=captionqa.groups(items, "domain"),
+                     categories=captionqa.groups(items, "category"), data=str(data))  # fmt: skip
+    captionqa_run.write_official(folder, items, permutations)
+    shown = {e.id: _opened(config.images, e.images[0]) for e in chosen if e.images}
+    return _written(folder, record, items, shown, config)
+
+
+def _caparena(config: CapArenaConfig) -> results.Results:
+    data = _given(config.data, "data", "the battles of caparena_auto_600.json")
+    images = _given(config.images, "images", "the folder of the images")
+    folder, asked = _start(config, "caparena")
+    battles = {
+        name: battle
+        for name, battle in caparena_run.read_battles(data).items()
+        if battle.baseline != name_of(config)  # a baseline does not battle itself
+    }
+    files = {name: images / name for name in battles}
+    captions = _captions(config, files, images, folder, data=data)
+    first = caparena.orders(list(battles), seed=config.seed)
+    write_json_atomic(folder / "orders.json", {"seed": config.seed, "ours_first": first})
+    with closing(Asker(config.judge, asked, benchmark="caparena")) as asker:
+        began = clocks()
+        items = caparena_run.judge_battles(
+            asker, captions, battles, files, first=first, both_orders=config.both_orders
+        )
+        spent, failures = asker.spent(since=began), asker.failures
+    counts = _counts(files, captions, caparena_run.counts(items))
+    record = _record("caparena", config, asked, items, counts, spent, failures,
+                     against=caparena.against(items), data=str(data))  # fmt: skip
+    caparena_run.write_official(folder, items, model=name_of(config))
+    return _written(folder, record, items, files, config)
+
+
+def _bcapscore(config: BCapScoreConfig) -> results.Results:
+    data = _given(config.data, "data", "images with references")
+    folder = folder_of(config) / "bcapscore"
+    examples = bcapscore_run.open_examples(data)
+    rows = [examples.row(place) for place in range(len(examples))]
+    wanted = [Wanted(row.id, row.image, row.prompt) for row in rows]
+    captions = captions_of(config, wanted, folder, data=data)
+    began = clocks()
+    items, named, ledger = bcapscore_run.judge_captions(
+        config.judge, captions, examples, data=data
+    )  # fmt: skip
+    wall, cpu = (now - then for now, then in zip(clocks(), began, strict=True))
+    spent = Spent(ledger, wall, 1000 * cpu / max(ledger.get("calls", 0), 1)) if ledger else None
+    counts = _counts({row.id: row for row in rows}, captions, bcapscore_run.counts(items))
+    record = results.record_of(
+        "bcapscore",
+        items,
+        title=results.title_of("bcapscore", judge=named, prompts=None),
+        model=name_of(config),
+        seed=config.seed,
+        counts=counts,
+        spent=spent,
+        judge={"model": named},
+        captions=_source(config),
+        data=str(data),
+    )
+    write_json_atomic(folder / "captions.json", {item["id"]: item["caption"] for item in items})
+    return _written(folder, record, items, {row.id: row.image for row in rows}, config)
+
+
+_STORIES: dict[str, Callable[[Any], results.Results]] = {
+    "dcscore": _dcscore,
+    "captionqa": _captionqa,
+    "caparena": _caparena,
+    "bcapscore": _bcapscore,
+}
+
+
+# What they share ----------------------------------------------------------------------------------
+
+
+def _given(path: Path | None, name: str, what: str) -> Path:
+    if path is None:
+        raise UserError(f"{name}=None names no file or folder of {what}; give it with --{name}.")
+    return path
+
+
+def _start(config: Any, benchmark: str) -> tuple[Path, Prompts]:
+    """The folder of the results, and the prompts."""
+    if config.official is None:
+        return folder_of(config) / benchmark, _OURS[benchmark]
+    return folder_of(config) / benchmark, official_prompts(benchmark, config.official)
+
+
+def _captions(
+    config: Any, files: Mapping[str, Path], images: Path, folder: Path, *, data: Path
+) -> Mapping[str, str]:
+    """The captions of the images, all of which can be read."""
+    wanted = [Wanted(name, path) for name, path in files.items()]
+    if config.captions is None:
+        results.check_images(files, folder=images, of=str(data))
+    captions = captions_of(config, wanted, folder, data=data)
+    if config.captions is not None:
+        results.check_images({n: files[n] for n in captions}, folder=images, of=str(data))
+    return captions
+
+
+def _captions_of_entries(
+    config: CaptionQAConfig, entries: list[captionqa.Entry], folder: Path, *, data: Path
+) -> Mapping[str, str]:
+    if config.captions is not None:
+        wanted = [Wanted(entry.id, None) for entry in entries]
+        return captions_of(config, wanted, folder, data=data)
+    single = [entry for entry in entries if len(entry.images) == 1]
+    if len(single) < len(entries) and not config.allow_missing:
+        other = next(entry for entry in entries if len(entry.images) != 1)
+        raise UserError(
+            f"data={data} has {len(entries) - len(single)} entries that do not show one image "
+            f"({other.id} shows {len(other.images)}), and the sampler captions one at a time; give "
+            "their captions with --captions, or leave them out with --allow-missing."
+        )
+    files = {e.id: _opened(config.images, e.images[0]) for e in single}
+    paths = {name: file for name, file in files.items() if isinstance(file, Path)}
+    results.check_images(paths, folder=config.images or Path(), of=str(data))
+    wanted = [Wanted(name, image) for name, image in files.items()]
+    return captions_of(config, wanted, folder, data=data)
+
+
+def _opened(folder: Path | None, image: Any) -> Any:
+    return (folder or Path()) / image if isinstance(image, str) else image
+
+
+def _of_domains(
+    entries: list[captionqa.Entry], domains: tuple[str, ...], data: Path
+) -> list[captionqa.Entry]:
+    known = {entry.domain for entry in entries}
+    for domain in domains:
+        if domain not in known:
+            raise UserError(
+                f"domains holds {domain!r}, which {data} does not have; it has "
+                f"{', '.join(sorted(known))}."
+            )
+    return [entry for entry in entries if not domains or entry.domain in domains]
+
+
+def _counts(
+    planned: Mapping[str, Any], captions: Mapping[str, str], more: Mapping[str, int]
+) -> dict[str, int]:
+    return {"planned": len(planned), "missing": len(planned) - len(captions), **more}
+
+
+def _record(
+    benchmark: str, config: Any, asked: Prompts, items: Any, counts: Any, spent: Spent,
+    failures: Any, **told: Any,
+) -> dict[str, Any]:  # fmt: skip
+    judge: JudgeConfig = config.judge
+    return results.record_of(
+        benchmark,
+        items,
+        title=results.title_of(benchmark, judge=judge.model, prompts=asked),
+        model=name_of(config),
+        seed=config.seed,
+        counts=counts,
+        spent=spent,
+        judge={"model": judge.model, "image_side": judge.image_side, "prompts": asked.version},
+        captions=_source(config),
+        failures=listing(failures),
+        **told,
+    )
+
+
+def _source(config: Any) -> dict[str, Any]:
+    """Where the captions come from."""
+    if config.captions is not None:
+        return {"file": str(config.captions)}
+    names = ("model", "revision", "checkpoint", "prompt", "max_new_tokens", "temperature", "top_p")
+    return {name: getattr(config, name) for name in names}
+
+
+def _written(
+    folder: Path, record: Any, items: Any, images: Mapping[str, Any], config: Any
+) -> results.Results:
+    results.write(folder, record, items, images, shown=config.shown)
+    return results.Results(folder, record, items)
+
+
+# For people ---------------------------------------------------------------------------------------
+
+
+def table(found: results.Results) -> Table:
+    """Numbers of one benchmark with their intervals."""
+    record = found.record
+    rendered = Table(
+        title=escape(f"{record['title']}: {record['model']}"), box=box.SIMPLE, title_justify="left"
+    )
+    for column in ("", "value", "95 % interval"):
+        rendered.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for name, value in record["values"].items():
+        bounds = f"{_number(value['low'])} to {_number(value['high'])}"
+        rendered.add_row(name.replace("_", " "), _number(value["value"]), bounds)
+    return rendered
+
+
+def lines(found: results.Results) -> list[str]:
+    """What else there is to say: counts, words, cost."""
+    record = found.record
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in
+                       record["counts"].items())  # fmt: skip
+    words = record["words"]
+    said = [counts, f"{words['split']:.1f} words ({words['arena']:.1f} by single blanks)"]
+    if between := record.get("strict_between"):
+        said.append(
+            f"strict is between {_number(between[0])} and {_number(between[1])}, whatever the "
+            f"questions without an answer had come to ({record.get('failures', '')})"
+        )
+    if spent := record.get("spent"):
+        price = f", price {spent['price']:.4f}" if spent["price"] else ""
+        said.append(
+            f"{spent['calls']:.0f} calls, {spent['cache_hits']:.0f} answers from the cache, "
+            f"{spent['prompt_tokens']:.0f} + {spent['completion_tokens']:.0f} tokens{price}, "
+            f"{spent['seconds']:.1f} s, {spent['cpu_ms_per_call']:.2f} ms of CPU per call"
+        )
+    return said
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.2f}"

@@ -1,0 +1,1 @@
+"""Benchmarks of captions. Scoring is pure functions, apart from prompts, apart from asking."""

@@ -1,0 +1,87 @@
+"""b-CapScore of captions by the judges of training: lexical, scene, or a model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.sections import REWARDS, DataConfig
+from balcap_jax.data.examples import Example
+from balcap_jax.data.photos import Photos
+from balcap_jax.data.sources import open_rows
+from balcap_jax.reporting.rows import assertion_row
+from balcap_jax.rewards.captions import rewards_of
+from balcap_jax.rewards.judges import make_judge, resolve_kind
+from balcap_jax.rewards.verdicts import MeteredJudge, Verdict
+from balcap_jax.runs.progress import training_progress
+
+_BATCH = 64  # captions at once, times the calls of a judge that is asked
+
+
+def open_examples(path: Path) -> Photos:
+    """The images of a data file, by their ids.
+
+    Raises:
+      UserError: it cannot be read, or an image cannot.
+    """
+    rows = open_rows(DataConfig(path=str(path)), path, split="train")
+    return Photos(rows, name=str(path), max_bad_images=0)
+
+
+def judge_captions(
+    judge_config: JudgeConfig, captions: Mapping[str, str], examples: Photos, *, data: Path
+) -> tuple[list[dict[str, Any]], str, dict[str, float]]:
+    """(an item of each caption, the judge in words, what was spent)."""
+    config = resolve_kind(judge_config, examples[0])
+    judge = make_judge(config, data=data)
+    named = config.model if config.kind == "llm" else config.kind
+    places = [i for i in range(len(examples)) if examples.row(i).id in captions]
+    items: list[dict[str, Any]] = []
+    try:
+        with training_progress("bcapscore", len(places)) as advance:
+            for start in range(0, len(places), _BATCH):
+                batch = [examples[place] for place in places[start : start + _BATCH]]
+                texts = [captions[example.id] for example in batch]
+                verdicts = judge(batch, texts)
+                why = judge.last_failures if isinstance(judge, MeteredJudge) else ""
+                for example, text, verdict in zip(batch, texts, verdicts, strict=True):
+                    units = () if verdict is None else judge.reference_units(example)
+                    items.append(_item(example, text, verdict, units, why))
+                advance(len(items), "")
+        spent = judge.lap() if isinstance(judge, MeteredJudge) else {}
+    finally:
+        if isinstance(judge, MeteredJudge):
+            judge.close()
+    return items, named, spent
+
+
+def _item(
+    example: Example, caption: str, verdict: Verdict | None, units: Sequence[str], why: str
+) -> dict[str, Any]:
+    base = {"id": example.id, "caption": caption, "reference": example.reference}
+    if verdict is None:
+        reason = why or "no verdict"
+        return {**base, **dict.fromkeys(REWARDS), "failed": reason, "assertions": [], "units": []}
+    rewards = rewards_of([verdict], REWARDS)[0].astype(np.float64)
+    return {
+        **base,
+        **{
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(REWARDS, rewards, strict=True)
+        },
+        "failed": None,
+        "assertions": [assertion_row(assertion) for assertion in verdict.assertions],
+        "units": [
+            {"text": text, "covered": covered}
+            for text, covered in zip(units, verdict.covered, strict=True)
+        ],
+    }
+
+
+def counts(items: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Captions without a verdict, and those that lack a reward."""
+    failed = sum(item["failed"] is not None for item in items)
+    lacking = sum(any(item[name] is None for name in REWARDS) for item in items)
+    return {"failed": failed, "no_signal": lacking - failed}

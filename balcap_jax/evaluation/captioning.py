@@ -1,0 +1,205 @@
+"""Captions of a benchmark's images by our sampler; what was made is not made again."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from balcap_jax.config.base import to_dict
+from balcap_jax.data.examples import Example
+from balcap_jax.data.images import BadImageError, Pixels, open_image
+from balcap_jax.errors import UserError
+from balcap_jax.runs.folder import (
+    RunLock,
+    disk_errors,
+    read_jsonl,
+    to_json,
+    write_json_atomic,
+    write_jsonl_atomic,
+)
+from balcap_jax.runs.progress import training_progress
+
+MADE, SETTINGS = "made.jsonl", "made.settings.json"
+_DEPEND = (
+    "model", "revision", "checkpoint", "prompt", "max_new_tokens", "temperature", "top_p", "seed",
+    "max_pixels", "min_pixels",
+)  # fmt: skip
+
+
+class Wanted(NamedTuple):
+    """An image to caption.
+
+    Attributes:
+      image: its file or bytes.
+      prompt: "" for that of the settings.
+    """
+
+    name: str
+    image: Any
+    prompt: str = ""
+
+
+def make_captions(config: Any, wanted: Sequence[Wanted], folder: Path) -> dict[str, str]:
+    """The captions of all images, in their order; those that `folder` has are not made again.
+
+    An image's caption depends on its place in `wanted`, the settings and the policy alone.
+
+    Args:
+      config: of a benchmark.
+      folder: of its results.
+
+    Raises:
+      UserError: the policy or an image cannot be read, another process writes the folder, or what
+        is there was made with other settings or of other images.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder):
+        _check_settings(config, wanted, folder)
+        done = _made(folder / MADE, {one.name for one in wanted})
+        missing = [place for place, one in enumerate(wanted) if one.name not in done]
+        if missing:
+            with disk_errors(folder / MADE), (folder / MADE).open("a", encoding="utf-8") as file:
+                for place, caption in _sampled(config, wanted, missing):
+                    row = {"id": wanted[place].name, "caption": caption}
+                    file.write(to_json(row) + "\n")
+                    file.flush()
+                    done[wanted[place].name] = caption
+    return {one.name: done[one.name] for one in wanted}
+
+
+def _check_settings(config: Any, wanted: Sequence[Wanted], folder: Path) -> None:
+    values = to_dict(config)
+    now = {name: values[name] for name in _DEPEND} | {"images": [one.name for one in wanted]}
+    now |= {"policy": _policy_files(config)}
+    path = folder / SETTINGS
+    if not path.exists() or not (folder / MADE).exists():
+        write_json_atomic(path, now)
+        return
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        then = {}
+    now = json.loads(to_json(now))
+    if changed := [name for name in now if then.get(name) != now[name]]:
+        raise UserError(
+            f"{folder / MADE} holds captions that were made with other {', '.join(changed)}; give "
+            "another --out, or remove that file."
+        )
+
+
+def _policy_files(config: Any) -> list[list[Any]]:
+    """Names, sizes and times of the weights of a local policy: a retrained run is another one."""
+    folder = Path(config.model)
+    if not folder.is_dir() or config.checkpoint:
+        return []
+    files = sorted(
+        path
+        for path in (*folder.glob("*.safetensors"), *folder.glob("policy/*.safetensors"))
+        if path.is_file()
+    )
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _made(path: Path, names: set[str]) -> dict[str, str]:
+    """The captions that are there; a torn last row is cut off."""
+    if not path.exists():
+        return {}
+    rows = read_jsonl(path)
+    if not path.read_bytes().endswith(b"\n"):
+        write_jsonl_atomic(path, rows)
+    try:
+        found = {row["id"]: row["caption"] for row in rows}
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{path} is no file of captions; remove it or give another --out."
+        ) from None
+    return {name: caption for name, caption in found.items() if name in names}
+
+
+def _sampled(
+    config: Any, wanted: Sequence[Wanted], missing: Sequence[int]
+) -> Iterator[tuple[int, str]]:
+    """(place, caption) of each missing one."""
+    # Here, not above: captions from files need no device.
+    import jax  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    from balcap_jax.data.prompts.processor import Processor  # noqa: PLC0415
+    from balcap_jax.models.hf.folders import policy_folder  # noqa: PLC0415
+    from balcap_jax.models.hf.weights import load_pretrained  # noqa: PLC0415
+    from balcap_jax.parallel.sharding import batch_shards, make_mesh, replicate  # noqa: PLC0415
+    from balcap_jax.rollout.rollout import Captioner  # noqa: PLC0415
+    from balcap_jax.training.saved_policy import saved_policy  # noqa: PLC0415
+
+    pixels = Pixels(config.min_pixels, config.max_pixels, config.max_file_pixels)
+    mesh = make_mesh()
+    if config.checkpoint:
+        saved = saved_policy(Path(config.model), config.checkpoint)
+        source, policy = saved.source, saved.policy
+        params = jax.tree.map(lambda leaf: replicate(mesh, leaf), saved.params)
+    else:
+        source = policy_folder(config.model, revision=config.revision)
+        policy, params = load_pretrained(source, mesh=mesh)
+    captioner = Captioner(
+        policy,
+        Processor.load(source).limited(min_pixels=pixels.least, max_pixels=pixels.most),
+        mesh,
+        group_size=1,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+    )
+    key = jax.random.key(config.seed)
+    shards = batch_shards(mesh)
+    size = -(-min(config.batch_size, len(wanted)) // shards) * shards
+    with training_progress("captions", len(wanted), done=len(wanted) - len(missing)) as advance:
+        for start in range(0, len(missing), size):
+            places = missing[start : start + size]
+            examples = [_example(config, wanted[place], pixels) for place in places]
+            rest = size - len(places)  # one shape, one compilation
+            generation = captioner.generate(
+                params,
+                [*examples, *examples[-1:] * rest],
+                key,
+                images=np.array([*places, *places[-1:] * rest]),
+            )
+            texts = captioner.texts(generation.rollout)
+            yield from ((place, text[0]) for place, text in zip(places, texts, strict=False))
+            advance(len(wanted) - len(missing) + start + len(places), "")
+
+
+def _example(config: Any, one: Wanted, pixels: Pixels) -> Example:
+    try:
+        image = open_image(one.image, pixels=pixels)
+    except BadImageError as error:
+        raise UserError(
+            f"The image {one.name} cannot be captioned ({error}); give a readable RGB image file."
+        ) from None
+    return Example(one.name, image, one.prompt or config.prompt, reference="")
+
+
+def captions_of(
+    config: Any, wanted: Sequence[Wanted], folder: Path, *, data: Path
+) -> Mapping[str, str]:
+    """The captions that the settings give: those of a file, or of a policy.
+
+    Raises:
+      UserError: neither is named, or see `make_captions`, `read_captions` and `matched`.
+    """
+    from balcap_jax.evaluation.caption_files import matched, read_captions  # noqa: PLC0415
+
+    if config.captions is not None:
+        return matched(
+            read_captions(config.captions),
+            [one.name for one in wanted],
+            path=config.captions,
+            data=data,
+            allow_missing=config.allow_missing,
+        )
+    if not config.model:
+        raise UserError(
+            "model='' and captions=None name no captions to evaluate; give a policy with --model, "
+            "or a file with --captions."
+        )
+    return make_captions(config, wanted, folder)

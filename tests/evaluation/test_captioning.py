@@ -1,0 +1,96 @@
+"""Captions of a benchmark's images: made once, whatever stops the process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmark_world import make_world
+
+from balcap_jax.config.evaluation import DCScoreConfig
+from balcap_jax.errors import UserError
+from balcap_jax.evaluation import captioning
+from balcap_jax.evaluation.captioning import MADE, Wanted, make_captions
+
+
+@pytest.fixture
+def world(tmp_path):
+    return make_world(tmp_path / "w", 5)
+
+
+def wanted(world) -> list[Wanted]:
+    return [Wanted(name, world.images / name) for name in world.names]
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """The places that a fake sampler was asked for; it stops after `sampled.stop` of them."""
+
+    class Sampler(list):
+        stop = None
+
+        def __call__(self, config, images, missing):
+            for count, place in enumerate(missing):
+                if count == self.stop:
+                    raise KeyboardInterrupt
+                self.append(place)
+                yield place, f"Caption of {images[place].name}."
+
+    sampler = Sampler()
+    monkeypatch.setattr(captioning, "_sampled", sampler)
+    return sampler
+
+
+def test_captions_are_made_once(world, sampled, tmp_path):
+    config, out = DCScoreConfig(model="base"), tmp_path / "out"
+    sampled.stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        make_captions(config, wanted(world), out)
+    # Killed within a row.
+    with (out / MADE).open("a") as file:
+        file.write('{"id": "test_00002.jpg", "capt')
+    sampled.stop = None
+    found = make_captions(config, wanted(world), out)
+    assert sampled == [0, 1, 2, 3, 4]  # each once
+    assert list(found) == world.names
+    assert found["test_00003.jpg"] == "Caption of test_00003.jpg."
+    assert len((out / MADE).read_text().splitlines()) == 5
+    assert make_captions(config, wanted(world), out) == found
+    assert len(sampled) == 5
+
+
+def test_captions_of_other_settings_are_not_mixed(world, sampled, tmp_path):
+    out = tmp_path / "out"
+    make_captions(DCScoreConfig(model="base"), wanted(world), out)
+    before = (out / MADE).read_bytes()
+    for other, names in (
+        ({"model": "base", "prompt": "Tell."}, "other prompt;"),
+        ({"model": "base", "seed": 1, "temperature": 1.0}, "other temperature, seed;"),
+    ):
+        with pytest.raises(UserError, match=names):
+            make_captions(DCScoreConfig(**other), wanted(world), out)
+    with pytest.raises(UserError, match="other images;"):
+        make_captions(DCScoreConfig(model="base"), wanted(world)[1:], out)
+    assert (out / MADE).read_bytes() == before
+    # How many at once changes nothing.
+    make_captions(DCScoreConfig(model="base", batch_size=2), wanted(world), out)
+
+
+@pytest.mark.slow  # the policy of the package, compiled
+def test_captions_by_the_sampler_do_not_depend_on_where_it_stopped(world, tmp_path):
+    given = {"model": "base", "max_new_tokens": 12, "temperature": 0.7, "batch_size": 2}
+    config = DCScoreConfig(**given)
+    whole = make_captions(config, wanted(world), tmp_path / "a")
+    assert all(text.strip() for text in whole.values())
+    lines = (tmp_path / "a" / MADE).read_text().splitlines(keepends=True)
+    part = tmp_path / "b"
+    part.mkdir()
+    for name in (captioning.SETTINGS,):
+        (part / name).write_bytes((tmp_path / "a" / name).read_bytes())
+    (part / MADE).write_text("".join(lines[:2]))
+    assert make_captions(config, wanted(world), part) == whole
+    assert [json.loads(line)["id"] for line in (part / MADE).open()] == world.names
+
+
+def test_no_captions_are_named():
+    with pytest.raises(UserError, match="name no captions to evaluate; give a policy with --model"):
+        captioning.captions_of(DCScoreConfig(), [], Path("out"), data=Path("facts"))

@@ -1,0 +1,273 @@
+"""All benchmarks on invented images with a judge that answers by rules, from the command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from benchmark_world import answer, make_world
+from judge_server import JudgeServer
+
+from balcap_jax.cli.main import main
+from balcap_jax.evaluation.report import compare, difference
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world") / "w", IMAGES)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with JudgeServer(answer=answer) as running:
+        yield running
+
+
+def run(world, server, benchmark, captions, out, *more, cache=None, url=None) -> int:
+    data = {
+        "dcscore": ["--facts", world.folder / "facts.jsonl", "--images", world.images],
+        "captionqa": ["--data", world.folder / "questions.jsonl", "--images", world.images],
+        "caparena": ["--data", world.folder / "battles.json", "--images", world.images],
+        "bcapscore": ["--data", world.folder / "photos.jsonl"],
+    }[benchmark]
+    asked = [] if benchmark == "bcapscore" else [
+        "--judge.base-url", url or server.url, "--judge.cache", cache or out / "cache.sqlite",
+        "--judge.backoff", "0.01", "--judge.model", "ruler",
+    ]  # fmt: skip
+    return main(
+        ["eval", benchmark, "--captions", *map(str, [captions, "--out", out, *data, *asked, *more])]
+    )
+
+
+def record(out, benchmark):
+    return json.loads((out / benchmark / "result.json").read_text())
+
+
+def values(out, benchmark):
+    return {name: value["value"] for name, value in record(out, benchmark)["values"].items()}
+
+
+def all_four(world, server, captions, out, *more, **given):
+    for benchmark in ("dcscore", "captionqa", "caparena", "bcapscore"):
+        extra = () if benchmark == "bcapscore" else more
+        assert run(world, server, benchmark, captions, out, *extra, **given) == 0
+
+
+@pytest.fixture(scope="module")
+def whole(world, server, tmp_path_factory):
+    """Results of captions that tell all, and how many calls they took."""
+    out = tmp_path_factory.mktemp("whole")
+    before = server.calls
+    all_four(world, server, world.captions("whole.json"), out)
+    return out, server.calls - before
+
+
+@pytest.fixture(scope="module")
+def shorter(world, server, tmp_path_factory):
+    """Of captions without a third of their sentences."""
+    out = tmp_path_factory.mktemp("shorter")
+    all_four(world, server, world.captions("shorter.json", drop=1), out)
+    return out
+
+
+def test_the_numbers_are_those_of_the_rules(whole, shorter):
+    out, _ = whole
+    # 3 facts of 4 told and true: P = 1, R = 3/4, F1 = 6/7 in both variants.
+    assert values(out, "dcscore")["official"] == pytest.approx(100 * 6 / 7, abs=1e-4)
+    assert values(out, "dcscore")["strict"] == pytest.approx(100 * 6 / 7, abs=1e-4)
+    # 2 of 4: P = 1, R = 1/2, F1 = 2/3.
+    assert values(shorter, "dcscore")["official"] == pytest.approx(100 * 2 / 3, abs=1e-4)
+    assert values(out, "captionqa")["strict"] == 100.0
+    assert record(out, "captionqa")["counts"]["skipped"] == IMAGES  # "none" is no choice
+    # All battles won: 4 of each baseline.
+    assert values(out, "caparena") == {"official": 4 / 2, "strict": 100.0}
+    assert values(out, "bcapscore")["recall"] > values(shorter, "bcapscore")["recall"]
+    said = record(out, "dcscore")
+    assert said["title"] == "DCScore (balcap prompts, judge ruler)"
+    assert said["counts"] == {"planned": IMAGES, "missing": 0, "invalid": 0, "failed": 0}
+    assert said["judge"]["prompts"] == "balcap-1"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", said["date"])
+
+
+def test_requests_are_the_benchmarks_own(whole, world, server):
+    asked = server.requests
+    by = lambda words: [b for b in asked if words in json.dumps(b["messages"])]  # noqa: E731
+    assert {b["temperature"] for b in by("caption to split")} == {1.0}
+    verified = by("verification")
+    assert {(b["temperature"], b["max_completion_tokens"]) for b in verified} == {(0.3, 2000)}
+    assert {b["seed"] for b in verified} == {100, 200, 300}
+    image, text = verified[0]["messages"][1]["content"]
+    assert image["image_url"]["detail"] == "high"
+    fought = by("Caption 1:")
+    assert {(b["temperature"], b["top_p"], b["max_completion_tokens"]) for b in fought} == {
+        (0.1, 0.9, 1500)
+    }
+    (system, user) = by("Options:")[0]["messages"]
+    assert isinstance(user["content"], str)
+    assert user["content"].endswith("Answer:")
+    assert {(b["temperature"], b["max_completion_tokens"]) for b in by("Options:")} == {(0.0, 4)}
+    assert not any("response_format" in b for b in asked)
+
+
+def test_nothing_is_asked_twice_and_replay_needs_no_server(whole, world, server, tmp_path, capsys):
+    out, calls = whole
+    # 12 images: extraction, 3 matchings, 3 verifications; 3 questions; 1 battle.
+    assert calls == IMAGES * (7 + 3 + 1)
+    captions = world.folder / "whole.json"
+    cache = out / "cache.sqlite"
+    before = server.calls
+    again = tmp_path / "again"
+    all_four(world, server, captions, again, "--judge.replay", cache=cache, url="http://no.host/v1")
+    assert server.calls == before
+    for benchmark in ("dcscore", "captionqa", "caparena", "bcapscore"):
+        assert values(again, benchmark) == values(out, benchmark)
+        rows = [(o / benchmark / "items.jsonl").read_bytes() for o in (again, out)]
+        assert rows[0] == rows[1]
+    # What is missing in the cache is told, and nothing is asked.
+    other = world.captions("other.json", drop=2)
+    assert run(world, server, "dcscore", other, again, "--judge.replay", cache=cache) == 2
+    assert "found no answer for 12 of 12 items" in capsys.readouterr().err
+    assert server.calls == before
+
+
+def test_official_files(whole, world):
+    out, _ = whole
+    rows = [json.loads(line) for line in (out / "dcscore" / "captions.jsonl").open()]
+    assert rows[0].keys() == {"image_path", "caption", "oracle_caption"}
+    found = [json.loads((out / "dcscore/results" / f"{i}.json").read_text()) for i in range(IMAGES)]
+    # As compute_results.py does.
+    scores = [
+        (r["eval_details"]["f1_score_relevant"] + r["eval_details"]["f1_score"]) / 2
+        for r in found if r["valid"]
+    ]  # fmt: skip
+    assert 100 * sum(scores) / len(scores) == pytest.approx(values(out, "dcscore")["official"])
+    answers = json.loads((out / "captionqa/results.json").read_text())
+    assert {len(asked) for asked in answers.values()} == {3}
+    assert all(row["is_correct"] for asked in answers.values() for row in asked)
+    battles = json.loads((out / "caparena/whole.battles.json").read_text())
+    first = json.loads((out / "caparena/orders.json").read_text())["ours_first"]
+    for row in battles:
+        ours = "source1" if first[row["img"]] else "source2"
+        assert row[ours] == "whole"
+        assert row["judge"] == f"Caption {ours[-1]} is better."
+        assert row["ref_model"] in (row["source1"], row["source2"])
+    stored = json.loads((out / "captionqa/permutations.json").read_text())
+    assert sum(len(of) for of in stored.values()) == 3 * IMAGES
+
+
+def test_two_models_are_compared_on_the_same_images(whole, shorter, world, server, tmp_path):
+    out, _ = whole
+    same = tmp_path / "same"
+    all_four(world, server, world.folder / "whole.json", same, cache=out / "cache.sqlite")
+    for benchmark, sides in compare([out, same]).items():
+        apart = difference(*(side.results for side in sides), "strict", seed=0)
+        assert apart.value == 0
+        assert not apart.told, benchmark
+    for benchmark, sides in compare([out, shorter]).items():
+        apart = difference(*(side.results for side in sides), "strict", seed=0)
+        if benchmark == "captionqa":  # the sentence that is gone answers no question
+            continue
+        assert apart.value < 0
+        assert apart.told, benchmark
+
+
+def test_a_part_of_the_domains_has_the_orders_of_the_whole(whole, world, server, tmp_path):
+    out, _ = whole
+    before = server.calls
+    captions = json.loads((world.folder / "whole.json").read_text())
+    entries = map(json.loads, (world.folder / "questions.jsonl").open())
+    ecommerce = {e["id"] for e in entries if e["domain"] == "ecommerce"}
+    (tmp_path / "part.json").write_text(
+        json.dumps({name: text for name, text in captions.items() if name in ecommerce})
+    )
+    args = (world, server, "captionqa", tmp_path / "part.json", tmp_path / "part")
+    assert run(*args, "--domains", "ecommerce", cache=out / "cache.sqlite") == 0
+    assert server.calls == before  # the same questions in the same order are in the cache
+    assert record(tmp_path / "part", "captionqa")["counts"]["questions"] == 3 * len(ecommerce)
+
+
+@pytest.mark.parametrize("benchmark", ["dcscore", "captionqa", "caparena"])
+def test_a_judge_that_fails_a_tenth_is_shown(benchmark, world, tmp_path, capsys):
+    kinds = ("500", "drop", "half_body", "400", "401", "429", "schema")
+    every = 17 if benchmark == "dcscore" else 5  # an image has seven calls there
+    fault = lambda n: kinds[n // every % 7] if n % every == 4 else None  # noqa: E731
+    with JudgeServer(answer=answer, fault=fault) as bad:
+        captions = world.captions("faulty.json")
+        out = tmp_path / "out"
+        args = (world, bad, benchmark, captions, out)
+        more = ("--judge.retries", "0", "--judge.max-failure-share", "1")
+        assert run(*args, *more) == 0
+        found = record(out, benchmark)
+        assert found["counts"]["failed"] > 0
+        # What was answered is as without faults: nothing that failed became a zero.
+        full = {"dcscore": 100 * 6 / 7, "captionqa": 100.0, "caparena": 100.0}[benchmark]
+        unparsed = found["counts"].get("unparsed", 0)
+        if not unparsed:
+            assert found["values"]["strict"]["value"] == pytest.approx(full, abs=1e-3)
+        low, high = found["strict_between"]
+        assert low < found["values"]["strict"]["value"] <= high
+        said = capsys.readouterr().out
+        assert f"{found['counts']['failed']} failed" in said
+        assert "strict is between" in said
+        # The same command asks for what failed alone.
+        bad.fault = lambda _: None
+        assert run(*args, *more) == 0
+        assert record(out, benchmark)["counts"]["failed"] == 0
+        if not unparsed:
+            assert values(out, benchmark)["strict"] == pytest.approx(full, abs=1e-3)
+
+
+def test_all_of_a_config_file_with_one_report(world, server, tmp_path, capsys, whole):
+    config = tmp_path / "eval.toml"
+    captions = world.folder / "whole.json"
+    judge = f'base_url = "{server.url}"\nmodel = "ruler"\ncache = "{whole[0] / "cache.sqlite"}"\n'
+    config.write_text(
+        f'name = "mine"\nout = "{tmp_path / "out"}"\n'
+        f'[dcscore]\nfacts = "{world.folder / "facts.jsonl"}"\nimages = "{world.images}"\n'
+        f'captions = "{captions}"\n[dcscore.judge]\n{judge}'
+        f'[captionqa]\ndata = "{world.folder / "questions.jsonl"}"\ncaptions = "{captions}"\n'
+        f"[captionqa.judge]\n{judge}"
+    )
+    before = server.calls
+    assert main(["eval", "all", "--config", str(config)]) == 0
+    assert server.calls == before
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "DCScore (balcap prompts, judge ruler)" in page
+    assert "mine" in page
+    assert "85.71" in capsys.readouterr().out
+    assert main(["eval", "all"]) == 2
+    assert "No benchmark has data; give one of" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # processes of their own, one of which is killed
+def test_kill_9_loses_nothing(world, tmp_path):
+    captions, out = world.captions("killed.json"), tmp_path / "out"
+    with JudgeServer(answer=answer, latency=0.1) as slow:
+        command = [
+            sys.executable, "-m", "balcap_jax", "eval", "dcscore", "--captions", captions,
+            "--out", out, "--facts", world.folder / "facts.jsonl", "--images", world.images,
+            "--judge.base-url", slow.url, "--judge.model", "ruler", "--judge.concurrency", "4",
+            "--judge.cache", out / "cache.sqlite",
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen(list(map(str, command)), env=environment)
+        while slow.calls < 30:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done = subprocess.run(
+            list(map(str, command)), env=environment, capture_output=True, text=True, check=True
+        )
+        asked = [json.dumps([b["messages"], b["seed"]]) for b in slow.requests]
+        assert len(set(asked)) == IMAGES * 7
+        assert len(asked) - len(set(asked)) <= 4  # those that were under way
+    assert values(out, "dcscore")["official"] == pytest.approx(100 * 6 / 7, abs=1e-4)
+    assert "answers from the cache" in done.stdout
