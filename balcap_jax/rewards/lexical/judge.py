@@ -17,19 +17,26 @@ from balcap_jax.rewards.lexical.coverage import (
     asked_by,
     beyond,
     covers,
+    guessed,
     rarity,
     stored_units,
     told,
 )
 from balcap_jax.rewards.lexical.evidence import CONFIRMING, Evidence, relate
+from balcap_jax.rewards.lexical.generality import is_anything
 from balcap_jax.rewards.lexical.language import is_sound, quality
 from balcap_jax.rewards.lexical.pointing import describes, is_nowhere
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
-from balcap_jax.rewards.lexical.truth import chance, presence
+from balcap_jax.rewards.lexical.truth import chance, is_open
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
+VERSION = "2"  # of the rules; scores of two versions are not compared
 _POINTABLE = 0.5  # chance of describing from which on a sentence's statements are pointable
 _UNSOUND = 0.5  # what a statement keeps of its chance outside of a sound sentence
+_NOTHING = 0.001  # weight of words for anything: it only decides where a caption has no others
+_REMARK = 0.6  # weight of a sentence that has nothing but such words
+_ABOUT = 1.0  # weight of what is said of a thing; a thing weighs 0.2 to 2 by its rarity
+_OPEN = 0.5  # what a statement keeps of its weight where references leave its things open
 _VERIFIED = 0.6  # chance from which on a statement is called verified
 _BEYOND = "what no reference tells"  # the last unit where there are several references
 
@@ -96,6 +103,8 @@ def judge(caption: str, photo: Photo) -> Verdict:
     readings = read(caption)
     assertions = list(_assertions(readings, photo.evidence))
     covered, weights = _coverage(readings, photo)
+    whole = sum(weights) if photo.asked.amount is None else photo.asked.amount
+    guesses = guessed((s for r in readings for s in r.statements), photo.evidence, whole)
     clarity, fluency, coherency = quality(caption)
     return Verdict(
         assertions=tuple(assertions),
@@ -104,7 +113,7 @@ def judge(caption: str, photo: Photo) -> Verdict:
         fluency=fluency,
         coherency=coherency,
         unit_weights=weights,
-        asked=photo.asked.amount,
+        asked=whole + guesses,
     )
 
 
@@ -125,10 +134,12 @@ def _coverage(
 
 
 def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Assertion]:
-    """Each statement once. Another name for a thing told before says nothing new, and a sentence
-    without any statement is one remark.
+    """Each statement once. Another name for a thing told before says nothing new, nor does a more
+    general one wherever it stands, and a sentence without any statement is one remark.
     """
+    readings = tuple(readings)
     known: set[tuple] = set()
+    things = {s.head for r in readings for s in r.statements if s.kind == "thing" and not s.negated}
     for reading in readings:
         text = reading.sentence.text
         pointable, sound = describes(text), _is_sound(reading, evidence)
@@ -137,11 +148,23 @@ def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Ass
                 known.add((text.lower(),))
                 yield Assertion(text, verified=False, pointable=False, chance=0.0)
             continue
+        empty = all(is_anything(s.head) for s in reading.statements)
         for statement in reading.statements:
             key = _key(statement, evidence)
-            if key not in known:
+            if key not in known and not _is_wider(statement, things):
                 known.add(key)
-                yield _assertion(statement, evidence, pointable=pointable, sound=sound)
+                found = _assertion(statement, evidence, pointable=pointable, sound=sound)
+                yield found._replace(weight=_REMARK) if empty else found
+                empty = False
+
+
+def _is_wider(s: Statement, things: Iterable[str]) -> bool:
+    """Whether a thing is named that is told by a closer name, too: "a person" beside "a girl"."""
+    return (
+        s.kind == "thing"
+        and not s.negated
+        and any(other != s.head and relate(s.head, other) == "general" for other in things)
+    )
 
 
 def _key(s: Statement, evidence: Evidence) -> tuple:
@@ -157,9 +180,6 @@ def _key(s: Statement, evidence: Evidence) -> tuple:
 
 def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: bool) -> Assertion:
     true = chance(s, evidence) * (1.0 if sound else _UNSOUND)
-    # Of a thing that is not there, nothing more can be right or wrong: what is said of it counts
-    # as far as it is there, and is then as likely as it would be of a thing that is.
-    there = presence(s, evidence)
     # What is not there cannot be pointed at, nor can a quality or a feeling.
     nowhere = is_nowhere(s.head) or (s.negated and s.kind == "thing")
     shown = pointable >= _POINTABLE and not nowhere
@@ -169,9 +189,19 @@ def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: boo
         text=s.text,
         verified=true >= _VERIFIED,
         pointable=shown,
-        chance=min(1.0, true / there) * min(1.0, pointable / _POINTABLE),
-        weight=rarity(s.head) if s.kind == "thing" else there,
+        chance=true * min(1.0, pointable / _POINTABLE),
+        weight=_weight(s, evidence),
     )
+
+
+def _weight(s: Statement, evidence: Evidence) -> float:
+    """How much a statement says. Words for anything say nothing, whatever is said of them, and
+    what references leave open is unknown more than it is false.
+    """
+    if is_anything(s.head):
+        return _NOTHING
+    says = rarity(s.head) if s.kind == "thing" else _ABOUT
+    return says * (_OPEN if is_open(s, evidence) else 1.0)
 
 
 def _tells(reading: Reading, evidence: Evidence) -> bool:

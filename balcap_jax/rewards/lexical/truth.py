@@ -10,9 +10,9 @@ there more often than an object that no reference mentions, and a size is seldom
 from functools import lru_cache
 
 from balcap_jax.rewards.lexical.evidence import CONFIRMING, Evidence, kinds, relate, same_family
+from balcap_jax.rewards.lexical.generality import is_anything
 from balcap_jax.rewards.lexical.statements import Statement
 from balcap_jax.rewards.lexical.vocabulary import (
-    ANYTHING,
     COCO_CLASSES,
     COLOURS,
     FEMALE,
@@ -29,13 +29,16 @@ from balcap_jax.rewards.lexical.wordnet import opposites, photo_senses, senses, 
 # Chances that a statement is true. docs/judges.md says how they were set and how little hangs on
 # their exact values.
 CONFIRMED = 0.97
+ANYTHING = 0.5  # words for anything tell neither right nor wrong
 DOUBT = 0.08  # what is left of it when one reference tells of a thing; n leave an n-th of it
-THING = {"specific": 0.5, "sibling": 0.35, "none": 0.35}
-SCENERY_OPEN = 0.4
-NO_BOX = 0.1
-CONTRADICTED = 0.15
-ATTRIBUTE_OPEN, COLOUR_OPEN, RELATIVE_OPEN = 0.8, 0.8, 0.75
-ACTION_OPEN, STATIVE_OPEN, MOVE_OPEN = 0.6, 0.85, 0.3
+THING = {"specific": 0.4, "sibling": 0.16, "none": 0.15}
+SCENERY_OPEN = 0.2
+_OPEN = frozenset((*THING.values(), SCENERY_OPEN))
+NO_BOX = 0.08
+CONTRADICTED = 0.07
+ATTRIBUTE_OPEN, COLOUR_OPEN, RELATIVE_OPEN = 0.6, 0.55, 0.8
+RELATIVE_TOLD = 0.7  # of the chance of any other attribute
+ACTION_OPEN, STATIVE_OPEN, MOVE_OPEN, POSTURE_OPEN = 0.5, 0.65, 0.3, 0.45
 NUMBER_OPEN = 0.4
 APART = 0.8  # two confirmed things that no reference tells of together
 
@@ -50,13 +53,13 @@ def chance(statement: Statement, evidence: Evidence) -> float:
     return _CHANCES[statement.kind](statement, evidence)
 
 
-def presence(statement: Statement, evidence: Evidence) -> float:
-    """The chance that the things `statement` is about are in the photo; 1 for what is about the
-    things themselves.
+def is_open(statement: Statement, evidence: Evidence) -> bool:
+    """Whether `statement` is about a thing that references neither tell of nor speak against: they
+    leave out most of a photo.
     """
-    if statement.kind == "thing" or statement.negated:
-        return 1.0
-    return min(of_thing(thing, evidence) for thing in (statement.head, statement.other) if thing)
+    return any(
+        of_thing(thing, evidence) in _OPEN for thing in (statement.head, statement.other) if thing
+    )
 
 
 def _thing(s: Statement, evidence: Evidence) -> float:
@@ -70,8 +73,8 @@ def of_thing(thing: str, evidence: Evidence) -> float:
         return CONTRADICTED
     if thing in PERSONS and _other_sex(thing, evidence):
         return CONTRADICTED
-    if thing in ANYTHING:
-        return CONFIRMED
+    if is_anything(thing):
+        return ANYTHING
     if relation in CONFIRMING:
         return 1 - DOUBT / max(1, witnesses)
     if relation == "specific":
@@ -97,6 +100,8 @@ def _attribute(s: Statement, evidence: Evidence) -> float:
     if any((alias, s.value) in evidence.denied for alias in aliases):
         return CONTRADICTED
     told = set().union(*(evidence.modifiers.get(alias, ()) for alias in aliases))
+    if s.value in RELATIVE:  # what is small beside one thing is large beside another
+        thing *= RELATIVE_TOLD
     if any(alike(s.value, other) for other in told):
         return thing
     if any(alike(s.value, word) for word in evidence.lemmas):
@@ -127,7 +132,7 @@ def _number(s: Statement, evidence: Evidence) -> float:
         return thing
     exact = {int(n) for n in told if n.isdigit()}
     # "One dog" is no lie where there are two, and things of any kind are not counted.
-    if (boxes or exact) and s.value != "1" and s.head not in ANYTHING:
+    if (boxes or exact) and s.value != "1" and not is_anything(s.head):
         known = exact | ({boxes} if boxes else set())
         if s.value == "many":
             return thing * (0.9 if max(known) > 2 else 0.3)
@@ -155,6 +160,8 @@ def _action(s: Statement, evidence: Evidence) -> float:
         return things * 0.5
     if POSTURES.get(s.value) == "move":
         return things * MOVE_OPEN
+    if s.value in POSTURES:
+        return things * POSTURE_OPEN
     return things * (STATIVE_OPEN if s.value in STATIVE else ACTION_OPEN)
 
 
