@@ -49,19 +49,21 @@ def from_llava(turns: Sequence[Any]) -> Conversation:
     Raises:
       UnusableError: it cannot be learned from.
     """
-    said = []
-    for turn in turns:
-        if not isinstance(turn, dict) or not isinstance(turn.get("from"), str):
-            raise UnusableError(
-                'whose turns must be like {"from": "human", "value": "..."} and are not'
-            )
-        words = turn.get("value")
-        if not isinstance(words, str | None) or "value" not in turn:
-            raise UnusableError(
-                'whose turns must be like {"from": "human", "value": "..."} and are not'
-            )
-        said.append(Said(turn["from"].lower(), _tagged(words or "")))
-    return _conversation(said)
+    said = (said_in(turn) for turn in turns)
+    return _conversation([Said(speaker, _tagged(words or "")) for speaker, words in said])
+
+
+def said_in(turn: Any) -> tuple[str, str | None]:
+    """(speaker in small letters, words) of a turn of LLaVA's.
+
+    Raises:
+      UnusableError: it is not like `{"from": "human", "value": "..."}`.
+    """
+    if isinstance(turn, dict) and "value" in turn:
+        speaker, words = turn.get("from"), turn["value"]
+        if isinstance(speaker, str) and isinstance(words, str | None):
+            return speaker.lower(), words
+    raise UnusableError('whose turns must be like {"from": "human", "value": "..."} and are not')
 
 
 def from_messages(value: Any, *, where: str) -> Conversation:

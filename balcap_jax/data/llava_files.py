@@ -26,6 +26,7 @@ from balcap_jax.data.conversations import (
     UnusableError,
     from_llava,
     row_of,
+    said_in,
 )
 from balcap_jax.data.json_text import DuplicateKeyError, is_encodable, read_json
 from balcap_jax.data.row_index import RowTexts, head, index_lines, json_items, row_index
@@ -33,7 +34,6 @@ from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
 
 _TWICE = "with a field twice"
-_SHAPE = 'whose turns must be like {"from": "human", "value": "..."} and are not'
 _log = logging.getLogger(__name__)
 
 
@@ -191,23 +191,11 @@ def _used(values: Any) -> _Turns:
     Raises:
       UnusableError: it has nothing to train on, or is not as rows are.
     """
-    if not isinstance(values, dict) or not isinstance(values.get("conversations"), list):
-        raise UnusableError('that are no object with "conversations"')
-    id_ = values.get("id")
-    try:
-        id_ = rows.identity(id_, where="")
-    except BadRowError:
-        raise UnusableError("with an id that is neither a text nor a number") from None
-    image = values.get("image")
-    if image is None or image in ([], ""):
-        raise UnusableError("without an image")
-    if isinstance(image, list):
-        if len(image) > 1:
-            raise UnusableError("with a list of images")
-        image = image[0]
+    id_, images = _head(values)
+    if len(images) > 1:
+        raise UnusableError("with a list of images")
     question, answer = _turns(values["conversations"])
-    if not _is_text(image):
-        raise UnusableError("with an image that is no path")
+    _check_paths(images)
     if not is_encodable(question + answer):
         raise UnusableError("with half of a character, which UTF-8 does not have")
     if not answer.strip():
@@ -219,7 +207,7 @@ def _used(values: Any) -> _Turns:
     for name, words in (("question", question.replace(TAG, "")), ("answer", answer)):
         if rows.special_token(words) is not None:
             raise UnusableError(f"with a special token in the {name}")
-    return _Turns(id_, image, question, answer)
+    return _Turns(id_, images[0], question, answer)
 
 
 class _Talk(NamedTuple):
@@ -237,6 +225,7 @@ def _talk(values: Any) -> _Talk:
       UnusableError: it has nothing to train on, or is not as rows are.
     """
     id_, images = _head(values)
+    _check_paths(images)
     talk = from_llava(values["conversations"])
     if not talk.images:
         raise UnusableError(f"without {TAG} before or after the words of the first question")
@@ -245,8 +234,8 @@ def _talk(values: Any) -> _Talk:
     return _Talk(id_, images, talk)
 
 
-def _head(values: Any) -> tuple[str | None, tuple[str, ...]]:
-    """(id, paths of the images) of an object that has a conversation."""
+def _head(values: Any) -> tuple[str | None, tuple[Any, ...]]:
+    """(id, images as the file has them) of an object that has a conversation."""
     if not isinstance(values, dict) or not isinstance(values.get("conversations"), list):
         raise UnusableError('that are no object with "conversations"')
     try:
@@ -256,10 +245,12 @@ def _head(values: Any) -> tuple[str | None, tuple[str, ...]]:
     image = values.get("image")
     if image is None or image in ([], ""):
         raise UnusableError("without an image")
-    images = tuple(image) if isinstance(image, list) else (image,)
+    return id_, tuple(image) if isinstance(image, list) else (image,)
+
+
+def _check_paths(images: Sequence[Any]) -> None:
     if not all(map(_is_text, images)):
         raise UnusableError("with an image that is no path")
-    return id_, images
 
 
 def _is_text(value: Any) -> bool:
@@ -280,14 +271,7 @@ def _turns(conversations: list[Any]) -> tuple[str, str]:
     asked: list[str] = []
     answered: list[str] = []
     for turn in conversations:
-        if not isinstance(turn, dict):
-            raise UnusableError(_SHAPE)
-        speaker, words = turn.get("from"), turn.get("value")
-        if not isinstance(speaker, str) or not isinstance(words, str | None):
-            raise UnusableError(_SHAPE)
-        if "value" not in turn:
-            raise UnusableError(_SHAPE)
-        speaker = speaker.lower()
+        speaker, words = said_in(turn)
         if speaker not in (*USER, *MODEL, *SYSTEM):
             raise UnusableError("with a turn of another speaker than human, gpt and system")
         if speaker in USER and answered:

@@ -1,5 +1,6 @@
 """The examples of the next step, decoded and processed by threads while the device works."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -37,7 +38,7 @@ class Draw(NamedTuple):
     step: int
 
 
-class StepLoader(Generic[T]):
+class StepLoader(ABC, Generic[T]):
     """Examples and prompts by step; those of the steps behind it are prepared in the meantime.
 
     What `step(n)` returns is a function of n, the seed and the data: neither threads nor the order
@@ -115,13 +116,13 @@ class StepLoader(Generic[T]):
         ]
         return self._padder.submit(self._join, parts)
 
+    @abstractmethod
     def _prepare(self, draw: Draw) -> Any:
         """One row, by a thread of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _join(self, parts: list[Future[Any]]) -> T:
         """The batch of such rows."""
-        raise NotImplementedError
 
 
 class Loader(StepLoader[Loaded]):

@@ -139,14 +139,21 @@ def _lenient(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _given(values: Mapping[str, Any]) -> Any:
+    """What a row has as its image or images; None where it has none."""
+    given = (values[name] for name in _IMAGES if not rows.missing(values.get(name)))
+    return next(given, None)
+
+
 def _images(values: Mapping[str, Any]) -> list[Any]:
-    given = [values[name] for name in _IMAGES if not rows.missing(values.get(name))]
-    return [] if not given else list(given[0]) if isinstance(given[0], list | tuple) else given[:1]
+    given = _given(values)
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _image(values: Mapping[str, Any], *, where: str) -> ImageLike:
-    given = [values[name] for name in _IMAGES if not rows.missing(values.get(name))]
-    image = given[0] if given else None
+    image = _given(values)
     if isinstance(image, list | tuple):
         if len(image) != 1:
             raise BadRowError(

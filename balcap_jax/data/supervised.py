@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from balcap_jax.data.examples import Example
 from balcap_jax.data.lessons import Answers, Lessons
 from balcap_jax.data.loading import Draw, StepLoader
 from balcap_jax.data.prompts.answers import AnswerEncoder, Text
@@ -50,7 +49,7 @@ def prepared(
     Raises:
       UserError: the example makes no prompt or has nothing to learn.
     """
-    example: Example = lesson.example
+    example = lesson.example
     encoder.check(example)
     row, texts = processor.row(example), encoder.texts(example, lesson.answers)
     length = int(row.positions.max()) + max(len(text.ids) for text in texts)

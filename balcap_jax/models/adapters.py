@@ -14,6 +14,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.decoder.lora import A, B
 from balcap_jax.models.families import family_of
+from balcap_jax.models.param_tree import get_at, set_at, shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import leaf_paths, selects
 from balcap_jax.parallel.sharding import param_shardings
@@ -54,7 +55,7 @@ def adapted_paths(policy: VisionLanguagePolicy, targets: Sequence[str]) -> tuple
 def linear_layers(policy: VisionLanguagePolicy) -> list[str]:
     """Paths of the layers that may have an adapter: not embeddings, head and convolution."""
     convolution = family_of(policy.config).keys(policy.config).convolution.replace(".", "/")
-    weights = [path for path in leaf_paths(_shapes(policy)) if path.endswith("/weight")]
+    weights = [path for path in leaf_paths(shapes_of(policy)) if path.endswith("/weight")]
     layers = [path.removesuffix("/weight") for path in weights]
     return [path for path in layers if path not in ("lm_head", convolution)]
 
@@ -67,21 +68,18 @@ def adapter_shapes(policy: VisionLanguagePolicy, paths: Sequence[str], *, rank: 
     """
     shapes: Params = {}
     for path in paths:
-        *layers, out, size = _at(_shapes(policy), path)["weight"].shape
+        *layers, out, size = get_at(shapes_of(policy), path.split("/"))["weight"].shape
         if rank > min(out, size):
             raise UserError(
                 f"model.lora.rank={rank} is above the width of {path}, whose weight is {out} x "
                 f"{size}; set --model.lora.rank {min(out, size)} or less, or leave it out of "
                 "model.lora.targets."
             )
-        *parents, last = path.split("/")
-        parent = shapes
-        for name in parents:
-            parent = parent.setdefault(name, {})
-        parent[last] = {
+        leaves = {
             A: jax.ShapeDtypeStruct((*layers, rank, size), jnp.float32),
             B: jax.ShapeDtypeStruct((*layers, out, rank), jnp.float32),
         }
+        set_at(shapes, path.split("/"), leaves)
     return shapes
 
 
@@ -105,13 +103,3 @@ def init_adapters(shapes: Params, key: PRNGKeyArray, *, mesh: Mesh | None = None
 
     places = None if mesh is None else param_shardings(mesh, shapes)
     return jax.jit(all_of, out_shardings=places)()
-
-
-def _shapes(policy: VisionLanguagePolicy) -> Params:
-    return jax.eval_shape(policy.init, jax.random.key(0))
-
-
-def _at(params: Params, path: str) -> Params:
-    for name in path.split("/"):
-        params = params[name]
-    return params

@@ -9,6 +9,7 @@ import jax
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.param_tree import shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import path_name
 
@@ -63,7 +64,7 @@ def patterns_of(policy: VisionLanguagePolicy, names: Sequence[str], *, setting: 
     Raises:
       UserError: a name matches nothing of this policy.
     """
-    paths = leaf_paths(jax.eval_shape(policy.init, jax.random.key(0)))
+    paths = leaf_paths(shapes_of(policy))
     patterns: list[str] = []
     for name in names:
         meant = policy.parts.get(name, (name,))

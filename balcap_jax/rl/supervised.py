@@ -10,20 +10,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from balcap_jax.models.decoder.lora import with_dropout_keys
 from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.models.selection import overlaid, selects
-from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
+from balcap_jax.models.selection import selects
+from balcap_jax.rl.train_state import TrainState, apply_gradients
 from balcap_jax.rl.update import (
     check_split,
     dropout_key,
     like_parameters,
     on_mesh,
-    split_micro_batches,
+    summed_gradients,
 )
 
 
@@ -86,31 +85,19 @@ def make_supervised_update(
       UserError: on the first call, when the batch cannot be split as asked.
     """
 
+    frozen_head = not selects(trained, policy.head_path)
+    loss_of = partial(_micro_loss, policy=policy, chunk=chunk, frozen_head=frozen_head)
+
     def update(state: TrainState, lesson: Lesson):
         check_split(lesson.tokens.shape[0], micro_batches, mesh)
-        trainable, frozen = split_trainable(state.params, trained=trained)
-        key = dropout_key(policy, state.step, seed=seed)
-        loss_of = partial(
-            _micro_loss,
-            frozen=frozen,
-            policy=policy,
-            chunk=chunk,
-            frozen_head=not selects(trained, policy.head_path),
-        )
-
-        def accumulate(gradients, micro: tuple[Lesson, Key[Array, ""] | None]):
-            new, sums = jax.grad(loss_of, has_aux=True)(trainable, *micro)
-            # float32 also where the parameters are not: bfloat16 would swallow the later addends
-            return jax.tree.map(lambda g, n: g + n.astype(g.dtype), gradients, new), sums
-
-        gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
-        gradients, sums = jax.lax.scan(
-            accumulate,
-            like_parameters(mesh, gradients),
-            (
-                split_micro_batches(lesson, micro_batches),
-                None if key is None else jax.random.split(key, micro_batches),
-            ),
+        gradients, sums = summed_gradients(
+            loss_of,
+            state.params,
+            lesson,
+            mesh,
+            trained=trained,
+            micro_batches=micro_batches,
+            key=dropout_key(policy, state.step, seed=seed),
         )
         sums = jax.tree.map(jnp.sum, sums)
         share = 1.0 / jnp.maximum(sums.tokens, 1.0)
@@ -135,25 +122,20 @@ def make_supervised_sums(
     """`sums(params, lesson)` of the same loss, without a step, compiled."""
 
     def sums(params: dict, lesson: Lesson) -> Sums:
-        return _micro_loss({}, lesson, None, frozen=params, policy=policy, chunk=chunk)[1]
+        return _micro_loss(params, lesson, policy=policy, chunk=chunk)[1]
 
     return on_mesh(mesh, jax.jit(sums))
 
 
 def _micro_loss(
-    trainable: dict,
+    params: dict,
     lesson: Lesson,
-    key: Key[Array, ""] | None,
     *,
-    frozen: dict,
     policy: VisionLanguagePolicy,
     chunk: int,
     frozen_head: bool = False,
 ) -> tuple[Float[Array, ""], Sums]:
     """The loss of a micro-batch, summed and not divided."""
-    params = overlaid(frozen, trainable)
-    if key is not None:
-        params = with_dropout_keys(params, key)
     features = policy.encode_images(params, lesson.prompts.images)
     logprobs, entropy = completion_logprobs(
         policy,

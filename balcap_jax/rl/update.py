@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from balcap_jax.models.selection import overlaid, selects, trains_vision
 from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
 from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
+
+T = TypeVar("T")  # a batch
+U = TypeVar("U")  # totals of it
 
 
 class Batch(NamedTuple):
@@ -167,17 +170,18 @@ def make_update(
 
     def update(state: TrainState, batch: Batch):
         check_split(batch.tokens.shape[0], micro_batches, mesh)
-        trainable, frozen = split_trainable(state.params, trained=patterns)
         if trains_vision(policy, state.params, patterns):
             batch = batch._replace(features=None)
-        key = dropout_key(policy, state.step, seed=seed)
-        gradients, totals = _summed_gradients(
-            partial(_micro_loss, frozen=frozen, scorer=scorer, objective=objective),
-            trainable,
-            split_micro_batches(batch, micro_batches),
-            None if key is None else jax.random.split(key, micro_batches),
+        gradients, totals = summed_gradients(
+            partial(_micro_loss, scorer=scorer, objective=objective),
+            state.params,
+            batch,
             mesh,
+            trained=patterns,
+            micro_batches=micro_batches,
+            key=dropout_key(policy, state.step, seed=seed),
         )
+        totals = _summed(totals)
         share = mean_of(jnp.ones(()), totals.loss.count)  # 0 where no caption had a signal
         gradients = jax.tree.map(lambda g: g * share, gradients)
         state, grad_norm = apply_gradients(
@@ -200,18 +204,9 @@ def dropout_key(
 
 
 def _micro_loss(
-    trainable: dict,
-    batch: Batch,
-    key: Key[Array, ""] | None,
-    *,
-    frozen: dict,
-    scorer: Scorer,
-    objective: Callable,
+    params: dict, batch: Batch, *, scorer: Scorer, objective: Callable
 ) -> tuple[Float[Array, ""], _Totals]:
     """The loss of a micro-batch, summed and not divided, and what its metrics are made of."""
-    params = overlaid(frozen, trainable)
-    if key is not None:
-        params = with_dropout_keys(params, key)
     logprobs, entropy = scorer(params, batch)
     loss = objective(
         logprobs,
@@ -234,26 +229,51 @@ def _micro_loss(
     )
 
 
-def _summed_gradients(
-    loss_of: Callable[[dict, Batch, Key[Array, ""] | None], tuple[Array, _Totals]],
-    trainable: dict,
-    micro_batches: Batch,
-    keys: Key[Array, " micro"] | None,
+def summed_gradients(
+    loss_of: Callable[[dict, T], tuple[Float[Array, ""], U]],
+    params: dict,
+    batch: T,
     mesh: Mesh,
-) -> tuple[dict, _Totals]:
-    """Gradients, float32, and totals, one micro-batch after the other: nothing is divided yet."""
+    *,
+    trained: Sequence[str],
+    micro_batches: int,
+    key: Key[Array, ""] | None,
+) -> tuple[dict, U]:
+    """Gradients of what trains, float32, one micro-batch after the other: summed, not divided.
 
-    def accumulate(gradients, micro: tuple[Batch, Key[Array, ""] | None]):
-        new, totals = jax.grad(loss_of, has_aux=True)(trainable, *micro)
+    Args:
+      loss_of: (summed loss, totals) of a micro-batch.
+      trained: patterns of the paths that train, see `selects`.
+      key: see `dropout_key`; each micro-batch drops by one of its own.
+
+    Returns:
+      Gradients, and the totals of each micro-batch along a leading axis.
+    """
+    trainable, frozen = split_trainable(params, trained=trained)
+
+    def micro_loss(trainable: dict, micro: T, key: Key[Array, ""] | None):
+        params = overlaid(frozen, trainable)
+        return loss_of(params if key is None else with_dropout_keys(params, key), micro)
+
+    def accumulate(gradients, micro: tuple[T, Key[Array, ""] | None]):
+        new, totals = jax.grad(micro_loss, has_aux=True)(trainable, *micro)
         # float32 also where the parameters are not: bfloat16 would swallow the later addends
         gradients = jax.tree.map(lambda g, n: g + n.astype(g.dtype), gradients, new)
         return gradients, totals
 
     gradients = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
-    gradients = like_parameters(mesh, gradients)
-    gradients, totals = jax.lax.scan(accumulate, gradients, (micro_batches, keys))
+    keys = None if key is None else jax.random.split(key, micro_batches)
+    return jax.lax.scan(
+        accumulate,
+        like_parameters(mesh, gradients),
+        (split_micro_batches(batch, micro_batches), keys),
+    )
+
+
+def _summed(totals: _Totals) -> _Totals:
+    """Of all micro-batches together."""
     summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
-    return gradients, summed._replace(ratio_max=jnp.max(totals.ratio_max))
+    return summed._replace(ratio_max=jnp.max(totals.ratio_max))
 
 
 def _means(totals: _Totals) -> dict[str, Array]:

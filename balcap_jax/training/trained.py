@@ -20,6 +20,7 @@ from balcap_jax.models.hf.adapter_config import is_adapter, read_adapter_config
 from balcap_jax.models.hf.adapters import load_adapter, paths_in
 from balcap_jax.models.hf.folders import adapter_folder
 from balcap_jax.models.hf.weights import load_weights
+from balcap_jax.models.param_tree import shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import (
     leaf_paths,
@@ -109,7 +110,7 @@ def param_shapes(config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy) 
         lambda path, x: jax.ShapeDtypeStruct(
             x.shape, jnp.dtype(dtype_of(jax.tree_util.keystr(path, simple=True, separator="/")))
         ),
-        jax.eval_shape(policy.init, jax.random.key(0)),
+        shapes_of(policy),
     )
     adapters = adapters_of(config.model, policy)
     if adapters is None:

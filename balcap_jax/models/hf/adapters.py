@@ -32,8 +32,10 @@ from balcap_jax.models.hf.adapter_config import (
 from balcap_jax.models.hf.companions import write_json
 from balcap_jax.models.hf.weight_files import DTYPES, Stored, check_finite, tensors_of
 from balcap_jax.models.json_files import printable
+from balcap_jax.models.param_tree import get_at, layer_names, set_at, shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
+from balcap_jax.runs.folder import remove_half_written, written_beside
 
 PREFIX = "base_model.model."
 _SUFFIX = re.compile(r"\.lora_([AB])(?:\.default)?\.weight$")
@@ -84,23 +86,20 @@ def save_adapter(
                 tensors[f"{PREFIX}{module}.{name}.weight"] = np.ascontiguousarray(layer)
     targets = target_modules(policy, paths)
     config = config_of(rank=rank, lora=policy.lora, base=base, target_modules=targets)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    remove_half_written(folder.parent, folder.name)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write_json(beside / CONFIG, config)
-        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        shutil.copymode(beside / CONFIG, beside / WEIGHTS)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, WEIGHTS):
-            os.replace(beside / name, folder / name)
+        with written_beside(folder) as beside:
+            write_json(beside / CONFIG, config)
+            save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+            shutil.copymode(beside / CONFIG, beside / WEIGHTS)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (CONFIG, WEIGHTS):
+                os.replace(beside / name, folder / name)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"Cannot write the adapter to {folder} ({error}); free space there or choose another "
             "folder."
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def load_adapter(
@@ -117,11 +116,8 @@ def load_adapter(
     stored = _by_leaf(folder, policy, config.base)
     params: Params = {}
     for path, parts in stored.items():
-        *parents, last = path.split("/")
-        parent = params
-        for name in parents:
-            parent = parent.setdefault(name, {})
-        parent[last] = _read_layer(folder, policy, path, parts, config.rank, config.base)
+        leaves = _read_layer(folder, policy, path, parts, config.rank, config.base)
+        set_at(params, path.split("/"), leaves)
     places = jax.devices()[0] if mesh is None else param_shardings(mesh, params)
     return Adapter(config.rank, config.lora, jax.device_put(params, places), config.base)
 
@@ -143,7 +139,7 @@ def paths_in(folder: str | Path, policy: VisionLanguagePolicy) -> list[str]:
 def module_names(policy: VisionLanguagePolicy, path: str) -> list[str]:
     """The modules of transformers >= 5 that a layer of `params` is, one per layer of its stack."""
     table = family_of(policy.config).keys(policy.config)
-    return [table.module(layer) for layer in _dotted_layers(policy, path)]
+    return [table.module(layer) for layer in layer_names(policy, path.replace("/", "."))]
 
 
 def target_modules(policy: VisionLanguagePolicy, paths: list[str]) -> str | list[str]:
@@ -166,7 +162,7 @@ def _by_leaf(
     known = {
         table.publish(module): (path, i)
         for path in linear_layers(policy)
-        for i, module in enumerate(_dotted_layers(policy, path))
+        for i, module in enumerate(layer_names(policy, path.replace("/", ".")))
     }
     found: dict[str, dict[tuple[str, int], Stored]] = {}
     strangers: list[str] = []
@@ -189,15 +185,6 @@ def _by_leaf(
     return found
 
 
-def _dotted_layers(policy: VisionLanguagePolicy, path: str) -> list[str]:
-    dotted = path.replace("/", ".")
-    stack = next((s for s in policy.stacks if dotted.startswith(f"{s}.")), None)
-    if stack is None:
-        return [dotted]
-    count = policy.stacks[stack]
-    return [dotted.replace(f"{stack}.", f"{stack}.{i}.", 1) for i in range(count)]
-
-
 def _read_layer(
     folder: Path,
     policy: VisionLanguagePolicy,
@@ -207,10 +194,7 @@ def _read_layer(
     base: str,
 ) -> dict[str, np.ndarray]:
     """The two leaves of one adapted layer, stacked as its weight is."""
-    weight = jax.eval_shape(policy.init, jax.random.key(0))
-    for name in path.split("/"):
-        weight = weight[name]
-    *layers, out, size = weight["weight"].shape
+    *layers, out, size = get_at(shapes_of(policy), path.split("/"))["weight"].shape
     count = layers[0] if layers else 1
     leaves: dict[str, Any] = {}
     for name, letter, shape in ((A, "A", (rank, size)), (B, "B", (out, rank))):

@@ -29,20 +29,13 @@ from balcap_jax.models.hf.companions import COMPANIONS, copy_companions, with_dt
 from balcap_jax.models.hf.keys import KeyTable
 from balcap_jax.models.hf.weight_files import DTYPES, INDEX, WEIGHTS, Stored, check_finite, scan
 from balcap_jax.models.json_files import printable
+from balcap_jax.models.param_tree import get_at, layer_names, set_at, shapes_of, stack_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
 from balcap_jax.runs.folder import remove_half_written, written_beside
 
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
-
-
-@partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _merge(weight: Any, a: Any, b: Any, lora: Lora) -> Any:
-    """`merge`, of a stack one layer after the other: float32 of all would be large."""
-    if a.ndim == 2:
-        return merge(weight, a, b, lora)
-    return jax.lax.map(lambda parts: merge(*parts, lora), (weight, a, b))
 
 
 __all__ = [
@@ -112,7 +105,7 @@ def load_weights(
         params = load_weights(base_folder(folder), policy, dtype_of, mesh=mesh)
         adapter = load_adapter(folder, policy, mesh=mesh)
         for path, leaves in adapted_modules(adapter.params):
-            module = _get(params, tuple(path.split("/")))
+            module = get_at(params, tuple(path.split("/")))
             # One stack after the other, so that no second policy lies beside the first.
             module["weight"] = _merge(module["weight"], leaves[A], leaves[B], adapter.lora)
         return params
@@ -120,7 +113,7 @@ def load_weights(
     tensors = scan(folder, family_of(policy.config).keys(policy.config))
     check_tensors(folder, policy, tensors, stored_shapes(policy))
     params: Params = {}
-    shardings = None if mesh is None else param_shardings(mesh, _shapes(policy))
+    shardings = None if mesh is None else param_shardings(mesh, shapes_of(policy))
     for weight in weights:
         dtype = jnp.dtype(dtype_of("/".join(weight.path)))
         read = partial(_read_part, weight, tensors, dtype)
@@ -128,9 +121,9 @@ def load_weights(
         if shardings is None:
             leaf = jax.device_put(read((slice(None),) * len(shape)))
         else:
-            leaf = jax.make_array_from_callback(shape, _get(shardings, weight.path), read)
+            leaf = jax.make_array_from_callback(shape, get_at(shardings, weight.path), read)
         # The next weight is read when this one has left the host.
-        _set(params, weight.path, jax.block_until_ready(leaf))
+        set_at(params, weight.path, jax.block_until_ready(leaf))
     return params
 
 
@@ -205,7 +198,7 @@ def params_of(policy: VisionLanguagePolicy, read: Callable[[str], np.ndarray]) -
     params: Params = {}
     for weight in _weights(policy):
         layers = [read(key).reshape(weight.shape) for key in weight.keys]
-        _set(params, weight.path, np.stack(layers) if weight.stacked else layers[0])
+        set_at(params, weight.path, np.stack(layers) if weight.stacked else layers[0])
     return params
 
 
@@ -214,37 +207,21 @@ def _weights(policy: VisionLanguagePolicy) -> tuple[Weight, ...]:
     """All weights of `policy`, from the shapes its `init` would give."""
     table = family_of(policy.config).keys(policy.config)
     weights = []
-    for keypath, leaf in jax.tree_util.tree_leaves_with_path(_shapes(policy)):
+    for keypath, leaf in jax.tree_util.tree_leaves_with_path(shapes_of(policy)):
         path = tuple(entry.key for entry in keypath)
-        stack = next((s for s in policy.stacks if ".".join(path).startswith(f"{s}.")), None)
-        shape = leaf.shape if stack is None else leaf.shape[1:]
-        weights.append(
-            Weight(
-                path,
-                shape,
-                _keys(path, table, stack, 1 if stack is None else leaf.shape[0]),
-                stack is not None,
-                _stored_shape(path, shape, table),
-            )
-        )
+        stacked = stack_of(policy, ".".join(path)) is not None
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        keys = _keys(policy, path, table)
+        weights.append(Weight(path, shape, keys, stacked, _stored_shape(path, shape, table)))
     return tuple(weights)
 
 
-def _shapes(policy: VisionLanguagePolicy) -> Params:
-    return jax.eval_shape(policy.init, jax.random.key(0))
-
-
-def _keys(path: tuple[str, ...], table: KeyTable, stack: str | None, count: int) -> tuple[str, ...]:
+def _keys(policy: VisionLanguagePolicy, path: tuple[str, ...], table: KeyTable) -> tuple[str, ...]:
     """Published keys of one leaf, one per layer of its stack."""
     *module, name = path
     if name in ("scale", "embedding"):
         name = "weight"
-    dotted = ".".join([*module, name])
-    if stack is None:
-        return (table.publish(dotted),)
-    return tuple(
-        table.publish(dotted.replace(f"{stack}.", f"{stack}.{i}.", 1)) for i in range(count)
-    )
+    return tuple(map(table.publish, layer_names(policy, ".".join([*module, name]))))
 
 
 def _stored_shape(
@@ -264,7 +241,7 @@ def _export(
     weights, (params, adapters) = _weights(policy), take_adapters(params)
     assert len(jax.tree.leaves(params)) == len(weights), "params do not fit the policy"
     for weight in weights:
-        leaf = np.asarray(_get(params, weight.path))
+        leaf = np.asarray(get_at(params, weight.path))
         layers = leaf if weight.stacked else leaf[None]
         if weight.path[-1] == "weight" and (adapter := adapters.get(weight.path[:-1])):
             assert policy.lora is not None, "params have adapters that the policy does not know"
@@ -275,6 +252,14 @@ def _export(
         for key, layer in zip(weight.keys, layers, strict=True):
             tensors[key] = np.ascontiguousarray(layer).reshape(weight.stored_shape)
     return tensors
+
+
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _merge(weight: Any, a: Any, b: Any, lora: Lora) -> Any:
+    """`merge`, of a stack one layer after the other: float32 of all would be large."""
+    if a.ndim == 2:
+        return merge(weight, a, b, lora)
+    return jax.lax.map(lambda parts: merge(*parts, lora), (weight, a, b))
 
 
 def _merged_layers(
@@ -394,15 +379,3 @@ def check_tensors(
 
 
 # ---- nested dicts
-
-
-def _get(params: Params, path: tuple[str, ...]) -> Any:
-    for key in path:
-        params = params[key]
-    return params
-
-
-def _set(params: Params, path: tuple[str, ...], leaf: Any) -> None:
-    for key in path[:-1]:
-        params = params.setdefault(key, {})
-    params[path[-1]] = leaf

@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from balcap_jax.models.attention.plain import Attend
-from balcap_jax.models.decoder.layers import ACTIVATIONS, LayerNorm, Linear
+from balcap_jax.models.decoder.layers import LayerNorm, Linear
+from balcap_jax.models.llava.blocks import MLP, attend_among_all
 from balcap_jax.models.llava.tower_config import ClipConfig
 
 
@@ -47,24 +48,8 @@ class ClipAttention(nnx.Module):
         self.out_proj = Linear(size, size, **options)
 
     def __call__(self, x: Float[Array, "i q d"], attend: Attend) -> Float[Array, "i q d"]:
-        q, k, v = (
-            project(x).reshape(*x.shape[:2], self.num_heads, -1)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(attend(q, k, v).reshape(x.shape))
-
-
-class ClipMLP(nnx.Module):
-    """fc2(act(fc1(x)))."""
-
-    def __init__(self, config: ClipConfig, *, dtype: DTypeLike, std: float, rngs: nnx.Rngs) -> None:
-        self.activation = config.hidden_act
-        options = {"use_bias": True, "dtype": dtype, "std": std, "rngs": rngs}
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, **options)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, **options)
-
-    def __call__(self, x: Float[Array, "i q d"]) -> Float[Array, "i q d"]:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        return self.out_proj(attend_among_all(x, projections, heads=self.num_heads, attend=attend))
 
 
 class ClipLayer(nnx.Module):
@@ -74,7 +59,7 @@ class ClipLayer(nnx.Module):
         self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = ClipAttention(config, dtype=dtype, std=std, rngs=rngs)
         self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ClipMLP(config, dtype=dtype, std=std, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, std=std, rngs=rngs)
 
     def __call__(self, x: Float[Array, "i q d"], attend: Attend) -> Float[Array, "i q d"]:
         x = x + self.self_attn(self.layer_norm1(x), attend)

@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from balcap_jax.models.attention.plain import Attend
-from balcap_jax.models.decoder.layers import ACTIVATIONS, LayerNorm, Linear
+from balcap_jax.models.decoder.layers import LayerNorm, Linear
+from balcap_jax.models.llava.blocks import MLP, attend_among_all
 from balcap_jax.models.llava.tower_config import Dinov2Config
 
 
@@ -80,26 +81,10 @@ class Dinov2Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "i q d"], attend: Attend) -> Float[Array, "i q d"]:
         own = self.attention
-        q, k, v = (
-            project(x).reshape(*x.shape[:2], self.num_heads, -1)
-            for project in (own.query, own.key, own.value)
+        projections = (own.query, own.key, own.value)
+        return self.output.dense(
+            attend_among_all(x, projections, heads=self.num_heads, attend=attend)
         )
-        return self.output.dense(attend(q, k, v).reshape(x.shape))
-
-
-class Dinov2MLP(nnx.Module):
-    """fc2(act(fc1(x)))."""
-
-    def __init__(
-        self, config: Dinov2Config, *, dtype: DTypeLike, std: float, rngs: nnx.Rngs
-    ) -> None:
-        self.activation = config.hidden_act
-        options = {"use_bias": True, "dtype": dtype, "std": std, "rngs": rngs}
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, **options)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, **options)
-
-    def __call__(self, x: Float[Array, "i q d"]) -> Float[Array, "i q d"]:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class LayerScale(nnx.Module):
@@ -123,7 +108,7 @@ class Dinov2Layer(nnx.Module):
         self.attention = Dinov2Attention(config, dtype=dtype, std=std, rngs=rngs)
         self.layer_scale1 = LayerScale(size, value=value)
         self.norm2 = LayerNorm(size, eps=eps)
-        self.mlp = Dinov2MLP(config, dtype=dtype, std=std, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, std=std, rngs=rngs)
         self.layer_scale2 = LayerScale(size, value=value)
 
     def __call__(self, x: Float[Array, "i q d"], attend: Attend) -> Float[Array, "i q d"]:

@@ -16,6 +16,7 @@ from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.inputs import Prompts
+from balcap_jax.models.param_tree import shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from balcap_jax.parallel.sharding import param_shardings
@@ -100,8 +101,8 @@ def random_images(preset: Preset) -> dict[str, np.ndarray]:
 
 def random_params(policy: VisionLanguagePolicy, mesh: Mesh) -> Params:
     """Random float32 weights, as they are trained, made where they live."""
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    return jax.jit(policy.init, out_shardings=param_shardings(mesh, shapes))(jax.random.key(0))
+    places = param_shardings(mesh, shapes_of(policy))
+    return jax.jit(policy.init, out_shardings=places)(jax.random.key(0))
 
 
 class Objective(NamedTuple):
