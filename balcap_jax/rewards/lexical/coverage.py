@@ -6,10 +6,8 @@ person" for a skateboarder) does not. An attribute or action is covered where a 
 asserts it of a thing that can be the one that is meant.
 
 Several references tell more than one person would, so a caption is asked for as much as one of them
-tells on average, whichever units these are. And they do not tell all: as often as a reference tells
-what no other one does, the next person does, too (the estimate of Good and Turing for the unseen).
-So what a caption tells beyond the references counts by its chance to be true, but no more than this
-share allows for the units that it does cover: who covers nothing gains nothing by guessing.
+tells on average, whichever units these are, and for less where each tells something else: as often
+as a reference tells what no other one does, the next person does, too.
 """
 
 import math
@@ -20,17 +18,17 @@ from typing import NamedTuple
 from balcap_jax.rewards.lexical.evidence import Evidence, as_told, can_mean, relate
 from balcap_jax.rewards.lexical.generality import is_anything
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
-from balcap_jax.rewards.lexical.truth import alike, chance, is_open
-from balcap_jax.rewards.lexical.wordnet import frequency
+from balcap_jax.rewards.lexical.truth import alike
+from balcap_jax.rewards.lexical.wordnet import frequency, senses
 
 _COVERING = frozenset({"same", "part", "derived", "specific"})
 _WEARS = frozenset("wear have in with of".split())  # whose the colour of a shirt is, too
 _KINDS = ("thing", "attribute", "action")
 # A caption that says as much as one reference does can still say more.
-_ASKED = 1.15  # times what one reference tells on average
+_ASKED = 1.5  # times what one reference tells on average
+_ALONE = 0.5  # what is asked of what no other reference tells: the next person may leave it out
 _SHARED = 0.5  # power of the number of references that tell a unit, in its weight
 _GUESSED = 0.8  # of the weight of what references do not know, where it is little
-_BEYOND = 0.1  # what a detail that no reference has keeps of its chance
 _COMMON = 30_000  # uses of a word in WordNet's texts that leave it nothing to say
 
 
@@ -53,47 +51,43 @@ class Asked(NamedTuple):
 
     Attributes:
       units: what the references tell, each once.
-      amount: weight of covered units from which on nothing is missing; None: all of them.
-      unseen: share, by weight, of what one reference tells that no other one does; 0 where there
-        is one reference.
-      known: what all of them tell.
+      amount: weight of covered units from which on nothing is missing.
     """
 
     units: tuple[Unit, ...]
-    amount: float | None = None
-    unseen: float = 0.0
-    known: "Told | None" = None
+    amount: float
 
 
 def asked_by(references: Sequence[str]) -> Asked:
     """What `references` ask for."""
     tell = tuple(_told_by(text) for text in references)
-    own = [units_of(t.statements) for t in tell]
-    own = [[_shared(unit, tell) for unit in found] for found in own]
+    own = [[_shared(unit, tell) for unit in units_of(statements)] for statements in tell]
     units = tuple(
         unit for at, found in enumerate(own) for unit in found if not _covered(unit, tell[:at])
     )
-    total = sum(unit.weight for found in own for unit in found)
-    if len(tell) < 2 or not total:
-        return Asked(units)
-    alone = sum(
-        unit.weight
+    if len(tell) < 2:
+        return all_of(units)
+    asked = sum(
+        unit.weight * (1 if _covered(unit, tell[:at] + tell[at + 1 :]) else _ALONE)
         for at, found in enumerate(own)
         for unit in found
-        if not _covered(unit, tell[:at] + tell[at + 1 :])
     )
-    known = Told(tuple(dict.fromkeys(s for each in tell for s in each.statements)))
-    return Asked(units, _ASKED * total / len(tell), alone / total, known)
+    return Asked(units, _ASKED * asked / len(tell))
 
 
-def _shared(unit: Unit, tell: Sequence["Told"]) -> Unit:
+def all_of(units: tuple[Unit, ...]) -> Asked:
+    """Nothing of `units` may be missing."""
+    return Asked(units, sum(unit.weight for unit in units))
+
+
+def _shared(unit: Unit, tell: Sequence[Sequence[Statement]]) -> Unit:
     """`unit` with more weight the more references tell it: what many tell is seen first."""
     tellers = sum(covers(each, unit) for each in tell)
     return unit._replace(weight=unit.weight * max(1, tellers) ** _SHARED)
 
 
-def _told_by(reference: str) -> "Told":
-    return Told(tuple(as_told(s) for reading in read(reference) for s in reading.statements))
+def _told_by(reference: str) -> tuple[Statement, ...]:
+    return tuple(map(as_told, told(read(reference))))
 
 
 def units_of(statements: Iterable[Statement]) -> tuple[Unit, ...]:
@@ -105,27 +99,8 @@ def units_of(statements: Iterable[Statement]) -> tuple[Unit, ...]:
     )
 
 
-def _covered(unit: Unit, texts: Iterable["Told"]) -> bool:
+def _covered(unit: Unit, texts: Iterable[Sequence[Statement]]) -> bool:
     return any(covers(text, unit) for text in texts)
-
-
-def beyond(
-    statements: Iterable[Statement], asked: Asked, covered: float, evidence: Evidence
-) -> float:
-    """The weight of what a caption that covers units of weight `covered` tells beyond the
-    references, as far as it is likely and one person would.
-    """
-    if asked.amount is None or asked.known is None or not covered:
-        return 0.0
-    likely = _BEYOND * sum(
-        unit.weight * chance(unit.statements[0], evidence)
-        for unit in units_of(statements)
-        if unit.statements[0].kind == "thing"
-        and is_open(unit.statements[0], evidence)
-        and not covers(asked.known, unit)
-    )
-    of_covered = covered * asked.unseen / (1 - asked.unseen) if asked.unseen < 1 else likely
-    return min(likely, of_covered, asked.unseen * asked.amount)
 
 
 def guessed(statements: Iterable[Statement], evidence: Evidence, whole: float) -> float:
@@ -143,24 +118,15 @@ def guessed(statements: Iterable[Statement], evidence: Evidence, whole: float) -
 
 def stored_units(texts: Sequence[str]) -> tuple[Unit, ...]:
     """Units that come with the data, in words; each counts the same."""
-    return tuple(
-        Unit(text, tuple(s for reading in read(text) for s in reading.statements), 1.0)
-        for text in texts
-    )
+    return tuple(Unit(text, told(read(text)), 1.0) for text in texts)
 
 
-class Told(NamedTuple):
-    """What a caption tells."""
-
-    statements: tuple[Statement, ...]
-
-
-def told(readings: Iterable[Reading]) -> Told:
+def told(readings: Iterable[Reading]) -> tuple[Statement, ...]:
     """All that `readings` tell."""
-    return Told(tuple(s for reading in readings for s in reading.statements))
+    return tuple(s for reading in readings for s in reading.statements)
 
 
-def covers(caption: Told, unit: Unit) -> bool:
+def covers(caption: Sequence[Statement], unit: Unit) -> bool:
     """Whether at least half of what `unit` says is told."""
     if not unit.statements:
         return False
@@ -168,22 +134,24 @@ def covers(caption: Told, unit: Unit) -> bool:
     return 2 * found >= len(unit.statements)
 
 
-def _covers(caption: Told, wanted: Statement) -> bool:
+def _covers(caption: Sequence[Statement], wanted: Statement) -> bool:
     if wanted.kind in ("attribute", "action") and not wanted.negated:
-        return any(_asserts(s, wanted, caption) for s in caption.statements)
-    return any(_says(s, wanted) for s in caption.statements)
+        return any(_asserts(s, wanted, caption) for s in caption)
+    return any(_says(s, wanted) for s in caption)
 
 
-def _asserts(s: Statement, wanted: Statement, caption: Told) -> bool:
+def _asserts(s: Statement, wanted: Statement, caption: Sequence[Statement]) -> bool:
     """Whether `s` says an attribute or action of the thing that is meant. People put one thing in
     many ways: "a man in white" and "wearing a white shirt", "skis" and "skiing".
     """
     if s.negated:
         return False
     if s.kind == "thing":
+        if wanted.kind == "attribute" and _is_name(wanted.value):
+            return relate(s.head, wanted.value) in _COVERING
         return alike(s.head, wanted.value) and any(
             _can_mean(other.head, wanted)
-            for other in caption.statements
+            for other in caption
             if other.kind == "thing" and not other.negated and other.head != s.head
         )
     if s.kind not in ("attribute", "action") or not alike(s.value, wanted.value):
@@ -192,9 +160,15 @@ def _asserts(s: Statement, wanted: Statement, caption: Told) -> bool:
         return True  # who rides the wave is whoever was seen riding it
     return _can_mean(s.head, wanted) or any(
         _can_mean(owner.head, wanted)
-        for owner in caption.statements
+        for owner in caption
         if owner.other == s.head and owner.value in _WEARS and not owner.negated
     )
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_name(modifier: str) -> bool:
+    """Whether a modifier is the name of a thing, as in "a banana necklace"."""
+    return bool(senses(modifier, "n")) and not senses(modifier, "a")
 
 
 def _can_mean(thing: str, wanted: Statement) -> bool:

@@ -14,8 +14,8 @@ from balcap_jax.data.visible_text import visible
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.lexical.coverage import (
     Asked,
+    all_of,
     asked_by,
-    beyond,
     covers,
     guessed,
     rarity,
@@ -32,13 +32,13 @@ from balcap_jax.rewards.verdicts import Assertion, Verdict
 
 VERSION = "2"  # of the rules; scores of two versions are not compared
 _POINTABLE = 0.5  # chance of describing from which on a sentence's statements are pointable
-_UNSOUND = 0.5  # what a statement keeps of its chance outside of a sound sentence
 _NOTHING = 0.001  # weight of words for anything: it only decides where a caption has no others
 _REMARK = 0.6  # weight of a sentence that has nothing but such words
 _ABOUT = 1.0  # weight of what is said of a thing; a thing weighs 0.2 to 2 by its rarity
-_OPEN = 0.5  # what a statement keeps of its weight where references leave its things open
+# What things, and what is said of them, keep of their weight where references leave them open: what
+# is unknown is not wrong, and what is said of it says little more.
+_OPEN, _ABOUT_OPEN = 0.5, 0.25
 _VERIFIED = 0.6  # chance from which on a statement is called verified
-_BEYOND = "what no reference tells"  # the last unit where there are several references
 
 
 class LexicalJudge:
@@ -64,9 +64,7 @@ class LexicalJudge:
                 f"example {example.id!r} has no reference, and the lexical judge knows no other "
                 "truth; give it references, or boxes beside at least one."
             )
-        asked = _photo(example).asked
-        more = () if asked.amount is None else (_BEYOND,)
-        return (*(unit.text for unit in asked.units), *more)
+        return tuple(unit.text for unit in _photo(example).asked.units)
 
 
 class Photo(NamedTuple):
@@ -84,7 +82,7 @@ def photo(
     references, labels, units = (
         tuple(map(visible, texts)) for texts in (references, labels, units)
     )
-    asked = Asked(stored_units(units)) if units else asked_by(references)
+    asked = all_of(stored_units(units)) if units else asked_by(references)
     return Photo(Evidence(references, labels), asked)
 
 
@@ -102,35 +100,19 @@ def judge(caption: str, photo: Photo) -> Verdict:
     caption = visible(caption)
     readings = read(caption)
     assertions = list(_assertions(readings, photo.evidence))
-    covered, weights = _coverage(readings, photo)
-    whole = sum(weights) if photo.asked.amount is None else photo.asked.amount
-    guesses = guessed((s for r in readings for s in r.statements), photo.evidence, whole)
+    asked = photo.asked
+    tells = told(reading for reading in readings if _tells(reading, photo.evidence))
+    guesses = guessed((s for r in readings for s in r.statements), photo.evidence, asked.amount)
     clarity, fluency, coherency = quality(caption)
     return Verdict(
         assertions=tuple(assertions),
-        covered=covered,
+        covered=tuple(covers(tells, unit) for unit in asked.units),
         clarity=clarity,
         fluency=fluency,
         coherency=coherency,
-        unit_weights=weights,
-        asked=whole + guesses,
+        unit_weights=tuple(unit.weight for unit in asked.units),
+        asked=asked.amount + guesses,
     )
-
-
-def _coverage(
-    readings: Iterable[Reading], photo: Photo
-) -> tuple[tuple[bool, ...], tuple[float, ...]]:
-    """Which units are covered, and their weights."""
-    evidence, asked = photo
-    tells = told(reading for reading in readings if _tells(reading, evidence))
-    covered = tuple(covers(tells, unit) for unit in asked.units)
-    weights = tuple(unit.weight for unit in asked.units)
-    if asked.amount is None:
-        return covered, weights
-    weight = sum(w for w, is_covered in zip(weights, covered, strict=True) if is_covered)
-    new = {_key(s, evidence): s for s in reversed(tells.statements)}.values()
-    more = beyond(new, asked, weight, evidence)
-    return (*covered, more > 0), (*weights, more)
 
 
 def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Assertion]:
@@ -142,7 +124,7 @@ def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Ass
     things = {s.head for r in readings for s in r.statements if s.kind == "thing" and not s.negated}
     for reading in readings:
         text = reading.sentence.text
-        pointable, sound = describes(text), _is_sound(reading, evidence)
+        pointable = describes(text)
         if not reading.statements:
             if (text.lower(),) not in known:
                 known.add((text.lower(),))
@@ -153,7 +135,7 @@ def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Ass
             key = _key(statement, evidence)
             if key not in known and not _is_wider(statement, things):
                 known.add(key)
-                found = _assertion(statement, evidence, pointable=pointable, sound=sound)
+                found = _assertion(statement, evidence, pointable=pointable)
                 yield found._replace(weight=_REMARK) if empty else found
                 empty = False
 
@@ -178,8 +160,8 @@ def _key(s: Statement, evidence: Evidence) -> tuple:
     return s.kind, name(s.head), s.value, name(s.other) if s.other else "", s.negated
 
 
-def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: bool) -> Assertion:
-    true = chance(s, evidence) * (1.0 if sound else _UNSOUND)
+def _assertion(s: Statement, evidence: Evidence, *, pointable: float) -> Assertion:
+    true = chance(s, evidence)
     # What is not there cannot be pointed at, nor can a quality or a feeling.
     nowhere = is_nowhere(s.head) or (s.negated and s.kind == "thing")
     shown = pointable >= _POINTABLE and not nowhere
@@ -195,13 +177,13 @@ def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: boo
 
 
 def _weight(s: Statement, evidence: Evidence) -> float:
-    """How much a statement says. Words for anything say nothing, whatever is said of them, and
-    what references leave open is unknown more than it is false.
-    """
+    """How much a statement says. Words for anything say nothing, whatever is said of them."""
     if is_anything(s.head):
         return _NOTHING
-    says = rarity(s.head) if s.kind == "thing" else _ABOUT
-    return says * (_OPEN if is_open(s, evidence) else 1.0)
+    is_unknown = is_open(s, evidence)
+    if s.kind == "thing":
+        return rarity(s.head) * (_OPEN if is_unknown else 1.0)
+    return _ABOUT_OPEN if is_unknown else _ABOUT
 
 
 def _tells(reading: Reading, evidence: Evidence) -> bool:
@@ -215,5 +197,5 @@ def _is_sound(reading: Reading, evidence: Evidence) -> bool:
         return False
     heads = {s.head for s in reading.statements if s.kind == "thing" and not s.negated}
     known = [evidence.known(head) for head in heads]
-    names = Counter(k.thing for k in known if k.relation in ("same", "general", "specific"))
+    names = Counter(k.thing for k in known if k.relation in ("same", "general"))
     return max(names.values(), default=0) < 3

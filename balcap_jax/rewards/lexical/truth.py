@@ -23,6 +23,7 @@ from balcap_jax.rewards.lexical.vocabulary import (
     SCENERY,
     SPELLINGS,
     STATIVE,
+    YOUNG,
 )
 from balcap_jax.rewards.lexical.wordnet import opposites, photo_senses, senses, synonyms
 
@@ -33,8 +34,6 @@ ANYTHING = 0.5  # words for anything tell neither right nor wrong
 DOUBT = 0.08  # what is left of it when one reference tells of a thing; n leave an n-th of it
 THING = {"specific": 0.4, "sibling": 0.16, "none": 0.15}
 SCENERY_OPEN = 0.2
-_OPEN = frozenset((*THING.values(), SCENERY_OPEN))
-NO_BOX = 0.08
 CONTRADICTED = 0.07
 ATTRIBUTE_OPEN, COLOUR_OPEN, RELATIVE_OPEN = 0.6, 0.55, 0.8
 RELATIVE_TOLD = 0.7  # of the chance of any other attribute
@@ -58,7 +57,11 @@ def is_open(statement: Statement, evidence: Evidence) -> bool:
     leave out most of a photo.
     """
     return any(
-        of_thing(thing, evidence) in _OPEN for thing in (statement.head, statement.other) if thing
+        evidence.known(thing).relation not in CONFIRMING
+        and not is_anything(thing)
+        and not _is_absent(thing, evidence)
+        for thing in (statement.head, statement.other)
+        if thing
     )
 
 
@@ -69,28 +72,36 @@ def _thing(s: Statement, evidence: Evidence) -> float:
 def of_thing(thing: str, evidence: Evidence) -> float:
     """The chance that `thing` is in the photo."""
     relation, _, witnesses = evidence.known(thing)
-    if (thing, "") in evidence.denied and relation != "same":
-        return CONTRADICTED
-    if thing in PERSONS and _other_sex(thing, evidence):
+    if _is_absent(thing, evidence):
         return CONTRADICTED
     if is_anything(thing):
         return ANYTHING
     if relation in CONFIRMING:
         return 1 - DOUBT / max(1, witnesses)
-    if relation == "specific":
-        return THING["specific"]
-    if evidence.closed and is_coco_class(thing):
-        return NO_BOX
     if relation == "none" and is_scenery(thing):
         return SCENERY_OPEN
     return THING[relation]
 
 
+def _is_absent(thing: str, evidence: Evidence) -> bool:
+    """Whether the references speak against `thing`, or it would have a box and has none."""
+    relation = evidence.known(thing).relation
+    if (thing, "") in evidence.denied and relation != "same":
+        return True
+    if thing in PERSONS and _other_sex(thing, evidence):
+        return True
+    unboxed = evidence.closed and is_coco_class(thing)
+    return unboxed and relation in ("sibling", "none") and not is_anything(thing)
+
+
 def _other_sex(thing: str, evidence: Evidence) -> bool:
+    """Whether persons of the age of `thing` are known, of the other sex alone: beside a woman, a
+    child may be a boy.
+    """
+    known = {other for other in evidence.things if (other in YOUNG) == (thing in YOUNG)}
     for mine, others in ((MALE, FEMALE), (FEMALE, MALE)):
         if thing in mine:
-            known = evidence.things.keys()
-            return bool(known & others) and not known & mine
+            return not known.isdisjoint(others) and known.isdisjoint(mine)
     return False
 
 
@@ -104,10 +115,10 @@ def _attribute(s: Statement, evidence: Evidence) -> float:
         thing *= RELATIVE_TOLD
     if any(alike(s.value, other) for other in told):
         return thing
-    if any(alike(s.value, word) for word in evidence.lemmas):
-        return thing * 0.95
     if s.value in COLOURS and told & COLOURS:
         return thing * 0.3
+    if any(alike(s.value, word) for word in evidence.lemmas):
+        return thing * 0.95
     if told & RELATIVE and any(set(senses(o, "a")) & opposites(s.value, "a") for o in told):
         return thing * 0.3
     if s.value in COLOURS:
