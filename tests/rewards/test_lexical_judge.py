@@ -367,9 +367,9 @@ def test_a_thing_that_another_is_named_by_counts_where_it_is_told():
 
 
 def test_kinds_of_one_thing_are_not_its_names():
-    reference = "A plate of food."
-    assert covered(reference, "A plate of food with meat, broccoli and potatoes.")
-    assert not covered(reference, "A plate with food, a meal and a dish, a bite and a course.")
+    assert covered("A plate of food.", "A plate of food with meat, broccoli and potatoes.")
+    assert covered("A dog runs.", "A dog runs.")
+    assert not covered("A dog runs.", "A dog, a creature and an animal run.")
 
 
 def test_an_action_counts_of_who_is_meant_alone():

@@ -25,10 +25,10 @@ _COVERING = frozenset({"same", "part", "derived", "specific"})
 _WEARS = frozenset("wear have in with of".split())  # whose the colour of a shirt is, too
 _KINDS = ("thing", "attribute", "action")
 # A caption that says as much as one reference does can still say more.
-_ASKED = 1.5  # times what one reference tells on average
+_ASKED = 1.6  # times what one reference tells on average
 _ALONE = 0.5  # what is asked of what no other reference tells: the next person may leave it out
 _SHARED = 0.5  # power of the number of references that tell a unit, in its weight
-_GUESSED = 0.8  # of the weight of what references do not know, where it is little
+_GUESSED = 1.6  # times the square of the weight of what references do not know, over what is asked
 _COMMON = 30_000  # uses of a word in WordNet's texts that leave it nothing to say
 
 
@@ -106,14 +106,14 @@ def _covered(unit: Unit, texts: Iterable[Sequence[Statement]]) -> bool:
 def guessed(statements: Iterable[Statement], evidence: Evidence, whole: float) -> float:
     """What a caption is asked for, beside `whole`, because it tells of things that references do
     not know. Who names many things hits some by luck, as in an exam with answers to choose from. A
-    few are what one sees and others left out; many are guesses, and cost more than in proportion.
+    few are what one sees and others left out; many are guesses, so it grows with the square.
     """
     unknown = sum(
         unit.weight
         for unit in units_of(statements)
         if evidence.known(unit.statements[0].head).relation in ("sibling", "none")
     )
-    return _GUESSED * unknown * (1 + unknown / whole) if whole else 0.0
+    return _GUESSED * unknown**2 / whole if whole else 0.0
 
 
 def stored_units(texts: Sequence[str]) -> tuple[Unit, ...]:
