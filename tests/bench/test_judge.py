@@ -136,9 +136,11 @@ def test_the_judge_is_above_its_bars():
     if not (DATA / "thumb").exists():
         pytest.skip("needs the human labels; set BALCAP_DATA to the folder of docs/judges.md")
     found = {figure.name: figure for figure in measure(read_labels(DATA))}
-    assert found["precision, models"].judge > 0.40
-    assert found["recall, models"].judge > 0.20
+    assert found["precision, models"].judge >= 0.44
+    assert found["recall, models"].judge >= 0.27
     assert found["is a fact true"].judge >= 0.80
     assert found["does it describe"].judge >= 0.92
     for name in ("precision, models", "precision within, models", "does it describe"):
         assert found[name].gain[0] > 0, found[name]
+    for name in ("recall, models", "recall within, models", "both within, models"):
+        assert found[name].judge > found[name].baseline, found[name]

@@ -204,6 +204,7 @@ def test_order_and_repetition_matter():
         ("A dog plays with he.", "A dog plays with him."),
         ("A man sits a dog.", "A man holds a dog."),
         ("The dog brown is running.", "The brown dog is running."),
+        ("Men boys dogs run jump play sit stand.", "Men and boys run with dogs on a hill."),
     ],
 )
 def test_one_mistake_shows(wrong, right):

@@ -28,7 +28,7 @@ _KINDS = ("thing", "attribute", "action")
 _ASKED = 1.6  # times what one reference tells on average
 _ALONE = 0.5  # what is asked of what no other reference tells: the next person may leave it out
 _SHARED = 0.5  # power of the number of references that tell a unit, in its weight
-_GUESSED = 1.6  # times the square of the weight of what references do not know, over what is asked
+_GUESSED = 2.4  # times the square of the weight of what references do not know, over what is asked
 _COMMON = 30_000  # uses of a word in WordNet's texts that leave it nothing to say
 
 
