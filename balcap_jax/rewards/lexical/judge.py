@@ -99,13 +99,12 @@ def judge(caption: str, photo: Photo) -> Verdict:
     """The verdict on one caption; a pure function of its arguments."""
     caption = visible(caption)
     readings = read(caption)
-    assertions = list(_assertions(readings, photo.evidence))
     asked = photo.asked
     tells = told(reading for reading in readings if _tells(reading, photo.evidence))
     guesses = guessed((s for r in readings for s in r.statements), photo.evidence, asked.amount)
     clarity, fluency, coherency = quality(caption)
     return Verdict(
-        assertions=tuple(assertions),
+        assertions=tuple(_assertions(readings, photo.evidence)),
         covered=tuple(covers(tells, unit) for unit in asked.units),
         clarity=clarity,
         fluency=fluency,
