@@ -383,6 +383,19 @@ def test_an_action_counts_of_who_is_meant_alone():
     assert not covered("A girl jumps.", "A man jumps.")
 
 
+def test_what_is_spoken_against_covers_nothing():
+    reference = "A child runs. The girl is running."
+    assert "child" in covered(reference, "A girl runs.")
+    assert not covered(reference, "A boy runs.")
+
+
+def test_a_posture_that_is_spoken_against_is_less_likely_than_an_unknown_one():
+    sat, unknown = (
+        chances("A man sits.", (text,))["action", "sit"] for text in ("A man stands.", "A man.")
+    )
+    assert sat < unknown
+
+
 def test_one_thing_in_many_ways():
     assert "boy is red" in covered("A red boy waits.", "A boy wears a red shirt.")
     assert "man skis" in covered("A man skis.", "A man is on skis.")

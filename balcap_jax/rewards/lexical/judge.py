@@ -27,7 +27,7 @@ from balcap_jax.rewards.lexical.generality import is_anything
 from balcap_jax.rewards.lexical.language import is_sound, quality
 from balcap_jax.rewards.lexical.pointing import describes, is_nowhere
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
-from balcap_jax.rewards.lexical.truth import chance, is_open
+from balcap_jax.rewards.lexical.truth import chance, is_absent, is_open
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
 VERSION = "2"  # of the rules; scores of two versions are not compared
@@ -101,6 +101,8 @@ def judge(caption: str, photo: Photo) -> Verdict:
     readings = read(caption)
     asked = photo.asked
     tells = told(reading for reading in readings if _tells(reading, photo.evidence))
+    # A boy is a child, and covers none where the child is a girl.
+    tells = tuple(s for s in tells if s.negated or not is_absent(s.head, photo.evidence))
     guesses = guessed((s for r in readings for s in r.statements), photo.evidence, asked.amount)
     clarity, fluency, coherency = quality(caption)
     return Verdict(

@@ -59,7 +59,7 @@ def is_open(statement: Statement, evidence: Evidence) -> bool:
     return any(
         evidence.known(thing).relation not in CONFIRMING
         and not is_anything(thing)
-        and not _is_absent(thing, evidence)
+        and not is_absent(thing, evidence)
         for thing in (statement.head, statement.other)
         if thing
     )
@@ -72,7 +72,7 @@ def _thing(s: Statement, evidence: Evidence) -> float:
 def of_thing(thing: str, evidence: Evidence) -> float:
     """The chance that `thing` is in the photo."""
     relation, _, witnesses = evidence.known(thing)
-    if _is_absent(thing, evidence):
+    if is_absent(thing, evidence):
         return CONTRADICTED
     if is_anything(thing):
         return ANYTHING
@@ -83,7 +83,7 @@ def of_thing(thing: str, evidence: Evidence) -> float:
     return THING[relation]
 
 
-def _is_absent(thing: str, evidence: Evidence) -> bool:
+def is_absent(thing: str, evidence: Evidence) -> bool:
     """Whether the references speak against `thing`, or it would have a box and has none."""
     relation = evidence.known(thing).relation
     if (thing, "") in evidence.denied and relation != "same":
@@ -168,7 +168,7 @@ def _action(s: Statement, evidence: Evidence) -> float:
         return things * 0.9
     postures = {POSTURES[a.value] for a in told if a.value in POSTURES}
     if s.value in POSTURES and postures and POSTURES[s.value] not in postures:
-        return things * 0.5
+        return things * 0.3
     if POSTURES.get(s.value) == "move":
         return things * MOVE_OPEN
     if s.value in POSTURES:
