@@ -243,7 +243,12 @@ def _pairs(
 
 def _named(judge: Mapping[str, Any]) -> str:
     """A judge in words."""
-    words = {"judge": "the judge", "judge_model": "model", "judge_prompts": "prompts"}
+    words = {
+        "judge": "the judge",
+        "judge_version": "version",
+        "judge_model": "model",
+        "judge_prompts": "prompts",
+    }
     return ", ".join(f"{words[name]} {value}" for name, value in judge.items()) or "no judge"
 
 

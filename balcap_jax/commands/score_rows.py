@@ -29,7 +29,12 @@ from balcap_jax.runs.folder import plain
 _NO_IMAGE = Image.new("RGB", (1, 1))  # these judges read and do not look
 _REFERENCES = ("captions", "reference", "references")  # "caption" is the one that is judged
 # The fields of the judge, by their names in its record.
-JUDGE_FIELDS = {"kind": "judge", "model": "judge_model", "prompts": "judge_prompts"}
+JUDGE_FIELDS = {
+    "kind": "judge",
+    "version": "judge_version",
+    "model": "judge_model",
+    "prompts": "judge_prompts",
+}
 # Judges shrink images to `judge.image_side` themselves: this only bounds the memory of a batch.
 _PIXELS = Pixels(most=2048 * 2048)
 _LONGEST_ERROR = 300  # characters

@@ -11,12 +11,12 @@ from balcap_jax.rewards.verdicts import Verdict
 def precision(verdict: Verdict) -> float:
     """Utility-aware correctness: share of assertions that are verified and pointable.
 
-    A caption with no assertion has precision 0 (arXiv 2605.07394). A judge that cannot know gives
-    chances, whose weighted mean is the share to expect.
+    A caption with no assertion, or with none that says anything, has precision 0 (arXiv
+    2605.07394). A judge that cannot know gives chances, whose weighted mean is the share to expect.
     """
-    if not verdict.assertions:
-        return 0.0
     total = sum(assertion.weight for assertion in verdict.assertions)
+    if not total:
+        return 0.0
     return sum(a.weight * a.value for a in verdict.assertions) / total
 
 

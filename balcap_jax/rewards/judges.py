@@ -69,6 +69,10 @@ def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, An
     """
     if given is not None:
         return {"kind": type(given).__name__}
+    if judge.kind == "lexical":
+        from balcap_jax.rewards.lexical.judge import VERSION as RULES  # noqa: PLC0415
+
+        return {"kind": judge.kind, "version": RULES}
     if judge.kind != "llm":
         return {"kind": judge.kind}
     from balcap_jax.rewards.llm.questions import VERSION  # noqa: PLC0415
@@ -80,12 +84,19 @@ def check_same_judge(then: dict[str, Any], now: dict[str, Any], *, run: Path) ->
     """Refuses to go on with a run whose records of its judge differ.
 
     Raises:
-      UserError: the prompts have another version; settings are compared elsewhere.
+      UserError: the rules or prompts have another version; settings are compared elsewhere.
     """
     if then.get("kind") != now.get("kind"):
         raise UserError(
             f"{run} was judged by {then.get('kind')}, not by {now.get('kind')}, and the steps "
             "would no longer be one run; resume it with the judge it had, or start a new run."
+        )
+    # The rules of the first version were not numbered in the runs.
+    if then.get("version", "1") != now.get("version", "1"):
+        raise UserError(
+            f"{run} was judged by the rules of version {then.get('version', '1')}, this balcap_jax "
+            f"has version {now.get('version', '1')}, and the steps would no longer be one run; "
+            "resume with the balcap_jax that started it, or start a new run with --name."
         )
     if then.get("prompts") != now.get("prompts"):
         raise UserError(

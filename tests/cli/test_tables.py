@@ -90,8 +90,11 @@ TABLES = {
     ],
     "bench load": [load.table([load.Load("transformers", 1234.5, *3 * [123.45e9])])],
     "bench judge": [
-        judge.table([judge.Figure("FaithScore, does it describe", 1234567, -0.123, -0.123,
-                                  (-0.123, -0.123))])
+        judge.interval_table([judge.Figure("recall within, models", 1, -0.1, -0.1, (0.1, 0.1),
+                                           (-0.123, -0.123), (-0.123, -0.123))]),
+        judge.table([judge.Figure("recall within, models", 12345, -0.123, -0.123,
+                                  (-0.12, -0.12), (-0.12, -0.12), (-0.12, -0.12))]),
+        judge.zero_table([judge.Zero("b-CapScore", -0.123, -0.123, (-0.12, -0.12))]),
     ],
     "bench step": step.tables(BENCH),
     "judge-check": [

@@ -258,6 +258,19 @@ def test_another_judge_is_refused(tmp_path, judge_is, with_image, other):
         score(config_of(tmp_path, with_image, judge=JudgeConfig(**settings)))
 
 
+def test_scores_of_other_rules_are_refused(tmp_path):
+    config = config_of(tmp_path, [GOOD], judge=JudgeConfig(kind="lexical"))
+    score(config)
+    assert rows_of(config.output)[0]["judge_version"] == "2"
+    written = config.output.read_bytes()
+    for older in (written.replace(b'"judge_version": "2"', b'"judge_version": "0"'),
+                  written.replace(b'"judge_version": "2", ', b"")):  # fmt: skip
+        assert older != written
+        config.output.write_bytes(older)
+        with pytest.raises(UserError, match="was scored by the judge lexical.*another OUTPUT"):
+            score(config)
+
+
 def test_a_second_process_is_refused_also_while_rows_are_asked_again(
     tmp_path, judge_is, with_image
 ):

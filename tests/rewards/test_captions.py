@@ -23,6 +23,11 @@ def test_no_assertion_is_precision_zero():
     assert precision(verdict()) == 0.0
 
 
+def test_assertions_that_weigh_nothing_are_precision_zero():
+    light = Assertion("x", verified=True, pointable=True, chance=1.0, weight=0.0)
+    assert precision(verdict()._replace(assertions=(light,))) == 0.0
+
+
 def test_recall_is_the_share_of_covered_units():
     assert recall(verdict(covered=(True, False, False, True, True))) == 0.6
 

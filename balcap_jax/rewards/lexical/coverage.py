@@ -1,13 +1,13 @@
 """Reference units of a photo and which of them a caption covers.
 
-The units are the things, attributes and actions that the references tell, each once. A word covers
-a unit that it means or is a kind of; a more general word ("a person" for a skateboarder) does not.
+The units are the things, attributes and actions that the references tell, each once; words for
+anything are none. A word covers a unit that it means or is a kind of; a more general word ("a
+person" for a skateboarder) does not. An attribute or action is covered where a sound sentence
+asserts it of a thing that can be the one that is meant.
 
 Several references tell more than one person would, so a caption is asked for as much as one of them
-tells on average, whichever units these are. And they do not tell all: as often as a reference tells
-what no other one does, the next person does, too (the estimate of Good and Turing for the unseen).
-So what a caption tells beyond the references counts by its chance to be true, but no more than this
-share allows for the units that it does cover: who covers nothing gains nothing by guessing.
+tells on average, whichever units these are, and for less where each tells something else: as often
+as a reference tells what no other one does, the next person does, too.
 """
 
 import math
@@ -15,14 +15,20 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from balcap_jax.rewards.lexical.evidence import Evidence, relate
+from balcap_jax.rewards.lexical.evidence import Evidence, as_told, can_mean, relate
+from balcap_jax.rewards.lexical.generality import is_anything
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
-from balcap_jax.rewards.lexical.truth import alike, chance
-from balcap_jax.rewards.lexical.wordnet import frequency
-from balcap_jax.rewards.lexical.words import is_known
+from balcap_jax.rewards.lexical.truth import alike
+from balcap_jax.rewards.lexical.wordnet import frequency, senses
 
 _COVERING = frozenset({"same", "part", "derived", "specific"})
+_WEARS = frozenset("wear have in with of".split())  # whose the colour of a shirt is, too
 _KINDS = ("thing", "attribute", "action")
+# A caption that says as much as one reference does can still say more.
+_ASKED = 1.6  # times what one reference tells on average
+_ALONE = 0.5  # what is asked of what no other reference tells: the next person may leave it out
+_SHARED = 0.5  # power of the number of references that tell a unit, in its weight
+_GUESSED = 2.4  # times the square of the weight of what references do not know, over what is asked
 _COMMON = 30_000  # uses of a word in WordNet's texts that leave it nothing to say
 
 
@@ -45,37 +51,43 @@ class Asked(NamedTuple):
 
     Attributes:
       units: what the references tell, each once.
-      amount: weight of covered units from which on nothing is missing; None: all of them.
-      unseen: share, by weight, of what one reference tells that no other one does; 0 where there
-        is one reference.
-      known: what all of them tell.
+      amount: weight of covered units from which on nothing is missing.
     """
 
     units: tuple[Unit, ...]
-    amount: float | None = None
-    unseen: float = 0.0
-    known: "Told | None" = None
+    amount: float
 
 
 def asked_by(references: Sequence[str]) -> Asked:
     """What `references` ask for."""
-    tell = tuple(told(read(text)) for text in references)
-    own = [units_of(t.statements) for t in tell]
+    tell = tuple(_told_by(text) for text in references)
+    own = [[_shared(unit, tell) for unit in units_of(statements)] for statements in tell]
     units = tuple(
         unit for at, found in enumerate(own) for unit in found if not _covered(unit, tell[:at])
     )
-    total = sum(unit.weight for found in own for unit in found)
-    if len(tell) < 2 or not total:
-        return Asked(units)
-    alone = sum(
-        unit.weight
+    if len(tell) < 2:
+        return all_of(units)
+    asked = sum(
+        unit.weight * (1 if _covered(unit, tell[:at] + tell[at + 1 :]) else _ALONE)
         for at, found in enumerate(own)
         for unit in found
-        if not _covered(unit, tell[:at] + tell[at + 1 :])
     )
-    known = told(reading for text in references for reading in read(text))
-    distinct = known._replace(statements=tuple(dict.fromkeys(known.statements)))
-    return Asked(units, total / len(tell), alone / total, distinct)
+    return Asked(units, _ASKED * asked / len(tell))
+
+
+def all_of(units: tuple[Unit, ...]) -> Asked:
+    """Nothing of `units` may be missing."""
+    return Asked(units, sum(unit.weight for unit in units))
+
+
+def _shared(unit: Unit, tell: Sequence[Sequence[Statement]]) -> Unit:
+    """`unit` with more weight the more references tell it: what many tell is seen first."""
+    tellers = sum(covers(each, unit) for each in tell)
+    return unit._replace(weight=unit.weight * max(1, tellers) ** _SHARED)
+
+
+def _told_by(reference: str) -> tuple[Statement, ...]:
+    return tuple(map(as_told, told(read(reference))))
 
 
 def units_of(statements: Iterable[Statement]) -> tuple[Unit, ...]:
@@ -83,61 +95,38 @@ def units_of(statements: Iterable[Statement]) -> tuple[Unit, ...]:
     return tuple(
         Unit(s.text, (s,), weight(s))
         for s in dict.fromkeys(statements)
-        if s.kind in _KINDS and not s.negated
+        if s.kind in _KINDS and not s.negated and not is_anything(s.head)
     )
 
 
-def _covered(unit: Unit, texts: Iterable["Told"]) -> bool:
+def _covered(unit: Unit, texts: Iterable[Sequence[Statement]]) -> bool:
     return any(covers(text, unit) for text in texts)
 
 
-def beyond(
-    statements: Iterable[Statement], asked: Asked, covered: float, evidence: Evidence
-) -> float:
-    """The weight of what a caption that covers units of weight `covered` tells beyond the
-    references, as far as it is likely and one person would.
+def guessed(statements: Iterable[Statement], evidence: Evidence, whole: float) -> float:
+    """What a caption is asked for, beside `whole`, because it tells of things that references do
+    not know. Who names many things hits some by luck, as in an exam with answers to choose from. A
+    few are what one sees and others left out; many are guesses, so it grows with the square.
     """
-    if asked.amount is None or asked.known is None or not covered:
-        return 0.0
-    likely = sum(
-        unit.weight * chance(unit.statements[0], evidence)
+    unknown = sum(
+        unit.weight
         for unit in units_of(statements)
-        if not covers(asked.known, unit)
+        if evidence.known(unit.statements[0].head).relation in ("sibling", "none")
     )
-    of_covered = covered * asked.unseen / (1 - asked.unseen) if asked.unseen < 1 else likely
-    return min(likely, of_covered, asked.unseen * asked.amount)
+    return _GUESSED * unknown**2 / whole if whole else 0.0
 
 
 def stored_units(texts: Sequence[str]) -> tuple[Unit, ...]:
     """Units that come with the data, in words; each counts the same."""
-    return tuple(
-        Unit(text, tuple(s for reading in read(text) for s in reading.statements), 1.0)
-        for text in texts
-    )
+    return tuple(Unit(text, told(read(text)), 1.0) for text in texts)
 
 
-class Told(NamedTuple):
-    """What a caption tells: its statements, and the lemmas of its nouns, verbs and adjectives."""
-
-    statements: tuple[Statement, ...]
-    words: frozenset[str]
-
-
-def told(readings: Iterable[Reading]) -> Told:
+def told(readings: Iterable[Reading]) -> tuple[Statement, ...]:
     """All that `readings` tell."""
-    readings = tuple(readings)
-    return Told(
-        tuple(s for reading in readings for s in reading.statements),
-        frozenset(
-            word.lemma
-            for reading in readings
-            for word in reading.sentence.words
-            if word.tag in ("NOUN", "VERB", "ADJ") and is_known(word.text)
-        ),
-    )
+    return tuple(s for reading in readings for s in reading.statements)
 
 
-def covers(caption: Told, unit: Unit) -> bool:
+def covers(caption: Sequence[Statement], unit: Unit) -> bool:
     """Whether at least half of what `unit` says is told."""
     if not unit.statements:
         return False
@@ -145,12 +134,45 @@ def covers(caption: Told, unit: Unit) -> bool:
     return 2 * found >= len(unit.statements)
 
 
-def _covers(caption: Told, wanted: Statement) -> bool:
+def _covers(caption: Sequence[Statement], wanted: Statement) -> bool:
     if wanted.kind in ("attribute", "action") and not wanted.negated:
-        # People put one thing in many ways, "a man in white", "wearing a white shirt", "skis" and
-        # "skiing": the word decides, whatever it is said of.
-        return any(alike(word, wanted.value) for word in caption.words)
-    return any(_says(s, wanted) for s in caption.statements)
+        return any(_asserts(s, wanted, caption) for s in caption)
+    return any(_says(s, wanted) for s in caption)
+
+
+def _asserts(s: Statement, wanted: Statement, caption: Sequence[Statement]) -> bool:
+    """Whether `s` says an attribute or action of the thing that is meant. People put one thing in
+    many ways: "a man in white" and "wearing a white shirt", "skis" and "skiing".
+    """
+    if s.negated:
+        return False
+    if s.kind == "thing":
+        if wanted.kind == "attribute" and _is_name(wanted.value):
+            return relate(s.head, wanted.value) in _COVERING
+        return alike(s.head, wanted.value) and any(
+            _can_mean(other.head, wanted)
+            for other in caption
+            if other.kind == "thing" and not other.negated and other.head != s.head
+        )
+    if s.kind not in ("attribute", "action") or not alike(s.value, wanted.value):
+        return False
+    if wanted.other and s.other and not is_anything(s.other) and can_mean(s.other, wanted.other):
+        return True  # who rides the wave is whoever was seen riding it
+    return _can_mean(s.head, wanted) or any(
+        _can_mean(owner.head, wanted)
+        for owner in caption
+        if owner.other == s.head and owner.value in _WEARS and not owner.negated
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_name(modifier: str) -> bool:
+    """Whether a modifier is the name of a thing, as in "a banana necklace"."""
+    return bool(senses(modifier, "n")) and not senses(modifier, "a")
+
+
+def _can_mean(thing: str, wanted: Statement) -> bool:
+    return not is_anything(thing) and can_mean(thing, wanted.head)
 
 
 def _says(told: Statement, wanted: Statement) -> bool:

@@ -6,7 +6,16 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from balcap_jax.rewards.lexical.statements import Statement, read
-from balcap_jax.rewards.lexical.vocabulary import COCO_CLASSES, SPELLINGS, WIDER_PERSONS
+from balcap_jax.rewards.lexical.vocabulary import (
+    ANYBODY,
+    COCO_CLASSES,
+    FEMALE,
+    MALE,
+    PERSONS,
+    SPELLINGS,
+    WIDER_PERSONS,
+    YOUNG,
+)
 from balcap_jax.rewards.lexical.wordnet import ancestors, levels_up, parents, photo_senses, synonyms
 
 # How a word stands to a known one, the closest first: the same thing; more general ("animal" where
@@ -31,6 +40,14 @@ class Known(NamedTuple):
     witnesses: int = 0
 
 
+def as_told(s: Statement) -> Statement:
+    """A reference's statement, where "someone" is a person that was seen. In a caption the same
+    word is true of whoever is there.
+    """
+    head, other = ("person" if word in ANYBODY else word for word in (s.head, s.other))
+    return s if (head, other) == (s.head, s.other) else s._replace(head=head, other=other)
+
+
 class Evidence:
     """References and boxes of one photo. Its questions are answered once and remembered.
 
@@ -45,7 +62,8 @@ class Evidence:
         self.boxes = Counter(SPELLINGS.get(label, label) for label in labels)
         self.closed = bool(labels) and COCO_CLASSES.issuperset(labels)
         self.references = tuple(
-            tuple(s for reading in read(text) for s in reading.statements) for text in references
+            tuple(as_told(s) for reading in read(text) for s in reading.statements)
+            for text in references
         )
         self.words = tuple(
             frozenset(w.lemma for reading in read(text) for w in reading.sentence.words)
@@ -112,6 +130,33 @@ class Evidence:
 
     def _things_by_reference(self) -> list[list[str]]:
         return [[s.head for s in found if s.kind == "thing"] for found in self.references]
+
+
+@lru_cache(maxsize=1 << 18)
+def can_mean(word: str, known: str) -> bool:
+    """Whether whoever says `word` may mean the thing that another calls `known`: a man may be the
+    surfer, and is not the girl.
+    """
+    if relate(word, known) in ("same", "general", "part", "derived", "specific"):
+        return True
+    if not is_person(word) and relate(word, known) == "sibling":
+        return True
+    return is_person(word) and is_person(known) and not _other_person(word, known)
+
+
+@lru_cache(maxsize=1 << 16)
+def is_person(noun: str) -> bool:
+    """Whether a noun names a person: by sex and age, by what they do, or at all."""
+    found = photo_senses(noun)[:1]
+    return noun in PERSONS or bool(kinds(noun) & set(photo_senses("person")[:1]) and found)
+
+
+def _other_person(one: str, other: str) -> bool:
+    """A man is no woman, and a grown one no child."""
+    if {one, other} <= MALE | FEMALE and (one in MALE) != (other in MALE):
+        return True
+    known = PERSONS - {"person", "crowd", "family", "couple"}
+    return {one, other} <= known and (one in YOUNG) != (other in YOUNG)
 
 
 def _means(word: str, known: str) -> bool:

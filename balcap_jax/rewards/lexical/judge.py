@@ -14,24 +14,31 @@ from balcap_jax.data.visible_text import visible
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.lexical.coverage import (
     Asked,
+    all_of,
     asked_by,
-    beyond,
     covers,
+    guessed,
     rarity,
     stored_units,
     told,
 )
 from balcap_jax.rewards.lexical.evidence import CONFIRMING, Evidence, relate
+from balcap_jax.rewards.lexical.generality import is_anything
 from balcap_jax.rewards.lexical.language import is_sound, quality
 from balcap_jax.rewards.lexical.pointing import describes, is_nowhere
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
-from balcap_jax.rewards.lexical.truth import chance, presence
+from balcap_jax.rewards.lexical.truth import chance, is_absent, is_open
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
+VERSION = "2"  # of the rules; scores of two versions are not compared
 _POINTABLE = 0.5  # chance of describing from which on a sentence's statements are pointable
-_UNSOUND = 0.5  # what a statement keeps of its chance outside of a sound sentence
+_NOTHING = 0.001  # weight of words for anything: it only decides where a caption has no others
+_REMARK = 0.6  # weight of a sentence that has nothing but such words
+_ABOUT = 1.0  # weight of what is said of a thing; a thing weighs 0.2 to 2 by its rarity
+# What things, and what is said of them, keep of their weight where references leave them open: what
+# is unknown is not wrong, and what is said of it says little more.
+_OPEN, _ABOUT_OPEN = 0.5, 0.25
 _VERIFIED = 0.6  # chance from which on a statement is called verified
-_BEYOND = "what no reference tells"  # the last unit where there are several references
 
 
 class LexicalJudge:
@@ -57,9 +64,7 @@ class LexicalJudge:
                 f"example {example.id!r} has no reference, and the lexical judge knows no other "
                 "truth; give it references, or boxes beside at least one."
             )
-        asked = _photo(example).asked
-        more = () if asked.amount is None else (_BEYOND,)
-        return (*(unit.text for unit in asked.units), *more)
+        return tuple(unit.text for unit in _photo(example).asked.units)
 
 
 class Photo(NamedTuple):
@@ -77,7 +82,7 @@ def photo(
     references, labels, units = (
         tuple(map(visible, texts)) for texts in (references, labels, units)
     )
-    asked = Asked(stored_units(units)) if units else asked_by(references)
+    asked = all_of(stored_units(units)) if units else asked_by(references)
     return Photo(Evidence(references, labels), asked)
 
 
@@ -93,54 +98,55 @@ def judge(caption: str, photo: Photo) -> Verdict:
     """The verdict on one caption; a pure function of its arguments."""
     caption = visible(caption)
     readings = read(caption)
-    assertions = list(_assertions(readings, photo.evidence))
-    covered, weights = _coverage(readings, photo)
+    asked = photo.asked
+    tells = told(reading for reading in readings if _tells(reading, photo.evidence))
+    # A boy is a child, and covers none where the child is a girl.
+    tells = tuple(s for s in tells if s.negated or not is_absent(s.head, photo.evidence))
+    guesses = guessed((s for r in readings for s in r.statements), photo.evidence, asked.amount)
     clarity, fluency, coherency = quality(caption)
     return Verdict(
-        assertions=tuple(assertions),
-        covered=covered,
+        assertions=tuple(_assertions(readings, photo.evidence)),
+        covered=tuple(covers(tells, unit) for unit in asked.units),
         clarity=clarity,
         fluency=fluency,
         coherency=coherency,
-        unit_weights=weights,
-        asked=photo.asked.amount,
+        unit_weights=tuple(unit.weight for unit in asked.units),
+        asked=asked.amount + guesses,
     )
 
 
-def _coverage(
-    readings: Iterable[Reading], photo: Photo
-) -> tuple[tuple[bool, ...], tuple[float, ...]]:
-    """Which units are covered, and their weights."""
-    evidence, asked = photo
-    tells = told(reading for reading in readings if _tells(reading, evidence))
-    covered = tuple(covers(tells, unit) for unit in asked.units)
-    weights = tuple(unit.weight for unit in asked.units)
-    if asked.amount is None:
-        return covered, weights
-    weight = sum(w for w, is_covered in zip(weights, covered, strict=True) if is_covered)
-    new = {_key(s, evidence): s for s in reversed(tells.statements)}.values()
-    more = beyond(new, asked, weight, evidence)
-    return (*covered, more > 0), (*weights, more)
-
-
 def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Assertion]:
-    """Each statement once. Another name for a thing told before says nothing new, and a sentence
-    without any statement is one remark.
+    """Each statement once. Another name for a thing told before says nothing new, nor does a more
+    general one wherever it stands, and a sentence without any statement is one remark.
     """
+    readings = tuple(readings)
     known: set[tuple] = set()
+    things = {s.head for r in readings for s in r.statements if s.kind == "thing" and not s.negated}
     for reading in readings:
         text = reading.sentence.text
-        pointable, sound = describes(text), _is_sound(reading, evidence)
+        pointable = describes(text)
         if not reading.statements:
             if (text.lower(),) not in known:
                 known.add((text.lower(),))
                 yield Assertion(text, verified=False, pointable=False, chance=0.0)
             continue
+        empty = all(is_anything(s.head) for s in reading.statements)
         for statement in reading.statements:
             key = _key(statement, evidence)
-            if key not in known:
+            if key not in known and not _is_wider(statement, things):
                 known.add(key)
-                yield _assertion(statement, evidence, pointable=pointable, sound=sound)
+                found = _assertion(statement, evidence, pointable=pointable)
+                yield found._replace(weight=_REMARK) if empty else found
+                empty = False
+
+
+def _is_wider(s: Statement, things: Iterable[str]) -> bool:
+    """Whether a thing is named that is told by a closer name, too: "a person" beside "a girl"."""
+    return (
+        s.kind == "thing"
+        and not s.negated
+        and any(other != s.head and relate(s.head, other) == "general" for other in things)
+    )
 
 
 def _key(s: Statement, evidence: Evidence) -> tuple:
@@ -154,11 +160,8 @@ def _key(s: Statement, evidence: Evidence) -> tuple:
     return s.kind, name(s.head), s.value, name(s.other) if s.other else "", s.negated
 
 
-def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: bool) -> Assertion:
-    true = chance(s, evidence) * (1.0 if sound else _UNSOUND)
-    # Of a thing that is not there, nothing more can be right or wrong: what is said of it counts
-    # as far as it is there, and is then as likely as it would be of a thing that is.
-    there = presence(s, evidence)
+def _assertion(s: Statement, evidence: Evidence, *, pointable: float) -> Assertion:
+    true = chance(s, evidence)
     # What is not there cannot be pointed at, nor can a quality or a feeling.
     nowhere = is_nowhere(s.head) or (s.negated and s.kind == "thing")
     shown = pointable >= _POINTABLE and not nowhere
@@ -168,9 +171,19 @@ def _assertion(s: Statement, evidence: Evidence, *, pointable: float, sound: boo
         text=s.text,
         verified=true >= _VERIFIED,
         pointable=shown,
-        chance=min(1.0, true / there) * min(1.0, pointable / _POINTABLE),
-        weight=rarity(s.head) if s.kind == "thing" else there,
+        chance=true * min(1.0, pointable / _POINTABLE),
+        weight=_weight(s, evidence),
     )
+
+
+def _weight(s: Statement, evidence: Evidence) -> float:
+    """How much a statement says. Words for anything say nothing, whatever is said of them."""
+    if is_anything(s.head):
+        return _NOTHING
+    is_unknown = is_open(s, evidence)
+    if s.kind == "thing":
+        return rarity(s.head) * (_OPEN if is_unknown else 1.0)
+    return _ABOUT_OPEN if is_unknown else _ABOUT
 
 
 def _tells(reading: Reading, evidence: Evidence) -> bool:
@@ -184,5 +197,5 @@ def _is_sound(reading: Reading, evidence: Evidence) -> bool:
         return False
     heads = {s.head for s in reading.statements if s.kind == "thing" and not s.negated}
     known = [evidence.known(head) for head in heads]
-    names = Counter(k.thing for k in known if k.relation in ("same", "general", "specific"))
+    names = Counter(k.thing for k in known if k.relation in ("same", "general"))
     return max(names.values(), default=0) < 3

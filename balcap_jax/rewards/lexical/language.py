@@ -2,8 +2,11 @@
 
 - clarity: words that are known, sentences that say one thing (no lists of alternatives, no keyword
   lists, no symbols) and are no longer than people write;
-- fluency: a verb, a capital, a full stop, and neighbours that grammar allows;
+- fluency: a verb, a capital, a full stop, words that agree, and neighbours that grammar allows;
 - coherency: nothing is told twice or taken back, and sentences do not all begin alike.
+
+Whatever the grammar, words that nobody puts beside each other make no sense (`collocations.py`),
+and all three fall with it.
 
 A sentence counts by its number of words, so that good short ones do not hide a bad long one.
 """
@@ -14,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from balcap_jax.rewards.lexical.collocations import association
+from balcap_jax.rewards.lexical.grammar import mistakes
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
 from balcap_jax.rewards.lexical.vocabulary import COLOURS
 from balcap_jax.rewards.lexical.words import Sentence, Word, is_known
@@ -22,8 +27,8 @@ _LONGEST = 40  # words of a sentence; people stay below
 _SYMBOLS = re.compile(r"[^\w\s.,;:!?'’\"“”()&%/-]|https?:|www\.")
 # Pairs of tags that no sentence has, by their first tag; "." is the end.
 _FORBIDDEN = {
-    "DET": "DET PREP CONJ AUX PRON REL TO , .",
-    "POSS": "DET PREP CONJ AUX PRON , .",
+    "DET": "DET PREP CONJ AUX PRON REL TO VERB-S , .",
+    "POSS": "DET PREP CONJ AUX PRON VERB-S , .",
     "PREP": "AUX CONJ VERB-S",
     "ADJ": "DET PRON VERB-S",
     "NOUN": "DET PRON NUM",
@@ -37,6 +42,12 @@ _FORBIDDEN = {
     ",": ", .",
 }
 _PAIRS = frozenset((one, other) for one, others in _FORBIDDEN.items() for other in others.split())
+# Mean log-odds of a sentence's pairs of words at which it makes no sense, and from which on it
+# makes good sense; a short sentence is given the benefit of _BENEFIT pairs that are _PLAIN.
+_SENSELESS, _SENSIBLE = -0.32, -0.16
+_BENEFIT, _PLAIN = 1.0, 0.0
+_DAMPED = 0.9  # what clarity and coherency lose of a sentence without sense
+_SLIPS = 1  # places that grammar does not allow in a sentence, however long, that still tells
 _STRANDED = frozenset("of with at from for into onto".split())
 
 
@@ -58,11 +69,22 @@ def quality(text: str) -> Quality:
     symbols = len(_SYMBOLS.findall(text)) / sum(lengths)
     # One pattern filled in again and again is a list, however sound each sentence is.
     patterned = max(0.0, _patterned(readings) - 0.3)
+    senses = [sense(reading.sentence) for reading in readings]
+    damped = 1 - _DAMPED * (1 - _mean(senses, lengths))
     return Quality(
-        max(0.0, _mean(map(_clarity, readings), lengths) - 3 * symbols),
-        _mean([_fluency(r.sentence) for r in readings], lengths) * (1 - patterned),
-        _coherency(readings),
+        max(0.0, _mean(map(_clarity, readings), lengths) - 3 * symbols) * damped,
+        _mean([_fluency(r.sentence) * s for r, s in zip(readings, senses, strict=True)], lengths)
+        * (1 - patterned),
+        _coherency(readings) * damped,
     )
+
+
+@lru_cache(maxsize=1 << 12)
+def sense(sentence: Sentence) -> float:
+    """From 0 for words that stand together by chance to 1 for words that people put so."""
+    found = association(sentence.text)
+    mean = (sum(found) + _BENEFIT * _PLAIN) / (len(found) + _BENEFIT)
+    return min(1.0, max(0.0, (mean - _SENSELESS) / (_SENSIBLE - _SENSELESS)))
 
 
 def _mean(values: Iterable[float], weights: Sequence[int]) -> float:
@@ -112,12 +134,14 @@ def is_sound(sentence: Sentence) -> bool:
     )
     return (
         len(words) > 1
+        and words[0].tag != "AUX"  # a question
         and 3 * unknown < len(words)
         and listed < 5
         and not any(w.text in ("or", "either") for w in words)
         and not _is_list(sentence)
         and (_is_joined(sentence) or _is_name(sentence))
         and _order(sentence) >= 0.6
+        and _wrong(sentence) <= _SLIPS
     )
 
 
@@ -135,14 +159,20 @@ def _order(sentence: Sentence) -> float:
     """1 for an order of words that grammar allows; falls with the share of places that it does
     not.
     """
+    return max(0.0, 1 - 4 * _wrong(sentence) / (len(sentence.words) + 1))
+
+
+@lru_cache(maxsize=1 << 12)
+def _wrong(sentence: Sentence) -> int:
+    """At how many places grammar does not allow what stands there."""
     tags = [_tag(w) for w in sentence.words] + ["."]
     wrong = sum(pair in _PAIRS for pair in zip(tags, tags[1:], strict=False))
     wrong += sentence.words[-1].text in _STRANDED
+    wrong += mistakes(sentence)
     wrong += max(0, _run(sentence.words) - 4)
     pairs = zip(sentence.words, sentence.words[1:], strict=False)
     wrong += sum(_stumbles(one.text, other.text) for one, other in pairs)
-    wrong += max(0, sum(w.tag == "CONJ" for w in sentence.words) - 1 - len(tags) // 8)
-    return max(0.0, 1 - 4 * wrong / len(tags))
+    return wrong + max(0, sum(w.tag == "CONJ" for w in sentence.words) - 1 - len(tags) // 8)
 
 
 def _fluency(sentence: Sentence) -> float:

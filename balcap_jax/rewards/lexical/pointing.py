@@ -7,8 +7,9 @@ of things its nouns and verbs are (WordNet's categories), and whether it names a
 from collections.abc import Sequence
 from functools import lru_cache
 
+from balcap_jax.rewards.lexical.generality import is_anything
 from balcap_jax.rewards.lexical.statements import FRAME, GROUPS
-from balcap_jax.rewards.lexical.vocabulary import ANYTHING, COLOURS, PERSONS
+from balcap_jax.rewards.lexical.vocabulary import COLOURS, PERSONS
 from balcap_jax.rewards.lexical.wordnet import categories, category, photo_senses
 from balcap_jax.rewards.lexical.words import NUMBERS, Word, sentences
 
@@ -97,7 +98,7 @@ def _purposes(words: Sequence[Word]) -> int:
 @lru_cache(maxsize=1 << 16)
 def is_visible(noun: str) -> bool:
     """Whether a noun names something that a photo can show."""
-    if noun in PERSONS or noun in ANYTHING:
+    if noun in PERSONS or is_anything(noun):
         return True
     found = photo_senses(noun)
     return not found or category(found[0], "n") not in _ABSTRACT

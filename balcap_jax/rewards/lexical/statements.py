@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from balcap_jax.rewards.lexical.vocabulary import SPELLINGS
+from balcap_jax.rewards.lexical.vocabulary import ANYBODY, SPELLINGS
 from balcap_jax.rewards.lexical.wordnet import senses
 from balcap_jax.rewards.lexical.words import BE, NUMBERS, Sentence, Word, sentences
 
@@ -29,6 +29,8 @@ FRAME = frozenset(
     """image photograph scene view shot background foreground frame close-up closeup
     front side top left right center middle corner bottom back setting area part edge""".split()
 )
+# Words that their adjectives stand behind.
+_FIRST = frozenset("something anything everything nothing".split()) | ANYBODY
 _VAGUE = frozenset("several few various multiple numerous many".split())
 # "A snow covered slope": the slope is what the phrase is about.
 _COMPOUND = frozenset("covered filled lined topped shaped colored".split())
@@ -215,6 +217,8 @@ def _joins_adjectives(words: tuple[Word, ...], start: int, at: int) -> bool:
 def _head(words: list[Word]) -> tuple[str, tuple[str, ...]]:
     """The head with its modifiers; two nouns that WordNet knows as a pair are one word."""
     *before, last = words
+    if before and before[0].lemma in _FIRST:  # "something red"
+        return before[0].lemma, tuple(w.lemma for w in words[1:])
     modifiers = [w.lemma for w in before]
     head = last.lemma
     if before and senses(f"{before[-1].lemma} {head}", "n"):

@@ -10,9 +10,9 @@ there more often than an object that no reference mentions, and a size is seldom
 from functools import lru_cache
 
 from balcap_jax.rewards.lexical.evidence import CONFIRMING, Evidence, kinds, relate, same_family
+from balcap_jax.rewards.lexical.generality import is_anything
 from balcap_jax.rewards.lexical.statements import Statement
 from balcap_jax.rewards.lexical.vocabulary import (
-    ANYTHING,
     COCO_CLASSES,
     COLOURS,
     FEMALE,
@@ -23,19 +23,21 @@ from balcap_jax.rewards.lexical.vocabulary import (
     SCENERY,
     SPELLINGS,
     STATIVE,
+    YOUNG,
 )
 from balcap_jax.rewards.lexical.wordnet import opposites, photo_senses, senses, synonyms
 
 # Chances that a statement is true. docs/judges.md says how they were set and how little hangs on
 # their exact values.
 CONFIRMED = 0.97
+ANYTHING = 0.5  # words for anything tell neither right nor wrong
 DOUBT = 0.08  # what is left of it when one reference tells of a thing; n leave an n-th of it
-THING = {"specific": 0.5, "sibling": 0.35, "none": 0.35}
-SCENERY_OPEN = 0.4
-NO_BOX = 0.1
-CONTRADICTED = 0.15
-ATTRIBUTE_OPEN, COLOUR_OPEN, RELATIVE_OPEN = 0.8, 0.8, 0.75
-ACTION_OPEN, STATIVE_OPEN, MOVE_OPEN = 0.6, 0.85, 0.3
+THING = {"specific": 0.4, "sibling": 0.16, "none": 0.15}
+SCENERY_OPEN = 0.2
+CONTRADICTED = 0.07
+ATTRIBUTE_OPEN, COLOUR_OPEN, RELATIVE_OPEN = 0.6, 0.55, 0.8
+RELATIVE_TOLD = 0.7  # of the chance of any other attribute
+ACTION_OPEN, STATIVE_OPEN, MOVE_OPEN, POSTURE_OPEN = 0.5, 0.65, 0.3, 0.45
 NUMBER_OPEN = 0.4
 APART = 0.8  # two confirmed things that no reference tells of together
 
@@ -50,13 +52,17 @@ def chance(statement: Statement, evidence: Evidence) -> float:
     return _CHANCES[statement.kind](statement, evidence)
 
 
-def presence(statement: Statement, evidence: Evidence) -> float:
-    """The chance that the things `statement` is about are in the photo; 1 for what is about the
-    things themselves.
+def is_open(statement: Statement, evidence: Evidence) -> bool:
+    """Whether `statement` is about a thing that references neither tell of nor speak against: they
+    leave out most of a photo.
     """
-    if statement.kind == "thing" or statement.negated:
-        return 1.0
-    return min(of_thing(thing, evidence) for thing in (statement.head, statement.other) if thing)
+    return any(
+        evidence.known(thing).relation not in CONFIRMING
+        and not is_anything(thing)
+        and not is_absent(thing, evidence)
+        for thing in (statement.head, statement.other)
+        if thing
+    )
 
 
 def _thing(s: Statement, evidence: Evidence) -> float:
@@ -66,28 +72,36 @@ def _thing(s: Statement, evidence: Evidence) -> float:
 def of_thing(thing: str, evidence: Evidence) -> float:
     """The chance that `thing` is in the photo."""
     relation, _, witnesses = evidence.known(thing)
-    if (thing, "") in evidence.denied and relation != "same":
+    if is_absent(thing, evidence):
         return CONTRADICTED
-    if thing in PERSONS and _other_sex(thing, evidence):
-        return CONTRADICTED
-    if thing in ANYTHING:
-        return CONFIRMED
+    if is_anything(thing):
+        return ANYTHING
     if relation in CONFIRMING:
         return 1 - DOUBT / max(1, witnesses)
-    if relation == "specific":
-        return THING["specific"]
-    if evidence.closed and is_coco_class(thing):
-        return NO_BOX
     if relation == "none" and is_scenery(thing):
         return SCENERY_OPEN
     return THING[relation]
 
 
+def is_absent(thing: str, evidence: Evidence) -> bool:
+    """Whether the references speak against `thing`, or it would have a box and has none."""
+    relation = evidence.known(thing).relation
+    if (thing, "") in evidence.denied and relation != "same":
+        return True
+    if thing in PERSONS and _other_sex(thing, evidence):
+        return True
+    unboxed = evidence.closed and is_coco_class(thing)
+    return unboxed and relation in ("sibling", "none") and not is_anything(thing)
+
+
 def _other_sex(thing: str, evidence: Evidence) -> bool:
+    """Whether persons of the age of `thing` are known, of the other sex alone: beside a woman, a
+    child may be a boy.
+    """
+    known = {other for other in evidence.things if (other in YOUNG) == (thing in YOUNG)}
     for mine, others in ((MALE, FEMALE), (FEMALE, MALE)):
         if thing in mine:
-            known = evidence.things.keys()
-            return bool(known & others) and not known & mine
+            return not known.isdisjoint(others) and known.isdisjoint(mine)
     return False
 
 
@@ -97,12 +111,14 @@ def _attribute(s: Statement, evidence: Evidence) -> float:
     if any((alias, s.value) in evidence.denied for alias in aliases):
         return CONTRADICTED
     told = set().union(*(evidence.modifiers.get(alias, ()) for alias in aliases))
+    if s.value in RELATIVE:  # what is small beside one thing is large beside another
+        thing *= RELATIVE_TOLD
     if any(alike(s.value, other) for other in told):
         return thing
-    if any(alike(s.value, word) for word in evidence.lemmas):
-        return thing * 0.95
     if s.value in COLOURS and told & COLOURS:
         return thing * 0.3
+    if any(alike(s.value, word) for word in evidence.lemmas):
+        return thing * 0.95
     if told & RELATIVE and any(set(senses(o, "a")) & opposites(s.value, "a") for o in told):
         return thing * 0.3
     if s.value in COLOURS:
@@ -127,7 +143,7 @@ def _number(s: Statement, evidence: Evidence) -> float:
         return thing
     exact = {int(n) for n in told if n.isdigit()}
     # "One dog" is no lie where there are two, and things of any kind are not counted.
-    if (boxes or exact) and s.value != "1" and s.head not in ANYTHING:
+    if (boxes or exact) and s.value != "1" and not is_anything(s.head):
         known = exact | ({boxes} if boxes else set())
         if s.value == "many":
             return thing * (0.9 if max(known) > 2 else 0.3)
@@ -152,9 +168,11 @@ def _action(s: Statement, evidence: Evidence) -> float:
         return things * 0.9
     postures = {POSTURES[a.value] for a in told if a.value in POSTURES}
     if s.value in POSTURES and postures and POSTURES[s.value] not in postures:
-        return things * 0.5
+        return things * 0.3
     if POSTURES.get(s.value) == "move":
         return things * MOVE_OPEN
+    if s.value in POSTURES:
+        return things * POSTURE_OPEN
     return things * (STATIVE_OPEN if s.value in STATIVE else ACTION_OPEN)
 
 

@@ -6,7 +6,7 @@ with its own chance of being true unseen (scenery), or a spelling.
 
 # Read as the word on the right, before anything else is looked up.
 SPELLINGS = (
-    {word: "person" for word in "people someone somebody individual human pedestrian".split()}
+    {word: "person" for word in "people individual human pedestrian".split()}
     | {word: "child" for word in "kid toddler kiddo youngster".split()}
     | {word: "man" for word in "guy gentleman male dude fellow".split()}
     | {word: "woman" for word in "lady female".split()}
@@ -75,10 +75,15 @@ SCENERY = frozenset(
     natural_object weather light shadow window door clothing body_part time_period plant_part path
     surface paved_surface flooring covering soil""".split()
 )
-# Names for anything at all: they are true of every photo.
+# Names for anything or anybody at all, beside WordNet's own highest words (`generality.py`): they
+# are true of every photo.
 ANYTHING = frozenset(
-    "object item thing entity element stuff detail something anything kind type other one".split()
+    """object item thing entity element stuff detail something anything everything kind type other
+    one someone somebody anyone anybody everyone everybody being material piece place spot
+    structure device equipment instrument""".split()
 )
+# Of a reference they tell that a person is there.
+ANYBODY = frozenset("someone somebody anyone anybody everyone everybody".split())
 
 # The 80 classes of COCO's boxes. Whoever drew them drew all of them, so where every label of an
 # image is one of these, a class without a box is not in the image.

@@ -10,7 +10,7 @@ import re
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from balcap_jax.rewards.lexical.vocabulary import SPELLINGS
+from balcap_jax.rewards.lexical.vocabulary import COLOURS, SPELLINGS
 from balcap_jax.rewards.lexical.wordnet import frequency, senses
 
 DETERMINERS = frozenset("a an the this that these those its his her their our my your".split())
@@ -142,7 +142,10 @@ def _tagged(texts: list[str]) -> tuple[Word, ...]:
         following, after = (*forms[at + 1 : at + 3], "", "")[:2]
         if form == "'s" and following.endswith("ing") and not _can_be_noun(after):
             form = "is"  # "the dog's running"
-        words.append(_word(form, words[-1] if words else None, following))
+        if form in COLOURS and following == "and" and after in COLOURS:
+            words.append(Word(form, form, "ADJ"))  # "a blue and white boat"
+        else:
+            words.append(_word(form, words[-1] if words else None, following))
     return tuple(words)
 
 
