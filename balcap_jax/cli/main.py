@@ -280,10 +280,14 @@ def _assemble(arguments: list[str]) -> None:
 def _scenes(arguments: list[str]) -> None:
     config = parse(ScenesConfig, arguments, "scenes")
 
-    from balcap_jax.data.scene_source import export
+    from balcap_jax.commands.scenes import write_scenes
 
-    path = export(config.out, split=config.split, count=config.count, seed=config.seed)
-    print(f"{config.count} scenes are listed in {path}; train on them with --data.path {path}")
+    path = write_scenes(config)
+    command = "balcap sft" if config.questions else "balcap train"
+    print(
+        f"{config.count} scenes are listed in {path}; train on them with `{command} "
+        f"--data.path {path}`"
+    )
 
 
 class _Command(NamedTuple):

@@ -321,14 +321,23 @@ class AssembleConfig(Settings):
 
 @dataclass(frozen=True)
 class ScenesConfig(Settings):
-    """Generated scenes as image files with a scenes.jsonl for --data.path."""
+    """Generated scenes as image files with a scenes.jsonl for --data.path; with --questions it has
+    questions for `balcap sft` in place of captions.
+    """
 
     out: Path  # Folder to write to.
     count: int = 100  # Number of scenes.
     split: Literal["train", "heldout"] = "train"  # Split of the scenes; the two never share one.
     seed: int = 0  # Seed of the scenes; the same one gives the same scenes.
+    # Yes/no questions of each scene, half of them with one thing wrong; 0: captions instead.
+    questions: int = 0
+    clusters: int = 0  # Clusters of objects in each scene; 0: two to four, as in training.
 
     def check(self) -> None:
+        self._at_least(0, "questions", "clusters")
+        self._require(self.questions != 1, "questions", "must be 0 or at least 2, a yes and a no")
+        self._at_most(1000, "questions")
+        self._require(self.clusters <= 9, "clusters", "must be at most 9")
         self._at_least(1, "count")
         self._at_most(10**7, "count")
         self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")

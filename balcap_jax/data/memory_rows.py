@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from balcap_jax.config.sections import PROMPT
+from balcap_jax.config.sections import PROMPT, QUESTION_PROMPT
 from balcap_jax.data import rows
 from balcap_jax.data.caption_files import CAPTIONS, NOT_COLUMNS
 from balcap_jax.data.conversations import check_shown, from_messages, row_of
@@ -75,6 +75,8 @@ class MemoryRows(Sequence[Row]):
             )
         if self._conversations and not rows.missing(values.get("messages")):
             return self._conversation(values, index, where=where)
+        if self._conversations and not rows.missing(values.get("questions")):
+            return self._questions(values, index, where=where)
         given = values.get("prompt")
         prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
         captions = rows.captions(_lenient(values), names=CAPTIONS, where=where)
@@ -101,6 +103,23 @@ class MemoryRows(Sequence[Row]):
                 for name, value in values.items()
                 if name not in (*NOT_COLUMNS, "images") and isinstance(name, str)
             },
+        )
+
+    def _questions(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
+        id_ = _id(values.get("id"), index, where=where)
+        self._seen.check(id_, index)
+        prompt = values.get("prompt")
+        return Row(
+            id=id_,
+            image=_image(values, where=where),
+            prompt=(
+                QUESTION_PROMPT
+                if rows.missing(prompt)
+                else rows.words(prompt, name="prompt", where=where)
+            ),
+            reference="",
+            scene=rows.scene(values.get("scene"), where=where),
+            questions=rows.questions(values["questions"], where=where),
         )
 
     def _conversation(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:

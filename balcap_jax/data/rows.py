@@ -60,6 +60,7 @@ class Row(NamedTuple):
     columns: Mapping[str, Any] = NO_COLUMNS
     more_images: tuple[ImageLike, ...] = ()
     turns: tuple[Turn, ...] = ()
+    questions: tuple[Turn, ...] = ()
 
 
 def longest(captions: Sequence[str]) -> str:
@@ -305,6 +306,31 @@ def units(value: Any, *, where: str) -> tuple[str, ...]:
     if isinstance(value, list):
         value = [item.get("text") if isinstance(item, Mapping) else item for item in value]
     return texts(value, name="units", where=where)
+
+
+def questions(value: Any, *, where: str) -> tuple[Turn, ...]:
+    """Questions with their answers from a list of `{"question": ..., "answer": ...}`; none for
+    None.
+
+    Raises:
+      BadRowError: it is no such list, or empty.
+    """
+    value = listed(value)
+    if missing(value):
+        return ()
+    if isinstance(value, Mapping):
+        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=False)]
+    fields = ("question", "answer")
+    ok = isinstance(value, list) and bool(value)
+    if not ok or not all(isinstance(v, Mapping) and v.keys() >= set(fields) for v in value):
+        raise BadRowError(
+            where,
+            f'has "questions": {shown(value)}, which must be a list like [{{"question": "a red '
+            'car", "answer": "yes"}]; fix it or remove the row.',
+        )
+    return tuple(
+        Turn(*(words(item[name], name=name, where=where) for name in fields)) for item in value
+    )
 
 
 def scene(value: Any, *, where: str) -> "Scene | None":
