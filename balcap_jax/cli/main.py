@@ -224,10 +224,12 @@ def _score(arguments: list[str]) -> None:
 def _judge_check(arguments: list[str]) -> None:
     config = parse(JudgeCheckConfig, arguments, "judge-check")
 
-    from balcap_jax.commands.judge_check import conclusion, cost, judge_check, table
+    from balcap_jax.commands.judge_check import conclusion, cost, first_line, judge_check, table
 
     console = Console()
     found = judge_check(config)
+    if line := first_line(found, model=config.judge.model):
+        print(line)
     console.print(table(found))
     console.print(cost(found), highlight=False)
     print(conclusion(found, model=config.judge.model))

@@ -211,6 +211,12 @@ class ScoreConfig(Settings):
     def check(self) -> None:
         self._at_least(1, "batch_size")
         self._at_most(MOST_IMAGES, "batch_size")
+        self.judge._require(  # noqa: SLF001
+            self.judge.kind != "model",
+            "kind",
+            "judges in training alone, where it is fitted to the data first",
+            "set another --judge.kind.",
+        )
         self._require(
             self.judge.kind != "scene" or self.data is not None,
             "data",

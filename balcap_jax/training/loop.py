@@ -16,6 +16,7 @@ from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import local_rows, shard_batch
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
 from balcap_jax.rewards.judges import judge_record
+from balcap_jax.rewards.model.judge import ModelJudge
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.progress import waiting
@@ -26,6 +27,12 @@ from balcap_jax.training.failure_window import FailureWindow
 from balcap_jax.training.interrupts import Stopped
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
+from balcap_jax.training.model_judge import (
+    calibrate,
+    check_own_policy,
+    on_own_captions,
+    take_up,
+)
 from balcap_jax.training.programs import learning_rate_of, make_programs
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
 from balcap_jax.training.seams import open_data, open_judge
@@ -53,7 +60,11 @@ class TrainingLoop(TaskRun):
     def _open_data(self) -> None:
         """Data, judge and reward functions; the settings get the kind of judge that they mean."""
         self.source, self.heldout = open_data(self.config, self.seams)
-        config, judge, functions = open_judge(self.config, self.seams, self.heldout[0])
+        check_own_policy(self.config)
+        config, judge, functions = open_judge(
+            self.config, self.seams, self.heldout[0], mesh=self.mesh
+        )
+        self.model_judge = judge if isinstance(judge, ModelJudge) else None
         self.judge = JudgeQueue(
             judge,
             functions,
@@ -106,6 +117,14 @@ class TrainingLoop(TaskRun):
             rows=self.rows,
         )
 
+    def _begin(self) -> None:
+        if self.model_judge is None:
+            return
+        with waiting("measuring the judge", shown=processes.is_process_zero()):
+            record, line = calibrate(self.model_judge, self.source)
+        self.summary["judge"] |= {"calibration": record}
+        self.say(line)
+
     def describe(self) -> list[str]:
         rewards = ", ".join(self.config.reward.all_names)
         judge = f"judge {self.summary['judge']['kind']}" if self.judge.judges else "no judge"
@@ -117,6 +136,8 @@ class TrainingLoop(TaskRun):
         return {"spent": self.judge.totals, "failures": list(self.failures.shares)}
 
     def _restore_extra(self, extra: Mapping[str, Any], pending: Any) -> None:
+        if self.model_judge is not None:
+            self.say(take_up(self.model_judge, self.summary["judge"]["calibration"]))
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
         self.queue.restore(self.step, self.state.params, pending)
@@ -310,6 +331,11 @@ class TrainingLoop(TaskRun):
             reasons = self.judge.last_failures
             raise self.failures.error(lost, where="the held-out images", reasons=reasons)
         self.summary[when] = summary
+        if self.model_judge is not None:
+            captions = [row["caption"] for row in rows]
+            line = on_own_captions(self.model_judge, self.heldout, captions)
+            if line is not None:
+                self.say(f"{line}, {when} training")
         processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
         self.stopwatch.lap(tokens=0)
         self.clock.idle_share()

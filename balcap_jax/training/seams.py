@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.data.examples import Example, Source
@@ -51,11 +53,14 @@ def open_data(
 
 
 def open_judge(
-    config: TrainConfig, seams: Seams, example: Example
+    config: TrainConfig, seams: Seams, example: Example, *, mesh: Mesh
 ) -> tuple[TrainConfig, Judge | None, RewardFunctions]:
     """(settings with the kind of judge that "auto" means, the judge, the reward functions).
 
     There is no judge where no reward is of one.
+
+    Args:
+      mesh: where a judge of kind "model" is put.
 
     Raises:
       UserError: no judge fits data with examples like this, or see `make_judge`, `load_function`.
@@ -69,4 +74,4 @@ def open_judge(
     judge = resolve_kind(config.judge, example)
     config = dataclasses.replace(config, judge=judge)
     data = None if config.data.path == MEMORY else config.data.path
-    return config, make_judge(judge, data=data), functions
+    return config, make_judge(judge, data=data, example=example, mesh=mesh), functions

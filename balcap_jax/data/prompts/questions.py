@@ -1,8 +1,8 @@
 """Questions about an image: its prompt up to the question, which all of them share, and what each
 adds to it.
 
-A prompt is [image, instruction, question, end of the turn]. All up to the question is one prefix, so
-that any number of questions costs one image.
+A prompt is [image, instruction, question, end of the turn]. All up to the question is one prefix,
+so that any number of questions costs one image.
 """
 
 from collections.abc import Sequence
