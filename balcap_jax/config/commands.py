@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from balcap_jax.config.base import Settings
-from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.judge import AuditConfig, JudgeConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.sections import (
     MOST_CAPTIONS,
@@ -50,6 +50,7 @@ class TrainConfig(Settings):
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -68,6 +69,12 @@ class TrainConfig(Settings):
             "prompts_per_step",
             f"must be a multiple of rl.micro_batches={self.rl.micro_batches}",
             f"set --prompts-per-step {_round_up(self.prompts_per_step, self.rl.micro_batches)}.",
+        )
+        self.audit._require(  # noqa: SLF001
+            not self.audit.every or bool(self.reward.names),
+            "every",
+            "has no judge to audit, because no reward is a judge's",
+            "leave it at 0.",
         )
         if self.model.train_vision and (self.model.train or self.model.lora.on):
             other = "model.train" if self.model.train else "model.lora"

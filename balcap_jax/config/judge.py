@@ -112,6 +112,28 @@ class JudgeConfig(Settings):
             )
 
 
+@dataclass(frozen=True)
+class AuditConfig(JudgeConfig):
+    """A second judge that some captions of a step go to as well; a policy learns nothing of it."""
+
+    every: int = 0  # Steps between audits; 0: none.
+    captions: int = 64  # Captions of a step that are audited, at most all of them.
+    room = "audit."
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(0, "every")
+        self._at_least(1, "captions")
+        self._at_most(MOST_IMAGES, "captions")
+        default = AuditConfig.__dataclass_fields__["kind"].default
+        self._require(
+            self.every > 0 or (self.kind == default and not self.model),
+            "every",
+            "audits nothing, and a judge of the audit is named",
+            "set --audit.every 50, or leave out what names it.",
+        )
+
+
 def _is_endpoint(text: str) -> bool:
     try:
         url = urlsplit(text)

@@ -35,7 +35,7 @@ from balcap_jax.training.model_judge import (
 )
 from balcap_jax.training.programs import learning_rate_of, make_programs
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
-from balcap_jax.training.seams import open_data, open_judge
+from balcap_jax.training.seams import open_audit, open_data, open_judge
 from balcap_jax.training.task_run import TaskRun
 
 SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
@@ -72,6 +72,9 @@ class TrainingLoop(TaskRun):
             stop=self.interrupts.stop,
         )
         self._closers.append(self.judge.close)
+        self.audit = open_audit(config, self.heldout[0], mesh=self.mesh)
+        if self.audit is not None:
+            self._closers.append(self.audit.close)
         self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
         self.config = config
 
@@ -133,13 +136,16 @@ class TrainingLoop(TaskRun):
     # ---- what a checkpoint holds of it
 
     def _extra(self) -> dict[str, Any]:
-        return {"spent": self.judge.totals, "failures": list(self.failures.shares)}
+        audit = {} if self.audit is None else {"audit": self.audit.state()}
+        return {"spent": self.judge.totals, "failures": list(self.failures.shares), **audit}
 
     def _restore_extra(self, extra: Mapping[str, Any], pending: Any) -> None:
         if self.model_judge is not None:
             self.say(take_up(self.model_judge, self.summary["judge"]["calibration"]))
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
+        if self.audit is not None and "audit" in extra:
+            self.audit.restore(extra["audit"])
         self.queue.restore(self.step, self.state.params, pending)
 
     def _pending(self) -> Any:
@@ -182,7 +188,18 @@ class TrainingLoop(TaskRun):
             "device_idle_share": self.clock.idle_share(),
             "peak_memory_mb": peak_memory_mb(),
         }
-        return self._with_function_metrics(row, answered), judged
+        row = self._with_function_metrics(row, answered)
+        return row | self._audited(judged), judged
+
+    def _audited(self, judged: experience.Judged) -> dict[str, float]:
+        """The metrics of an audit, where one is due; a reward that is gamed ends the run."""
+        if self.audit is None:
+            return {}
+        metrics = self.audit.look(self.step + 1, judged)
+        if self.audit.verdict:
+            self.say(self.audit.verdict)
+            self.stop(self.audit.verdict)
+        return metrics
 
     def _answer(self, now: Pending) -> Answered:
         """What judge and reward functions found; a function that fails ends the run, saved.

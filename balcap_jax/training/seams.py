@@ -13,6 +13,7 @@ from balcap_jax.rewards.callables import RewardFunctions
 from balcap_jax.rewards.function_names import RewardFunction, load_function
 from balcap_jax.rewards.judges import make_judge, resolve_kind
 from balcap_jax.rewards.verdicts import Judge
+from balcap_jax.training.audit import Audit
 from balcap_jax.training.callbacks import Callback
 
 
@@ -50,6 +51,20 @@ def open_data(
         conversations=conversations,
     )
     return source, [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
+
+
+def open_audit(config: TrainConfig, example: Example, *, mesh: Mesh) -> Audit | None:
+    """The audit that the settings ask for; None without one.
+
+    Raises:
+      UserError: see `open_judge`.
+    """
+    if not config.audit.every:
+        return None
+    kind = resolve_kind(config.audit, example)
+    data = None if config.data.path == MEMORY else config.data.path
+    judge = make_judge(kind, data=data, example=example, mesh=mesh)
+    return Audit(config.audit, judge, config.reward)
 
 
 def open_judge(

@@ -35,6 +35,7 @@ UPDATE = {
     "parameters": 1 * GIB,
     "optimizer": 2 * GIB,
     "batch": GIB / 2,
+    "judge": 0,
     "arguments": 3 * GIB,
     "results": 0,
     "temporary": 5 * GIB,
