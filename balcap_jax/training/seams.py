@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from balcap_jax.config.base import from_dict, to_dict
 from balcap_jax.config.commands import SFTConfig, TrainConfig
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.sources import open_sources
@@ -61,7 +63,9 @@ def open_audit(config: TrainConfig, example: Example, *, mesh: Mesh) -> Audit | 
     """
     if not config.audit.every:
         return None
-    kind = resolve_kind(config.audit, example)
+    own = ("every", "captions")
+    settings = {name: value for name, value in to_dict(config.audit).items() if name not in own}
+    kind = resolve_kind(from_dict(JudgeConfig, settings), example)
     data = None if config.data.path == MEMORY else config.data.path
     judge = make_judge(kind, data=data, example=example, mesh=mesh)
     return Audit(config.audit, judge, config.reward)

@@ -47,7 +47,7 @@ def texts(caption: str) -> list[str]:
             ["small red car", "red car is dirty"],
         ),
         # What cannot be split is asked whole; so is a denial.
-        ("Stop!", ["Stop"]),
+        ("stop!", ["stop"]),
         ("There is no dog.", ["There is no dog"]),
         ("?!", ["?!"]),
         ("", []),
