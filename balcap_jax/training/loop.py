@@ -31,7 +31,6 @@ from balcap_jax.training.model_judge import (
     calibrate,
     check_own_policy,
     on_own_captions,
-    take_up,
 )
 from balcap_jax.training.programs import learning_rate_of, make_programs
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
@@ -137,11 +136,14 @@ class TrainingLoop(TaskRun):
 
     def _extra(self) -> dict[str, Any]:
         audit = {} if self.audit is None else {"audit": self.audit.state()}
-        return {"spent": self.judge.totals, "failures": list(self.failures.shares), **audit}
+        judge = {} if self.model_judge is None else {"judge": self.model_judge.state()}
+        failures = list(self.failures.shares)
+        return {"spent": self.judge.totals, "failures": failures, **audit, **judge}
 
     def _restore_extra(self, extra: Mapping[str, Any], pending: Any) -> None:
         if self.model_judge is not None:
-            self.say(take_up(self.model_judge, self.summary["judge"]["calibration"]))
+            self.model_judge.restore(extra["judge"])
+            self.say(self.model_judge.calibration.told(self.model_judge.name))
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
         if self.audit is not None and "audit" in extra:

@@ -9,7 +9,6 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.folders import policy_folder
-from balcap_jax.rewards.model.calibration import Calibration
 from balcap_jax.rewards.model.judge import CALIBRATED_ON, ModelJudge
 from balcap_jax.rewards.model.scene_questions import is_true
 from balcap_jax.rewards.model.statements import statements
@@ -40,12 +39,6 @@ def calibrate(judge: ModelJudge, source: Source) -> tuple[dict[str, Any], str]:
     found = judge.calibrate(examples)
     judge.check()
     return found._asdict(), found.told(judge.name)
-
-
-def take_up(judge: ModelJudge, record: dict[str, Any]) -> str:
-    """Takes the fit of an earlier start of the run; a line for people."""
-    judge.calibration = Calibration(**record)
-    return judge.calibration.told(judge.name)
 
 
 def on_own_captions(

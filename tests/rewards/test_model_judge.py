@@ -141,9 +141,12 @@ def test_precision_by_hand_and_each_statement_asked_once(scorer):
     exact = SceneJudge()(examples, CAPTIONS)
     for found, known in zip(verdicts, exact, strict=True):
         assert found._replace(assertions=known.assertions) == known
-    judge(examples, CAPTIONS)
-    again = judge.lap()
-    assert again["cache_hits"] == len({text for texts in asked for text in texts})
+    # Without an image each is asked once for all steps, also of a resumed run.
+    other = ModelJudge(scorer, SceneJudge(), name="base")
+    other.restore(json.loads(json.dumps(judge.state())))
+    before = scorer.forwards
+    assert other(examples, CAPTIONS) == verdicts
+    assert scorer.forwards - before == spent["calls"] == other.lap()["calls"]
     assert isinstance(judge, MeteredJudge)
 
 

@@ -6,7 +6,8 @@ judge that the data have without it, the exact one of scenes or the one of words
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from balcap_jax.rewards.verdicts import Assertion, Judge, Verdict
 
 CALIBRATED_ON = 64  # examples
 _TRUE = 0.5  # chance from which on a statement is called verified
-_KEPT = 1 << 16  # statements whose answer without an image is remembered
+_KEPT = 1 << 12  # statements whose answer without an image is remembered
 
 
 class ModelJudge:
@@ -85,16 +86,24 @@ class ModelJudge:
 
     def lap(self) -> dict[str, float]:
         """Since the last lap: calls (forward passes), prompt_tokens (of statements), questions
-        asked, statements that captions made, cache_hits (statements whose answer without an image
-        was known), failures. It costs no money.
+        asked, statements that captions made, failures. Without an image nothing is counted: what
+        is known of that depends on when the run was started. It costs no money.
         """
-        self._spent["calls"] += self._scorer.forwards
-        self._spent["prompt_tokens"] += self._scorer.tokens
-        self._scorer.forwards = self._scorer.tokens = 0
-        names = ("calls", "cache_hits", "failures", "prompt_tokens", "questions", "statements")
+        names = ("calls", "failures", "prompt_tokens", "questions", "statements")
         spent = {name: float(self._spent[name]) for name in names}
         self._spent.clear()
-        return spent | {"completion_tokens": 0.0, "price": 0.0}
+        return spent | {"cache_hits": 0.0, "completion_tokens": 0.0, "price": 0.0}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to judge by the same bits, as JSON: the fit, and what is known
+        of statements without an image.
+        """
+        return {"calibration": self.calibration._asdict(), "blank": dict(self._blank)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up `state`."""
+        self.calibration = Calibration(**state["calibration"])
+        self._blank = dict(state["blank"])
 
     def close(self) -> None:
         """Nothing is under way between calls."""
@@ -184,7 +193,10 @@ class ModelJudge:
     ) -> list[dict[str, tuple[float, float]]]:
         """By text: the logit with the image and the one without; none of a refused image."""
         places = [i for i, row in enumerate(rows) if row is not None]
+        calls, tokens = self._scorer.forwards, self._scorer.tokens
         logits = self._scorer([rows[i] for i in places], [texts[i] for i in places])
+        self._spent["calls"] += self._scorer.forwards - calls
+        self._spent["prompt_tokens"] += self._scorer.tokens - tokens
         blank = self._without_image({text for i in places for text in texts[i]})
         found: list[dict[str, tuple[float, float]]] = [{} for _ in rows]
         for i, of_image in zip(places, logits, strict=True):
@@ -197,7 +209,6 @@ class ModelJudge:
     def _without_image(self, texts: set[str]) -> dict[str, float]:
         """The logit of each text behind an empty image."""
         new = sorted(text for text in texts if text not in self._blank)
-        self._spent["cache_hits"] += len(texts) - len(new)
         if new:
             if self._blank_row is None:
                 self._blank_row = self._scorer.blank()
