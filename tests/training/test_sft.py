@@ -328,7 +328,7 @@ def test_packaged_base_policy():
     assert len(policy.config.banned_tokens) == 4
 
 
-def test_questions_are_learned_and_their_area_is_told(tmp_path):
+def test_questions_are_learned_and_their_area_is_told(tmp_path, one_device):
     asked = [{"question": "red", "answer": "yes"}, {"question": "blue", "answer": "no"}]
     data = [
         {"id": str(i), "image": Image.new("RGB", (56, 56), (200, 30, i)), "questions": asked}
