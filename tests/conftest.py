@@ -49,5 +49,6 @@ def _forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+    gc.freeze()  # what is left stays, modules mostly: the next collection need not look at it
     if sys.platform == "linux":  # glibc keeps what was freed in small pieces, most of it
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)

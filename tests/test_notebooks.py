@@ -71,13 +71,16 @@ def test_rewards_and_advantages():
     assert max(seen["masked['drop']"]) == pytest.approx(1.43, abs=0.005)
 
 
-def in_colab_and_here(path: Path) -> None:
-    """What a notebook for Colab begins with; `COLAB_RELEASE_TAG` is set there alone."""
-    cells = nbformat.read(path, as_version=4).cells
+def ran(name: str):
+    """A notebook for Colab with its outputs here; `COLAB_RELEASE_TAG` is set there alone."""
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    cells = notebook.cells
     assert f"{path.stem}.ipynb)" in cells[0].source  # the badge opens this one
     assert "**Runtime**" in cells[0].source
     assert "%pip install" in cells[1].source
     assert "drive.mount" in cells[2].source
+    return executed(notebook)
 
 
 @pytest.fixture
@@ -113,9 +116,7 @@ def steps_of(run: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_quickstart(small, monkeypatch):
-    path = ROOT / "notebooks" / "quickstart.ipynb"
-    in_colab_and_here(path)
-    notebook = executed(nbformat.read(path, as_version=4))
+    notebook = ran("quickstart")
     run = small / "quickstart"
     assert steps_of(run) == [1, 2]
     assert any("b_capscore" in text and "->" in text for text in printed(notebook))
@@ -123,16 +124,14 @@ def test_quickstart(small, monkeypatch):
     assert shown(notebook, "text/html") >= 1
     assert (small / "quickstart-policy" / "model.safetensors").exists()
     # After a disconnect all cells are run again: nothing is trained twice, nothing is refused.
-    executed(nbformat.read(path, as_version=4))
+    ran("quickstart")
     assert steps_of(run) == [1, 2]
 
 
 @pytest.mark.slow
 def test_evaluate_and_compare(small, monkeypatch):
     monkeypatch.setenv("BALCAP_IMAGES", "6")
-    path = ROOT / "notebooks" / "evaluate_and_compare.ipynb"
-    in_colab_and_here(path)
-    notebook = executed(nbformat.read(path, as_version=4))
+    notebook = ran("evaluate_and_compare")
     said = printed(notebook)
     intervals = next(text for text in said if "95 % from" in text)
     assert intervals.count("6 images") == 3
@@ -146,9 +145,7 @@ def test_evaluate_and_compare(small, monkeypatch):
 
 @pytest.mark.slow
 def test_train_with_your_own_reward(small):
-    path = ROOT / "notebooks" / "train_with_your_own_reward.ipynb"
-    in_colab_and_here(path)
-    notebook = executed(nbformat.read(path, as_version=4))
+    notebook = ran("train_with_your_own_reward")
     rows = [json.loads(line) for line in (small / "brief" / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all({"reward/brief/mean", "brief/over", "heldout/brief"} <= set(row) for row in rows)
@@ -167,9 +164,7 @@ def test_train_with_your_own_reward(small):
 @pytest.mark.slow
 def test_lora_on_one_card(small, monkeypatch):
     monkeypatch.setenv("BALCAP_MODEL", "base")
-    path = ROOT / "notebooks" / "lora_on_one_card.ipynb"
-    in_colab_and_here(path)
-    notebook = executed(nbformat.read(path, as_version=4))
+    notebook = ran("lora_on_one_card")
     run = small / "lora"
     assert steps_of(run) == [1, 2]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]

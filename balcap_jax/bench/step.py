@@ -200,9 +200,10 @@ def tables(report: dict[str, Any]) -> list[Table]:
     return made
 
 
-def _timings(
-    sides: dict[str, Any], firsts: dict[str, dict[str, float]], rounds: int
-) -> dict[str, dict[str, Timing]]:
+def in_turns(sides: dict[str, Any], rounds: int) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """By side and part, the seconds of each round: on the wall's clock, and of all cores. The sides
+    take turns, each round in the other order.
+    """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {
         label: {part: [] for part in PARTS} for label in sides
     }
@@ -212,6 +213,13 @@ def _timings(
                 before = time.process_time()
                 seconds = _seconds(getattr(sides[label], part))
                 found[label][part].append((seconds, time.process_time() - before))
+    return found
+
+
+def _timings(
+    sides: dict[str, Any], firsts: dict[str, dict[str, float]], rounds: int
+) -> dict[str, dict[str, Timing]]:
+    found = in_turns(sides, rounds)
     return {
         label: {part: Timing(firsts[label][part], *zip(*rows, strict=True)) for part, rows in own}
         for label, own in ((label, found[label].items()) for label in sides)

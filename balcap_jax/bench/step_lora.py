@@ -3,7 +3,6 @@
 import json as json_text
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from balcap_jax.bench.step import versions
+from balcap_jax.bench.step import in_turns, versions
 from balcap_jax.bench.step_hf import HuggingFace, check_installed, write_inputs
 from balcap_jax.bench.step_ours import Ours
 from balcap_jax.plan.workloads.presets import preset_of
 
-RANK, ALPHA = 16, 32
+RANK = 16
 
 
 def run(name: str, *, against: str | None = None, rounds: int = 5) -> dict[str, Any]:
@@ -72,18 +71,12 @@ def compiled_bytes(side: Ours) -> dict[str, int]:
 
 
 def _times(sides: dict[str, Any], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds by side and part."""
-    parts = ("update", "rollout")
-    seconds: dict[tuple[str, str], list[float]] = {(s, p): [] for s in sides for p in parts}
-    for i in range(rounds + 1):
-        for label in list(sides)[:: -1 if i % 2 else 1]:
-            for part in parts:
-                start = time.perf_counter()
-                getattr(sides[label], part)()
-                seconds[label, part].append(time.perf_counter() - start)
+    """Median seconds by side and part, after a first round that compiles."""
     return {
-        label: {part: statistics.median(seconds[label, part][1:]) for part in parts}
-        for label in sides
+        label: {
+            part: statistics.median(wall for wall, _ in times[1:]) for part, times in own.items()
+        }
+        for label, own in in_turns(sides, rounds + 1).items()
     }
 
 

@@ -90,6 +90,7 @@ class Checkpoints:
         self._sign = 1.0 if best_mode == "max" else -1.0
         self._read_only = read_only
         self._writer = None
+        self._saved = False  # whether a save began whose commit has not been waited for
         with self._disk_errors():
             self._writer = self._open()
 
@@ -143,6 +144,7 @@ class Checkpoints:
                     **items,
                 ),
             )
+            self._saved = True
 
     def restore(self, state_like: Any, *, step: int | None = None) -> tuple[Any, dict]:
         """The state and the extra of `step`, by default the latest; see `restore_intact`."""
@@ -252,7 +254,10 @@ class Checkpoints:
             return
         with self._disk_errors():
             self._writer.wait_until_finished()
-            self._forget_old()
+            # Only a save makes others old: what a killed run left is there for whoever asks for it.
+            if self._saved:
+                self._forget_old()
+                self._saved = False
 
     def close(self) -> None:
         """`wait`, then ends the background threads, also when the last save failed."""

@@ -45,6 +45,7 @@ class TrainingLoop(TaskRun):
 
     command = "train"
     compiling = "sampler and update"
+    evaluating = "captioning {} held-out images"
 
     @property
     def images_per_step(self) -> int:
@@ -322,8 +323,8 @@ class TrainingLoop(TaskRun):
 
     # ---- held-out images
 
-    def _evaluate(self) -> tuple[dict[str, Any], list[dict]]:
-        return evaluate(
+    def _evaluate(self, when: str, *, between: bool) -> dict[str, Any]:
+        scores, rows = evaluate(
             self.programs.tester,
             self.state.params,
             self.judge,
@@ -337,37 +338,17 @@ class TrainingLoop(TaskRun):
             batch_size=self.config.evaluation.batch_size,
             seed=self.config.seed,
         )
-
-    def evaluate_once(self, when: str) -> None:
-        """Fills `summary[when]` unless an earlier start of this run has done so."""
-        if when in self.summary:
-            return
-        doing = f"captioning {len(self.heldout)} held-out images, {when} training"
-        with waiting(doing, shown=processes.is_process_zero()):
-            summary, rows = self._evaluate()
         lost = sum(row["verdict"] is None for row in rows) / len(rows) if self.judge.judges else 0.0
-        if lost > self.failures.limit:
+        if lost > self.failures.limit and not between:
             reasons = self.judge.last_failures
             raise self.failures.error(lost, where="the held-out images", reasons=reasons)
-        self.summary[when] = summary
-        if self.model_judge is not None:
+        if self.model_judge is not None and not between:
             captions = [row["caption"] for row in rows]
             line = on_own_captions(self.model_judge, self.heldout, captions)
             if line is not None:
                 self.say(f"{line}, {when} training")
         processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
-        self.stopwatch.lap(tokens=0)
-        self.clock.idle_share()
-
-    def _evaluate_in_between(self) -> dict[str, float]:
-        """The held-out scores after this step, for its row of metrics; empty where none are due."""
-        every = self.config.evaluation.every
-        if not every or self.step % every:
-            return {}
-        scores, rows = self._evaluate()
-        when = f"step_{self.step:06d}"
-        processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
-        return {f"heldout/{name}": value for name, value in scores.items()}
+        return scores
 
     def _score_of(self, scores: Mapping[str, float]) -> float | None:
         return score_of(scores, self.config.reward.all_names)

@@ -46,7 +46,6 @@ from balcap_jax.rl.supervised import (
 from balcap_jax.rl.train_state import init_state
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.folder import SUMMARY
-from balcap_jax.runs.progress import waiting
 from balcap_jax.runs.stopwatch import peak_memory_mb
 from balcap_jax.scenes.captions import FaultRates
 from balcap_jax.training.opening import Opened, open_processor
@@ -94,6 +93,7 @@ class SupervisedRun(TaskRun):
 
     command = "sft"
     compiling = "the update"
+    evaluating = "reading {} held-out examples"
 
     @property
     def images_per_step(self) -> int:
@@ -249,22 +249,7 @@ class SupervisedRun(TaskRun):
 
     # ---- held-out images
 
-    def evaluate_once(self, when: str) -> None:
-        if when in self.summary:
-            return
-        doing = f"reading {len(self.heldout)} held-out examples, {when} training"
-        with waiting(doing, shown=processes.is_process_zero()):
-            self.summary[when] = self._evaluate()
-        self.stopwatch.lap(tokens=0)
-        self.clock.idle_share()
-
-    def _evaluate_in_between(self) -> dict[str, float]:
-        every = self.config.evaluation.every
-        if not every or self.step % every:
-            return {}
-        return {f"heldout/{name}": value for name, value in self._evaluate().items()}
-
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, when: str, *, between: bool) -> dict[str, float]:
         """Loss and perplexity of all answers to the held-out examples, per token; where these are
         yes and no, also the AUC within images, see `auc_within`.
         """

@@ -31,7 +31,7 @@ from balcap_jax.runs.device_clock import DeviceClock
 from balcap_jax.runs.folder import write_json_atomic
 from balcap_jax.runs.loggers import make_loggers
 from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
-from balcap_jax.runs.progress import announce, training_progress
+from balcap_jax.runs.progress import announce, training_progress, waiting
 from balcap_jax.runs.step_average import StepAverage
 from balcap_jax.runs.stopwatch import Stopwatch
 from balcap_jax.training.adapter_run import base_digest, restored_state, state_to_save
@@ -50,10 +50,12 @@ class TaskRun(ABC):
     Attributes:
       command: that makes such runs, as `balcap COMMAND`.
       compiling: what the first step compiles, in words.
+      evaluating: what an evaluation does, in words around the number of held-out examples.
     """
 
     command: ClassVar[str]
     compiling: ClassVar[str]
+    evaluating: ClassVar[str]
     source: Source
     heldout: list[Example]
     folder: Path
@@ -111,12 +113,13 @@ class TaskRun(ABC):
         """One step: a row of metrics, the same on all hosts, and what `_log_samples` shows."""
 
     @abstractmethod
-    def evaluate_once(self, when: str) -> None:
-        """Fills `summary[when]`, "before" or "after", unless an earlier start has done so."""
+    def _evaluate(self, when: str, *, between: bool) -> dict[str, Any]:
+        """The held-out scores now.
 
-    @abstractmethod
-    def _evaluate_in_between(self) -> dict[str, float]:
-        """The held-out scores after this step, for its row of metrics; empty where none are due."""
+        Args:
+          when: a name for what else is written of them: "before", "after" or "step_000012".
+          between: they are not of the beginning or the end.
+        """
 
     @abstractmethod
     def _score_of(self, scores: Mapping[str, float]) -> float | None:
@@ -299,6 +302,24 @@ class TaskRun(ABC):
                     advance(self.step, self._note(row))
             if self.step:
                 self._save_and_wait()
+
+    def evaluate_once(self, when: str) -> None:
+        """Fills `summary[when]`, "before" or "after", unless an earlier start has done so."""
+        if when in self.summary:
+            return
+        doing = f"{self.evaluating.format(len(self.heldout))}, {when} training"
+        with waiting(doing, shown=processes.is_process_zero()):
+            self.summary[when] = self._evaluate(when, between=False)
+        self.stopwatch.lap(tokens=0)
+        self.clock.idle_share()
+
+    def _evaluate_in_between(self) -> dict[str, float]:
+        """The held-out scores after this step, for its row of metrics; empty where none are due."""
+        every = self.config.evaluation.every
+        if not every or self.step % every:
+            return {}
+        scores = self._evaluate(f"step_{self.step:06d}", between=True)
+        return {f"heldout/{name}": value for name, value in scores.items()}
 
     def _is_interrupted(self) -> bool:
         return processes.any_process(self.interrupts.stop.is_set())

@@ -1,7 +1,7 @@
 """What a run trains: parts of the policy, or adapters on it; and the parameters it starts from."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,17 +81,17 @@ def trained_of(config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy) ->
 
 def rates_of(
     config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy
-) -> list[tuple[Sequence[str], float]]:
+) -> tuple[tuple[tuple[str, ...], float], ...]:
     """Patterns of parts with a learning rate of their own, each with its rate.
 
     Raises:
       UserError: optim.rates names what the policy does not have, or what does not train.
     """
     if not config.optim.by_part:
-        return []
+        return ()
     shapes = param_shapes(config, policy)
     learning = leaf_paths(split_trainable(shapes, trained=trained_of(config, policy))[0])
-    rates: list[tuple[Sequence[str], float]] = []
+    rates = []
     for name, rate in config.optim.by_part:
         patterns = patterns_of(policy, [name], setting="optim.rates")
         if not any(selects(patterns, path) for path in learning):
@@ -99,8 +99,8 @@ def rates_of(
                 f"optim.rates holds a rate for {name!r}, which is not trained; leave it out or "
                 "train it (model.train, model.lora.targets)."
             )
-        rates.append((patterns, rate))
-    return rates
+        rates.append((tuple(patterns), rate))
+    return tuple(rates)
 
 
 def param_shapes(config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy) -> Params:

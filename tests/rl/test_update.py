@@ -258,8 +258,7 @@ def test_what_carries_no_weight_does_not_matter(batch, reference):
     assert_trees_close(metrics, reference[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(("sizes", "micro_batches"), [((1, 1, 1), 2), ((2, 2, 2), 1)])
 def test_a_batch_without_any_signal_is_a_skipped_step(batch, sizes, micro_batches):
     """Neither Adam's momentum nor weight decay move the policy then."""
     data, fsdp, tensor = sizes

@@ -1,21 +1,36 @@
 """What runs in tests of training may leave out."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 
 import jax
 import pytest
-from matplotlib.figure import Figure
 
 from balcap_jax.parallel.sharding import make_mesh
-from balcap_jax.training import task_run
+from balcap_jax.reporting import report
+from balcap_jax.training import programs, sft, task_run
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures() -> Iterator[None]:
     """Curves are files without content: drawing them takes longer than the steps of a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b""))
+        patch.setattr(report, "draw_curves", lambda _, path, **__: path.write_bytes(b""))
+        patch.setattr(report, "draw_lengths", lambda *args, **_: args[-1].write_bytes(b""))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_made_once() -> Iterator[None]:
+    """Runs of a file with equal settings share their programs: tracing them takes longer, too."""
+    made = {
+        programs: ("make_optimizer", "make_update", "make_reference_logprobs"),
+        sft: ("make_supervised_update", "make_supervised_sums"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for room, names in made.items():
+            for name in names:
+                patch.setattr(room, name, cache(getattr(room, name)))
         yield
 
 

@@ -240,6 +240,20 @@ def test_a_disk_that_fills_during_a_save(tmp_path):
         assert "File too large; what was saved before is intact" in line
 
 
+def test_reading_takes_no_checkpoint_away(tmp_path):
+    """A run that was killed after a commit leaves one step too many, which may be asked for."""
+    with Checkpoints(tmp_path, keep=3, keep_best=False) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make_state(step), {"step": step})
+    with Checkpoints(tmp_path, keep=2, keep_best=False) as checkpoints:
+        for step in checkpoints.steps():
+            assert checkpoints.restore(make_state(), step=step)[1] == {"step": step}
+        assert checkpoints.steps() == [1, 2, 3]
+        checkpoints.save(4, make_state(4), {"step": 4})
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 4]
+
+
 # Resumes and saves without end; w, the step and the extra say the same number in every save.
 SAVES_FOREVER = """
 import sys

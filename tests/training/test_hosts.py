@@ -135,6 +135,7 @@ def test_two_processes_of_a_slurm_job_that_share_one_copy_of_the_policy(alone, t
     assert_same_steps(run, alone, steps=min(6, max(3, reached)))
 
 
+@pytest.mark.long
 def test_costs_of_the_judge_are_those_of_all_hosts(tmp_path):
     """Two processes ask one server: it counts as many calls as the summary, and never serves more
     at once than the settings say.

@@ -141,7 +141,10 @@ RESTORES = {
 }
 
 
-@pytest.mark.parametrize("name", RESTORES)
+@pytest.mark.parametrize(
+    "name",
+    ["another split", *(pytest.param(n, marks=pytest.mark.slow) for n in ("8 to 1", "1 to 8"))],
+)
 def test_a_checkpoint_of_one_mesh_restores_on_another(name, tmp_path):
     """Parameters and both moments of the optimizer, bit for bit, each where its rule says."""
 

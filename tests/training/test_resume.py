@@ -192,6 +192,7 @@ def test_a_damaged_checkpoint_makes_the_one_before_be_taken(run, finished, capsy
     tiny.assert_equal_trees(params_of(run), params_of(finished))
 
 
+@pytest.mark.slow
 def test_an_old_checkpoint_goes_on_and_says_what_is_not_checked(run, capsys):
     for record in run.glob("checkpoints/*/extra/metadata"):
         values = json.loads(record.read_text())

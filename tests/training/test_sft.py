@@ -212,6 +212,7 @@ def test_a_run_that_failed_goes_on_to_the_same_bits(lora, tmp_path, one_device):
         Trainer(resume=tmp_path / "halted", train_dataset=changed).train()
 
 
+@pytest.mark.slow
 def test_early_stop_by_held_out_loss_and_the_best_checkpoint(tmp_path, one_device):
     """With a rate of nothing the loss never improves on that of the first evaluation."""
     config = of_rows(

@@ -21,13 +21,16 @@ pytestmark = pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     "changes",
     [
-        {
-            "rl": RLConfig(advantage="verl", loss_normaliser="dr_grpo"),
-            "reward": RewardConfig(length_control="linear", length_unit="tokens"),
-        },
-        {"model": ModelConfig(train_vision=True, remat="full")},
+        pytest.param(
+            {
+                "rl": RLConfig(advantage="verl", loss_normaliser="dr_grpo"),
+                "reward": RewardConfig(length_control="linear", length_unit="tokens"),
+            },
+            id="verl-dr_grpo-linear-tokens",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"model": ModelConfig(train_vision=True, remat="full")}, id="vision-remat"),
     ],
-    ids=["verl-dr_grpo-linear-tokens", "vision-remat"],
 )
 def test_other_settings_run_and_learn(changes, tmp_path):
     """See test_wiring.py for what arrives where, and test_experience.py for each advantage."""

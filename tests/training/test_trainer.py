@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from matplotlib.figure import Figure
 from small_run import BASE, params_of, small
 
 from balcap_jax.config.judge import JudgeConfig
@@ -18,18 +17,19 @@ from balcap_jax.data.order import step_places
 from balcap_jax.data.scene_source import export
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained
+from balcap_jax.reporting import report
+from balcap_jax.reporting.plots import draw_curves, draw_lengths
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.training.trainer import train
-
-SAVEFIG = Figure.savefig  # of matplotlib; see conftest.py
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
     """Four steps without a stop, and with their curves."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", SAVEFIG)
+        patch.setattr(report, "draw_curves", draw_curves)
+        patch.setattr(report, "draw_lengths", draw_lengths)
         return train(small(tmp_path_factory.mktemp("unbroken")))
 
 
@@ -105,6 +105,7 @@ def test_resumed_run_equals_the_unbroken_one(unbroken, tmp_path):
     tiny.assert_equal_trees(params_of(resumed), params_of(unbroken))
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_other_seed_other_run(unbroken, tmp_path):
     again = train(small(tmp_path, steps=1, name="again"))
     other = train(small(tmp_path, steps=1, name="other", seed=1))
@@ -113,6 +114,7 @@ def test_same_seed_same_run_other_seed_other_run(unbroken, tmp_path):
     assert without_wall_clock(read_jsonl(other / "metrics.jsonl")[0]) != first
 
 
+@pytest.mark.slow
 def test_trains_on_files(tmp_path):
     data = export(tmp_path / "data", split="train", count=8)
     (tmp_path / "data" / "train-0-000002.png").write_bytes(b"not an image")

@@ -569,5 +569,5 @@ def test_a_rate_for_what_does_not_train_is_refused():
     with pytest.raises(UserError, match="a rate for 'projector', which is not trained"):
         programs.rates_of(config, POLICY)
     config = dataclasses.replace(config, model=ModelConfig(train=("projector",)))
-    assert programs.rates_of(config, POLICY) == [(["visual/merger"], 1e-3)]
+    assert programs.rates_of(config, POLICY) == ((("visual/merger",), 1e-3),)
     assert programs.trained_of(config, POLICY) == ("visual/merger",)

@@ -5,7 +5,6 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,12 +17,11 @@ from balcap_jax.inference import generate
 from balcap_jax.models.attention.backends import choose
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.hf.inputs import split_prompts
-from balcap_jax.models.inputs import Prompts
-from balcap_jax.models.logprobs import completion_logprobs, policy_logprobs
+from balcap_jax.models.logprobs import policy_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import make_mesh, shard_batch
 from balcap_jax.rl.train_state import init_state
-from balcap_jax.rl.update import Batch, make_update
+from balcap_jax.rl.update import Batch, make_reference_logprobs, make_update
 
 # Two captions of one image: one better, one worse, one update.
 ADVANTAGES = (1.0, -0.5)
@@ -70,14 +68,7 @@ class Ours:
                 mesh, self.params, optimizer, trained=policy.parts["decoder"], keep=False
             )
             step = make_update(policy, optimizer, mesh, banned_tokens=policy.config.banned_tokens)
-            batch = Batch(
-                prompts=self._prompts(),
-                tokens=np.asarray(captions, np.int32)[None],
-                mask=np.ones((1, *captions.shape), bool),
-                old_logprobs=np.asarray(old_logprobs, np.float32)[None],
-                advantages=np.asarray(ADVANTAGES, np.float32)[None],
-                valid=np.ones((1, len(captions)), bool),
-            )
+            batch = self._batch(captions, old_logprobs)
             state, metrics = step(state, shard_batch(mesh, batch))
         self.params = state.params  # the step took the old ones; these are equal
         return float(metrics["loss"]), float(metrics["grad_norm"])
@@ -99,10 +90,13 @@ class Ours:
         """Of the tokens of captions, as the update computes them: the prompt shared, its attention
         that of the policy.
         """
+        mesh = make_mesh(devices=jax.devices()[:1])
+        logprobs_of = make_reference_logprobs(
+            policy, mesh, banned_tokens=policy.config.banned_tokens
+        )
+        batch = self._batch(captions, np.zeros(captions.shape))
         with precise(jnp.dtype(policy.dtype).name):
-            return np.asarray(
-                _shared(policy, self.params, self._prompts(), jnp.asarray(captions)[None])
-            )[0]
+            return np.asarray(logprobs_of(self.params, shard_batch(mesh, batch)))[0]
 
     def plain_logprobs(
         self, dtype: str, captions: Int[np.ndarray, "g c"]
@@ -124,8 +118,18 @@ class Ours:
         """The policy that computes in `dtype`, with the plain attention."""
         return dataclasses.replace(self.policy, dtype=jnp.dtype(dtype), attention="xla")
 
-    def _prompts(self) -> Prompts:
-        return jax.tree.map(np.asarray, split_prompts(self.policy.layout, self.inputs))
+    def _batch(
+        self, captions: Int[np.ndarray, "g c"], old_logprobs: Float[np.ndarray, "g c"]
+    ) -> Batch:
+        """Captions of the prompt, as the update takes them."""
+        return Batch(
+            prompts=jax.tree.map(np.asarray, split_prompts(self.policy.layout, self.inputs)),
+            tokens=np.asarray(captions, np.int32)[None],
+            mask=np.ones((1, *captions.shape), bool),
+            old_logprobs=np.asarray(old_logprobs, np.float32)[None],
+            advantages=np.asarray(ADVANTAGES, np.float32)[None],
+            valid=np.ones((1, len(captions)), bool),
+        )
 
 
 @contextmanager
@@ -162,18 +166,3 @@ def device_limit() -> int | None:
 
 def _has_own(device: Any) -> bool:
     return device.platform != "cpu"
-
-
-@partial(jax.jit, static_argnames="policy")
-def _shared(policy: VisionLanguagePolicy, params: Params, prompts: Prompts, captions: Any) -> Any:
-    features = policy.encode_images(params, prompts.images)
-    logprobs, _ = completion_logprobs(
-        policy,
-        params,
-        prompts,
-        features,
-        captions,
-        temperature=1.0,
-        banned_tokens=policy.config.banned_tokens,
-    )
-    return logprobs
