@@ -167,6 +167,12 @@ class JudgeCheckConfig(Settings):
         )
 
 
+def _require_endpoint(judge: JudgeConfig) -> None:
+    judge._require(  # noqa: SLF001
+        judge.kind == "llm", "kind", "writes no texts", "leave --judge.kind out."
+    )
+
+
 @dataclass(frozen=True)
 class UnitsConfig(Settings):
     """Reference units of all images of a data file, made once and stored beside it."""
@@ -177,6 +183,7 @@ class UnitsConfig(Settings):
 
     def check(self) -> None:
         self._at_least(0, "max_bad_images")
+        _require_endpoint(self.judge)
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,7 @@ class RecaptionConfig(Settings):
 
     def check(self) -> None:
         self._at_least(0, "max_bad_images")
+        _require_endpoint(self.judge)
 
 
 @dataclass(frozen=True)

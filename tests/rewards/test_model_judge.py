@@ -11,7 +11,8 @@ import tiny_llava
 from PIL import Image
 from small_run import BASE
 
-from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.commands import ScoreConfig
+from balcap_jax.config.judge import JudgeConfig, RecaptionConfig, UnitsConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.data.prompts.questions import QuestionEncoder
@@ -251,6 +252,25 @@ def test_a_folder_that_is_missing_is_one_sentence(tmp_path):
     with pytest.raises(UserError) as error:
         JudgeConfig(kind="lexical", own_policy=True)
     assert "has no effect" in str(error.value)
+
+
+def test_several_hosts_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError) as error:
+        judged_by("base")
+    assert "runs in one process, and this run has 2" in str(error.value)
+
+
+def test_commands_that_cannot_use_it_refuse_it():
+    model = {"judge.kind": "model", "judge.model": "base"}
+    for kind, values in (
+        (ScoreConfig, {"input": "a.jsonl", "output": "b.jsonl"}),
+        (UnitsConfig, {"data": "a.jsonl"}),
+        (RecaptionConfig, {"data": "a.jsonl", "out": "b.jsonl"}),
+    ):
+        with pytest.raises(UserError) as error:
+            kind.of(values | model)
+        assert "judge.kind" in str(error.value)
 
 
 def test_weights_are_kept_in_bfloat16_by_default():
