@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from balcap_jax.config.sections import PROMPT, QUESTION_PROMPT
+from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
 from balcap_jax.data.conversations import check_shown, from_messages, row_of
 from balcap_jax.data.images import BadImageError, open_image
@@ -132,18 +132,11 @@ def _conversation(values: dict[str, Any], *, where: str, images: Path, id_: str)
 
 
 def _questions(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
-    prompt = values.get("prompt")
-    return Row(
-        id=rows.identity(values.get("id"), where=where) or id_,
+    return rows.question_row(
+        values,
+        id_=rows.identity(values.get("id"), where=where) or id_,
         image=images / rows.text(values.get("image"), name="image", where=where),
-        prompt=(
-            QUESTION_PROMPT
-            if rows.missing(prompt)
-            else rows.words(prompt, name="prompt", where=where)
-        ),
-        reference="",
-        scene=rows.scene(values.get("scene"), where=where),
-        questions=rows.questions(values["questions"], where=where),
+        where=where,
     )
 
 

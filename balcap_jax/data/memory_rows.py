@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from balcap_jax.config.sections import PROMPT, QUESTION_PROMPT
+from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
 from balcap_jax.data.caption_files import CAPTIONS, NOT_COLUMNS
 from balcap_jax.data.conversations import check_shown, from_messages, row_of
@@ -31,8 +31,8 @@ class MemoryRows(Sequence[Row]):
     def __init__(self, data: Any, *, name: str, conversations: bool = False):
         """
         Args:
-          conversations: rows may have `messages` with answers in place of prompt and captions, and
-            show several `images`; for supervised training.
+          conversations: rows may have `messages` with answers, or `questions`, in place of prompt
+            and captions, and show several `images`; for supervised training.
           name: what messages call the data.
 
         Raises:
@@ -108,19 +108,8 @@ class MemoryRows(Sequence[Row]):
     def _questions(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
         id_ = _id(values.get("id"), index, where=where)
         self._seen.check(id_, index)
-        prompt = values.get("prompt")
-        return Row(
-            id=id_,
-            image=_image(values, where=where),
-            prompt=(
-                QUESTION_PROMPT
-                if rows.missing(prompt)
-                else rows.words(prompt, name="prompt", where=where)
-            ),
-            reference="",
-            scene=rows.scene(values.get("scene"), where=where),
-            questions=rows.questions(values["questions"], where=where),
-        )
+        image = _image(values, where=where)
+        return rows.question_row(values, id_=id_, image=image, where=where)
 
     def _conversation(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
         talk = from_messages(values["messages"], where=where)

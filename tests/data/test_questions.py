@@ -110,6 +110,10 @@ def test_rows_with_questions_in_files_and_in_memory(tmp_path):
     values = {"image": Image.new("RGB", (8, 8)), "questions": ASKED, "prompt": "True?"}
     row = MemoryRows([values], name="rows", conversations=True)[0]
     assert (row.questions, row.prompt) == (TURNS, "True?")
+    # As `datasets` keeps a list of objects.
+    columns = {name: [getattr(turn, name) for turn in TURNS] for name in ("question", "answer")}
+    row = MemoryRows([values | {"questions": columns}], name="rows", conversations=True)[0]
+    assert row.questions == TURNS
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,7 @@ def test_rows_with_questions_in_files_and_in_memory(tmp_path):
         [{"question": "", "answer": "yes"}],
         [{"question": "<image>", "answer": "yes"}],
         [["a red car", "yes"]],
+        {"question": ["a", "b"], "answer": ["yes"]},
         [{"question": 1, "answer": "yes"}],
     ],
 )
