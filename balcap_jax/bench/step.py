@@ -6,7 +6,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -113,9 +113,9 @@ def run(
     return report
 
 
-def versions(against: str | None) -> dict[str, str]:
-    """What was compared, where."""
-    names = ["jax", "jaxlib"] + (["torch", "transformers"] if against is not None else [])
+def versions(against: str | None, more: Sequence[str] = ()) -> dict[str, str]:
+    """What was compared, where; `more` are packages of the other side."""
+    names = ["jax", "jaxlib"] + (["torch", "transformers", *more] if against is not None else [])
     device = jax.devices()[0]
     kind = _processor() if device.platform == "cpu" else device.device_kind
     return {

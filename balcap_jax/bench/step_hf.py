@@ -20,12 +20,12 @@ Arrays = dict[str, np.ndarray]
 WEIGHTS, CAPTIONS, PROMPTS = "policy", "captions.npz", "prompts.npz"
 
 
-def check_installed(*more: str) -> None:
-    """Raises a UserError without torch and the other packages."""
+def check_installed(*more: str, flag: str = "hf") -> None:
+    """Raises a UserError without torch and the other packages; `flag` is what asks for them."""
     missing = [name for name in ("torch", *more) if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--against hf runs transformers on torch, and {missing[0]} is not installed; pip "
+            f"--against {flag} runs on torch, and {missing[0]} is not installed; pip "
             "install 'balcap_jax[test]' or drop the flag."
         )
 
@@ -145,11 +145,17 @@ class HuggingFace:
 
 def with_peft(model: Any, rank: int) -> Any:
     """The model with adapters on the matmuls of its decoder, which alone are trained."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
+
+    return get_peft_model(model, peft_config(rank))
+
+
+def peft_config(rank: int) -> Any:
+    """peft's settings of such adapters."""
+    from peft import LoraConfig
 
     targets = r".*language_model\.layers\.\d+\.[a-z_]+\.[a-z]+_proj"
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
-    return get_peft_model(model, config)
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
 
 
 def _read(path: Path) -> Arrays:

@@ -37,7 +37,7 @@ def run(name: str, *, against: str | None = None, rounds: int = 5) -> dict[str, 
     sides: dict[str, Any] = {"full": Ours(preset), "lora": Ours(preset, lora=RANK)}
     for side in sides.values():
         side.rollout()
-    report: dict[str, Any] = {"preset": name, "rank": RANK, "versions": versions(against)}
+    report: dict[str, Any] = {"preset": name, "rank": RANK, "versions": versions(against, ["peft"])}
     report["bytes"] = {label: compiled_bytes(side) for label, side in sides.items()}
     with tempfile.TemporaryDirectory() as folder:
         if against is not None:

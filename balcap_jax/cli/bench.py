@@ -45,8 +45,9 @@ class StepBenchFlags(Settings):
     """Times of rollout and update of a policy with random weights, beside the device's limits."""
 
     preset: str = "cpu-small"  # Preset: cpu-small, qwen3b, qwen7b or llava7b.
-    # Other side: the same in Hugging Face transformers on torch, in turns, with ratios.
-    against: Literal["none", "hf"] = "none"
+    # Other side, in turns, with ratios: the same in Hugging Face transformers on torch ("hf"), or
+    # with --lora whole steps of TRL's GRPOTrainer with peft beside ours ("trl").
+    against: Literal["none", "hf", "trl"] = "none"
     rounds: int = 5  # Rollouts and updates by each side, after a first one of each.
     profile: bool = False  # Times of the parts of our rollout and update, too.
     # Adapters of rank 16 on the decoder beside whole weights: memory and times; --against hf then
@@ -56,6 +57,12 @@ class StepBenchFlags(Settings):
 
     def check(self) -> None:
         self._at_least(1, "rounds")
+        self._require(
+            self.against != "trl" or (self.lora and not self.profile),
+            "against",
+            "compares whole steps of adapters",
+            "add --lora and leave --profile out.",
+        )
 
 
 def bench(arguments: list[str]) -> None:
@@ -106,6 +113,11 @@ def _step(arguments: list[str]) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     against = None if flags.against == "none" else flags.against
+    if against == "trl":
+        from balcap_jax.bench import step_trl
+
+        step_trl.run_and_print(flags.preset, json=flags.json, rounds=flags.rounds)
+        return
     if flags.lora:
         from balcap_jax.bench import step_lora
 

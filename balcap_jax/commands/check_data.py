@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,13 @@ from PIL import Image
 from rich import box
 from rich.table import Table
 
+from balcap_jax.commands.data_facts import (
+    Checked,
+    Seen,
+    answers_of,
+    caption_facts,
+    conversation_facts,
+)
 from balcap_jax.config.judge import CheckConfig
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.images import BadImageError, ImageLike, Pixels, image_key, open_image
@@ -56,14 +65,16 @@ def check_data(config: CheckConfig) -> Found:
     data = replace(config.data, path=config.file)
     problems = _Problems()
     facts: dict[str, str] = {}
-    train = _read(data, config.file, split=data.split, problems=problems)
-    facts |= _facts(train, kind=data.format if data.format != "auto" else detect(Path(config.file)))
-    _compare(train, problems)
+    supervised = config.task == "sft"
+    read = partial(_read, data, problems=problems, conversations=supervised)
+    train = read(config.file, split=data.split)
+    kind = data.format if data.format != "auto" else detect(Path(config.file))
+    facts |= (conversation_facts if supervised else caption_facts)(train, kind=kind)
+    (_compare_answers if supervised else _compare)(train, problems)
+    _find_copies(train, problems)
     if data.heldout_path or data.heldout_split:
         path = data.heldout_path or config.file
-        heldout = _read(
-            data, path, split=data.heldout_split or data.split, problems=problems, held_out=True
-        )
+        heldout = read(path, split=data.heldout_split or data.split, held_out=True)
         facts["held out"] = f"{len(heldout)} rows"
         _find_leaks(train, heldout, problems)
     return Found(facts, problems.listed())
@@ -104,25 +115,17 @@ class _Problems:
         ]
 
 
-class _Checked(NamedTuple):
-    """A row with what was seen of its image.
-
-    Attributes:
-      key: equal for rows of the same image file or the same bytes.
-      size: width and height in pixels as stored; None of an image that cannot be read.
-    """
-
-    row: Row
-    key: str
-    size: tuple[int, int] | None
-    format: str
-
-
 def _read(
-    data: DataConfig, path: str, *, split: str, problems: _Problems, held_out: bool = False
-) -> list[_Checked]:
+    data: DataConfig,
+    path: str,
+    *,
+    split: str,
+    problems: _Problems,
+    conversations: bool,
+    held_out: bool = False,
+) -> list[Checked]:
     try:
-        rows = open_rows(data, Path(path), split=split)
+        rows = open_rows(data, Path(path), split=split, conversations=conversations)
     except UserError as error:
         if " twice" not in str(error) and " two " not in str(error):
             raise
@@ -147,19 +150,20 @@ def _good_rows(rows: Sequence[Row], problems: _Problems, *, where: str) -> Itera
 
 def _checked(
     rows: Sequence[Row], problems: _Problems, *, pixels: int, where: str
-) -> Iterator[_Checked]:
+) -> Iterator[Checked]:
     with (
         training_progress("images", len(rows)) as advance,
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
     ):
-        images = (row.image for row in rows)
-        seen = pool.map(lambda image: _look(image, pixels=pixels), images)
-        for number, (row, (size, format_, reason)) in enumerate(
-            zip(rows, seen, strict=True), start=1
-        ):
-            if reason is not None:
-                problems.add(f"{where}images that are bad: {reason}", _name(row))
-            yield _Checked(row, image_key(row.image), size, format_)
+        images = (image for row in rows for image in (row.image, *row.more_images))
+        looked = pool.map(lambda image: (image, *_look(image, pixels=pixels)), images)
+        for number, row in enumerate(rows, start=1):
+            seen = []
+            for image, size, format_, reason in islice(looked, 1 + len(row.more_images)):
+                if reason is not None:
+                    problems.add(f"{where}images that are bad: {reason}", _name(image, row))
+                seen.append(Seen(image_key(image), size, format_))
+            yield Checked(row, tuple(seen))
             advance(number, "")
 
 
@@ -176,41 +180,11 @@ def _look(image: ImageLike, *, pixels: int) -> tuple[tuple[int, int] | None, str
     return tuple(size), "in memory", None  # type: ignore[return-value]
 
 
-def _facts(checked: Sequence[_Checked], *, kind: str) -> dict[str, str]:
-    by_image: defaultdict[str, set[str]] = defaultdict(set)
-    for item in checked:
-        by_image[item.key].update(item.row.references or (item.row.reference,))
-    counts = Counter(len(texts - {""}) for texts in by_image.values())
-    words = sorted(
-        len(text.split())
-        for item in checked
-        for text in (item.row.references or (item.row.reference,))
-    )
-    prompts = Counter(item.row.prompt for item in checked)
-    areas = sorted((item.size[0] * item.size[1], item.size) for item in checked if item.size)
-    formats = Counter(item.format for item in checked if item.format)
-    return {
-        "kind": kind,
-        "rows": str(len(checked)),
-        "images": str(len(by_image)),
-        "captions per image": _spread(sorted(counts.elements())),
-        "words per caption": _spread(words),
-        "prompts": f"{len(prompts)}, most often {_quoted(prompts.most_common(1))}",
-        "rows with boxes": str(sum(bool(item.row.boxes) for item in checked)),
-        "rows with units": str(sum(bool(item.row.units) for item in checked)),
-        "rows with a scene": str(sum(item.row.scene is not None for item in checked)),
-        "sizes": " ... ".join(
-            f"{width} x {height}" for _, (width, height) in _ends_and_middle(areas)
-        ),
-        "formats": ", ".join(f"{name} {count}" for name, count in formats.most_common()),
-    }
-
-
-def _compare(checked: Sequence[_Checked], problems: _Problems) -> None:
-    """What is wrong with good rows, alone and beside one another."""
+def _compare(checked: Sequence[Checked], problems: _Problems) -> None:
+    """What is wrong with good rows for rewards, alone and beside one another."""
     rows_of: defaultdict[str, list[Row]] = defaultdict(list)
     for item in checked:
-        rows_of[item.key].append(item.row)
+        rows_of[item.images[0].key].append(item.row)
         texts = item.row.references or (item.row.reference,)
         if not any(text.strip() for text in texts):
             problems.add("rows without a caption", item.row.id)
@@ -219,27 +193,51 @@ def _compare(checked: Sequence[_Checked], problems: _Problems) -> None:
             problems.add(f"captions above {_LONG} words", f"{item.row.id} ({longest} words)")
     for rows in rows_of.values():
         if len(rows) > 1:
-            problems.add("images in several rows", f"{_name(rows[0])} in {_ids(rows)}")
-    for same in _same_content({item.key for item in checked if _is_file(item)}):
+            problems.add(
+                "images in several rows", f"{_name(rows[0].image, rows[0])} in {_ids(rows)}"
+            )
+
+
+def _compare_answers(checked: Sequence[Checked], problems: _Problems) -> None:
+    """The same for given answers, where an image may come with several conversations."""
+    alike: defaultdict[tuple, list[Row]] = defaultdict(list)
+    for item in checked:
+        row = item.row
+        if not all(answer.strip() for answer in answers_of(row)):
+            problems.add("rows without an answer", row.id)
+        # Messages hold dicts and lists; their text stands for them.
+        said = (row.prompt, repr(row.messages), answers_of(row), row.turns)
+        alike[(*(image.key for image in item.images), *said)].append(row)
+    for rows in alike.values():
+        if len(rows) > 1:
+            problems.add("rows that come twice", _ids(rows), count=len(rows) - 1)
+
+
+def _find_copies(checked: Sequence[Checked], problems: _Problems) -> None:
+    for same in _same_content(_files(checked)):
         problems.add("images of the same content under several paths", " = ".join(same))
 
 
-def _find_leaks(
-    train: Sequence[_Checked], heldout: Sequence[_Checked], problems: _Problems
-) -> None:
-    keys = {item.key for item in train}
+def _find_leaks(train: Sequence[Checked], heldout: Sequence[Checked], problems: _Problems) -> None:
+    keys = {image.key for item in train for image in item.images}
     for item in heldout:
-        if item.key in keys:
-            problems.add("held-out images that are trained on", _name(item.row))
-    files = {item.key for item in heldout if _is_file(item)} - keys
-    both = files | {item.key for item in train if _is_file(item)}
-    for same in _same_content(both):
+        for image, seen in zip((item.row.image, *item.row.more_images), item.images, strict=True):
+            if seen.key in keys:
+                problems.add("held-out images that are trained on", _name(image, item.row))
+    files = _files(heldout) - keys
+    for same in _same_content(files | _files(train)):
         if files & set(same) and not files >= set(same):
             problems.add("held-out images that are trained on", " = ".join(same))
 
 
-def _is_file(item: _Checked) -> bool:
-    return isinstance(item.row.image, str | Path) and item.size is not None
+def _files(checked: Iterable[Checked]) -> set[str]:
+    """Paths of the images that are files and can be read."""
+    return {
+        seen.key
+        for item in checked
+        for image, seen in zip((item.row.image, *item.row.more_images), item.images, strict=True)
+        if isinstance(image, str | Path) and seen.size is not None
+    }
 
 
 def _same_content(paths: Iterable[str]) -> Iterator[list[str]]:
@@ -257,24 +255,10 @@ def _same_content(paths: Iterable[str]) -> Iterator[list[str]]:
         yield from (same for same in by_digest.values() if len(same) > 1)
 
 
-def _name(row: Row) -> str:
-    return str(row.image) if isinstance(row.image, str | Path) else f"the image of {row.id}"
+def _name(image: ImageLike, row: Row) -> str:
+    return str(image) if isinstance(image, str | Path) else f"the image of {row.id}"
 
 
 def _ids(rows: Sequence[Row]) -> str:
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return " ".join(row.id for row in rows[:_SHOWN]) + more
-
-
-def _spread(values: Sequence[int]) -> str:
-    found = _ends_and_middle(values)
-    return " ... ".join(map(str, dict.fromkeys(found))) if found else "none"
-
-
-def _ends_and_middle(values: Sequence) -> list:
-    """The least, the median and the most of sorted values."""
-    return [values[0], values[len(values) // 2], values[-1]] if values else []
-
-
-def _quoted(common: Sequence[tuple[str, int]]) -> str:
-    return f'"{common[0][0][:60]}" ({common[0][1]})' if common else "none"

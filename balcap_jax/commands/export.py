@@ -13,7 +13,7 @@ from balcap_jax.models.hf.adapters import save_adapter
 from balcap_jax.models.hf.folders import ADAPTER, POLICY
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.runs.folder import SUMMARY, disk_errors, existing_run
-from balcap_jax.training.adapter_run import base_name
+from balcap_jax.training.adapter_run import base_of
 from balcap_jax.training.checkpoint import latest_step_of
 from balcap_jax.training.saved_policy import saved_policy
 
@@ -68,8 +68,8 @@ def _export_adapter(config: ExportConfig, *, finished: bool) -> str:
         return "its finished adapter"
     saved = saved_policy(run, config.checkpoint, adapter_only=True)
     assert saved.adapters is not None
-    base = base_name(saved.model, saved.source)
-    save_adapter(out, saved.policy, saved.adapters, base=base)
+    base, revision = base_of(saved.model, saved.source)
+    save_adapter(out, saved.policy, saved.adapters, base=base, revision=revision)
     return f"the adapter of its checkpoint of step {saved.step}"
 
 

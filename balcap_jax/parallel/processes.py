@@ -337,13 +337,14 @@ def gather_rows(rows: BatchRows, tree: Any) -> Any:
 def to_process_zero(tree: Any) -> Any:
     """Numpy arrays of device arrays that may lie on many hosts, on process 0; None on the others.
 
-    In slices: no device and no other host holds a large parameter as a whole.
+    In slices: no device and no other host holds a large parameter as a whole. Of a process alone
+    they stay where they are, and who writes them takes them to the host piece by piece.
     """
     from jax.experimental import multihost_utils
 
     jax = _jax()
     if exchange.current is None:
-        return jax.device_get(tree)
+        return tree
 
     def fetch(x: Any) -> np.ndarray | None:
         step = max(1, _SLICE_BYTES * max(len(x), 1) // max(x.nbytes, 1)) if x.ndim else 1

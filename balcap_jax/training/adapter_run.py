@@ -68,11 +68,11 @@ def check_base(extra: Mapping[str, Any], digest: str, *, run: Path, path: str) -
         )
 
 
-def base_name(model: ModelConfig, folder: Path) -> str:
-    """How adapter_config.json names the base: as on the hub, else by its path."""
+def base_of(model: ModelConfig, folder: Path) -> tuple[str, str | None]:
+    """How adapter_config.json names the base: as on the hub with its commit, else by its path."""
     if is_hub_name(model.path) and not Path(model.path).is_dir():
-        return model.path
-    return str(base_folder(folder).resolve())
+        return model.path, model.revision
+    return str(base_folder(folder).resolve()), None
 
 
 def write_policy(
@@ -90,5 +90,6 @@ def write_policy(
     """
     dtype = dtype or model.dtype
     if policy.lora is not None:
-        save_adapter(run / ADAPTER, policy, params, base=base_name(model, source))
+        base, revision = base_of(model, source)
+        save_adapter(run / ADAPTER, policy, params, base=base, revision=revision)
     save_pretrained(run / name, policy, params, dtype=dtype, source=source)

@@ -203,7 +203,7 @@ def test_a_failed_save_leaves_the_earlier_policy_whole(folder, monkeypatch):
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     policy, params = tiny.policy(seed=5)
-    monkeypatch.setattr("safetensors.numpy.save_file", no_space)
+    monkeypatch.setattr("balcap_jax.models.hf.weights.write_tensors", no_space)
     with pytest.raises(UserError, match="No space left on device"):
         save_pretrained(folder, policy, params)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

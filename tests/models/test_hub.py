@@ -1,5 +1,6 @@
 """A policy by its name on the hub: only what is needed, never half of it, one sentence if not."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -9,16 +10,27 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from hub_server import HubServer
 from safetensors.numpy import load_file, save_file
 
 import balcap_jax
+from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.sections import LoraConfig, ModelConfig
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
+from balcap_jax.models.adapters import adapted_paths, adapter_shapes
+from balcap_jax.models.decoder.lora import Lora, merge_adapters, take_adapters
+from balcap_jax.models.hf.adapters import save_adapter
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.hub import is_hub_name
+from balcap_jax.models.selection import overlaid
+from balcap_jax.parallel.sharding import make_mesh
+from balcap_jax.training.adapter_run import base_of
+from balcap_jax.training.opening import open_policy
 
 NAME = "tiny/captioner"
 BASE = Path(balcap_jax.__file__).parent / "assets" / "base"
@@ -394,3 +406,100 @@ def test_what_a_repository_says_of_its_weights_is_seen(hub, repository, name):
     (repository / name).write_text("{}")
     with pytest.raises(UserError, match=name):
         balcap_jax.load_pretrained(NAME)
+
+
+# ---- adapters
+
+
+ADAPTER = "someone/adapter"
+ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+LORA = Lora(alpha=8.0)
+
+
+@pytest.fixture
+def merged(hub, tmp_path):
+    """What the base on the hub is with the adapter, which is put there, too."""
+    policy, base = balcap_jax.load_pretrained(BASE, dtype="float32")
+    policy = dataclasses.replace(policy, lora=LORA)
+    shapes = adapter_shapes(policy, adapted_paths(policy, ("q_proj", "down_proj")), rank=2)
+    rng = np.random.default_rng(3)
+    adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+    folder = tmp_path / "someones"
+    save_adapter(folder, policy, adapters, base=NAME)
+    (folder / "README.md").write_text("An adapter.")
+    (folder / "optimizer.pt").write_bytes(b"not wanted")
+    hub.repositories[ADAPTER] = folder
+    return merge_adapters(overlaid(base, adapters), LORA)
+
+
+def assert_close_trees(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
+
+
+def says(hub, **entries):
+    """Changes what adapter_config.json of the adapter on the hub says."""
+    path = hub.repositories[ADAPTER] / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def open_(mesh, **model):
+    return open_policy(TrainConfig(model=ModelConfig(**model)), mesh)
+
+
+def test_an_adapter_by_its_name_brings_its_base(hub, cache, merged, monkeypatch):
+    """As `model.path` of a run; nothing else is fetched, all of it once, and it works offline."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    opened = open_(mesh, path=ADAPTER)
+    assert opened.model.revision == hub.commit(ADAPTER)
+    assert opened.policy.lora is None
+    assert_close_trees(opened.params, merged)
+    assert opened.processor.tokenizer("A red circle.")["input_ids"]
+    assert names(policy_folder(ADAPTER)) == ADAPTER_FILES
+    assert set(hub.fetched) == ADAPTER_FILES | names(BASE)
+    assert hub.fetched.pop("README.md") == 2  # of both
+    assert set(hub.fetched.values()) == {1}
+    hub.close()
+    offline(monkeypatch)
+    tiny.assert_equal_trees(open_(mesh, path=ADAPTER).params, opened.params)
+
+
+def test_a_run_starts_from_an_adapter_by_its_name(hub, merged):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    opened = open_(mesh, path=NAME, lora=LoraConfig(start=ADAPTER))
+    assert opened.policy.lora == LORA
+    _, base = balcap_jax.load_pretrained(BASE, dtype="float32")
+    tiny.assert_equal_trees(take_adapters(opened.params)[0], base)
+    assert_close_trees(merge_adapters(opened.params, LORA), merged)
+    # What such a run writes names its base as on the hub, at the commit that it was trained on.
+    assert base_of(opened.model, opened.folder) == (NAME, hub.commit(NAME))
+
+
+def test_the_revision_of_the_base_is_the_one_that_the_adapter_names(hub, merged):
+    """Never silently another state of the base than the adapter was trained on."""
+    says(hub, revision=hub.commit(NAME))
+    balcap_jax.load_pretrained(ADAPTER)
+    says(hub, revision="v9")
+    with pytest.raises(UserError, match=f"'tiny/captioner' on {hub.url} has no revision 'v9'"):
+        balcap_jax.load_pretrained(ADAPTER)
+
+
+def test_offline_with_the_adapter_but_not_its_base(hub, cache, merged, monkeypatch):
+    assert policy_folder(ADAPTER)
+    offline(monkeypatch)
+    with pytest.raises(UserError, match="'tiny/captioner' is neither a folder here nor whole in"):
+        balcap_jax.load_pretrained(ADAPTER)
+
+
+def test_an_adapter_whose_base_is_nowhere(hub, merged):
+    says(hub, base_model_name_or_path="someone/gone")
+    with pytest.raises(UserError, match="'someone/gone' is neither a folder here nor a repository"):
+        balcap_jax.load_pretrained(ADAPTER)
+
+
+def test_an_adapter_as_a_pickle(hub, merged):
+    folder = hub.repositories[ADAPTER]
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    message = refusal(ADAPTER)
+    assert "has no adapter_model.safetensors at commit" in message
+    assert "an adapter is adapter_config.json and safetensors (pickles" in message
+    assert "adapter_model.bin" not in hub.fetched

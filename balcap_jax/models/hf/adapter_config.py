@@ -31,11 +31,13 @@ class PeftConfig(NamedTuple):
 
     Attributes:
       base: base_model_name_or_path, "" where it names none.
+      revision: branch, tag or commit of a base on the hub; None: its main branch.
     """
 
     rank: int
     lora: Lora
     base: str
+    revision: str | None = None
 
 
 def is_adapter(folder: Path) -> bool:
@@ -77,11 +79,12 @@ def read_adapter_config(folder: Path) -> PeftConfig:
                 f"{path} has {name}={shown(value)}, which must be a number above 0; take the file "
                 "that was written with the adapter's weights."
             )
-    base = config.get("base_model_name_or_path")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     return PeftConfig(
         rank=rank,
         lora=Lora(alpha=float(alpha), rslora=config.get("use_rslora") is True),
         base=base if isinstance(base, str) else "",
+        revision=revision if isinstance(revision, str) and revision else None,
     )
 
 
@@ -94,12 +97,13 @@ def base_folder(folder: Path) -> Path:
     """
     if not is_adapter(folder):
         return folder
-    named = read_adapter_config(folder).base
+    config = read_adapter_config(folder)
+    named = config.base
     for candidate in (Path(named), folder / named):
         if named and (candidate / "config.json").is_file():
             return candidate
     if is_hub_name(named):
-        return snapshot(named)
+        return snapshot(named, revision=config.revision)
     raise UserError(
         f"{folder / CONFIG} has base_model_name_or_path {named!r}, which is neither a folder here "
         "nor a name on the hub; write the path of its base there, or give the base as "
@@ -108,7 +112,12 @@ def base_folder(folder: Path) -> Path:
 
 
 def config_of(
-    *, rank: int, lora: Lora, base: str, target_modules: str | Sequence[str]
+    *,
+    rank: int,
+    lora: Lora,
+    base: str,
+    revision: str | None,
+    target_modules: str | Sequence[str],
 ) -> Mapping[str, Any]:
     """The content of adapter_config.json, as PEFT and vLLM read it."""
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
@@ -132,5 +141,5 @@ def config_of(
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
-        "revision": None,
+        "revision": revision,
     }

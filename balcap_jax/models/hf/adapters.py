@@ -57,13 +57,19 @@ class Adapter(NamedTuple):
 
 
 def save_adapter(
-    folder: str | Path, policy: VisionLanguagePolicy, params: Params, *, base: str
+    folder: str | Path,
+    policy: VisionLanguagePolicy,
+    params: Params,
+    *,
+    base: str,
+    revision: str | None = None,
 ) -> None:
     """Writes the adapters in `params` as a folder that PEFT, vLLM and `model.lora.start` load.
 
     Args:
       params: adapters with or without the weights beside them.
       base: name on the hub or path of the policy that the adapters change.
+      revision: commit, tag or branch of a base on the hub.
 
     Raises:
       UserError: `folder` cannot be written.
@@ -85,7 +91,9 @@ def save_adapter(
             for module, layer in zip(modules, layers, strict=True):
                 tensors[f"{PREFIX}{module}.{name}.weight"] = np.ascontiguousarray(layer)
     targets = target_modules(policy, paths)
-    config = config_of(rank=rank, lora=policy.lora, base=base, target_modules=targets)
+    config = config_of(
+        rank=rank, lora=policy.lora, base=base, revision=revision, target_modules=targets
+    )
     remove_half_written(folder.parent, folder.name)
     try:
         with written_beside(folder) as beside:

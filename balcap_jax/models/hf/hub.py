@@ -52,18 +52,20 @@ def snapshot(name: str, *, revision: str | None = None) -> Path:
     with _one_sentence(name, revision):
         folder = _fetch(name, revision, _SMALL)
         if (folder / ADAPTERS[0]).is_file() and not (folder / _CONFIG).is_file():
-            _fetch(name, folder.name, ADAPTERS[:2])
-            return folder
-        # By its commit: all calls see the same state of a branch that moves in between.
-        _fetch(name, folder.name, (WEIGHTS,))
-        weights = _weights_of(folder)
-        if weights != (WEIGHTS,):
-            _fetch(name, folder.name, weights)
-    missing = [file for file in (_CONFIG, *weights) if not (folder / file).is_file()]
+            what, files = "an adapter", ADAPTERS[:2]
+            _fetch(name, folder.name, files)
+        else:
+            # By its commit: all calls see the same state of a branch that moves in between.
+            _fetch(name, folder.name, (WEIGHTS,))
+            weights = _weights_of(folder)
+            if weights != (WEIGHTS,):
+                _fetch(name, folder.name, weights)
+            what, files = "a policy", (_CONFIG, *weights)
+    missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(
-            f"{_named(name, revision)} has no {missing[0]} at commit {folder.name[:12]}, and a "
-            "policy is config.json and safetensors (pickles and other formats are not read); "
+            f"{_named(name, revision)} has no {missing[0]} at commit {folder.name[:12]}, and "
+            f"{what} is {files[0]} and safetensors (pickles and other formats are not read); "
             "choose a repository or revision that has them."
         )
     return folder

@@ -28,6 +28,7 @@ from balcap_jax.models.hf.adapters import load_adapter
 from balcap_jax.models.hf.companions import COMPANIONS, copy_companions, with_dtype, write_json
 from balcap_jax.models.hf.keys import KeyTable
 from balcap_jax.models.hf.weight_files import DTYPES, INDEX, WEIGHTS, Stored, check_finite, scan
+from balcap_jax.models.hf.weight_writer import Described, write_tensors
 from balcap_jax.models.json_files import printable
 from balcap_jax.models.param_tree import get_at, layer_names, set_at, shapes_of, stack_of
 from balcap_jax.models.policy import VisionLanguagePolicy
@@ -138,7 +139,8 @@ def save_pretrained(
     """Writes a folder that transformers and vLLM load, keys as published, adapters merged.
 
     Everything is written beside `folder` first, so a crash leaves no half-written file in it; a new
-    folder appears as a whole. Files of an earlier policy in `folder` are replaced.
+    folder appears as a whole. Files of an earlier policy in `folder` are replaced. Tensors leave
+    their devices one after the other: the host holds one at a time.
 
     Args:
       dtype: of the stored weights; that of `params` by default.
@@ -148,16 +150,17 @@ def save_pretrained(
     Raises:
       UserError: `folder` cannot be written, or holds a sharded model whose index would stay behind.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
     if (folder / INDEX).exists():
         raise UserError(
             f"{folder} holds a sharded model ({INDEX}), which a single file cannot replace; choose "
             "another folder."
         )
-    tensors = _export(policy, params, dtype)
+    found = _exporting(policy, params, dtype)
+    tensors = {
+        key: Described(exporting.weight.stored_shape, exporting.dtype)
+        for key, (exporting, _) in found.items()
+    }
     stored = {str(tensor.dtype) for tensor in tensors.values()}
     config = with_dtype(policy.config.to_hf(), stored.pop() if len(stored) == 1 else None)
     remove_half_written(folder.parent, folder.name)
@@ -167,9 +170,7 @@ def save_pretrained(
             write_json(beside / "generation_config.json", policy.config.to_hf_generation())
             if source is not None:
                 copy_companions(base_folder(Path(source)), beside)
-            save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-            # safetensors writes for the owner alone; a policy may be read by whom its config may.
-            shutil.copymode(beside / "config.json", beside / WEIGHTS)
+            write_tensors(beside / WEIGHTS, tensors, lambda key: found[key][0].read(found[key][1]))
             if not folder.exists() or not any(folder.iterdir()):
                 os.replace(beside, folder)
                 return
@@ -178,7 +179,7 @@ def save_pretrained(
                 if path.is_dir():  # chat templates; a folder replaces only an empty one
                     shutil.rmtree(folder / path.name, ignore_errors=True)
                 os.replace(path, folder / path.name)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(
             f"Cannot write the policy to {folder} ({error}); free space there or choose another "
             "folder."
@@ -233,25 +234,67 @@ def _stored_shape(
     return shape
 
 
+class _Exporting(NamedTuple):
+    """A weight as it is about to be written.
+
+    Attributes:
+      leaf: of `params`, on a device or on the host.
+      adapter: what is merged into it; None: nothing.
+      dtype: of the written tensors.
+    """
+
+    weight: Weight
+    leaf: Any
+    adapter: Params | None
+    lora: Lora | None
+    dtype: np.dtype
+
+    def read(self, layer: int) -> np.ndarray:
+        """One tensor as stored, adapter merged. A layer alone leaves its device, by a slice of its
+        own: of a whole array JAX would keep the host's copy as long as the array lives.
+        """
+        out = self._part(self.leaf, layer, stacked=self.weight.stacked)
+        if self.adapter is not None:
+            assert self.lora is not None, "params have adapters that the policy does not know"
+            # Summed in float32; rounded once.
+            a, b = (
+                self._part(leaf, layer, stacked=leaf.ndim == 3).astype(np.float32)
+                for leaf in (self.adapter[A], self.adapter[B])
+            )
+            out = out.astype(np.float32) + np.float32(self.lora.scale(a.shape[0])) * (b @ a)
+        return out.astype(self.dtype, copy=False).reshape(self.weight.stored_shape)
+
+    @staticmethod
+    def _part(leaf: Any, layer: int, *, stacked: bool) -> np.ndarray:
+        if isinstance(leaf, jax.Array):
+            return np.asarray(leaf[layer] if stacked else jnp.copy(leaf))
+        return leaf[layer] if stacked else leaf
+
+
+def _exporting(
+    policy: VisionLanguagePolicy, params: Params, dtype: str | None
+) -> dict[str, tuple[_Exporting, int]]:
+    """Published key -> its weight, and the number of its layer."""
+    found = {}
+    weights, (params, adapters) = _weights(policy), take_adapters(params)
+    assert len(jax.tree.leaves(params)) == len(weights), "params do not fit the policy"
+    for weight in weights:
+        leaf = get_at(params, weight.path)
+        count = (len(weight.keys),) if weight.stacked else ()
+        assert leaf.shape == (*count, *weight.shape), weight.path
+        adapter = adapters.get(weight.path[:-1]) if weight.path[-1] == "weight" else None
+        written = jnp.dtype(leaf.dtype if dtype is None else dtype)
+        exporting = _Exporting(weight, leaf, adapter or None, policy.lora, written)
+        found |= {key: (exporting, layer) for layer, key in enumerate(weight.keys)}
+    return found
+
+
 def _export(
     policy: VisionLanguagePolicy, params: Params, dtype: str | None
 ) -> dict[str, np.ndarray]:
     """Published key -> tensor, for every weight; adapters are merged into theirs."""
-    tensors = {}
-    weights, (params, adapters) = _weights(policy), take_adapters(params)
-    assert len(jax.tree.leaves(params)) == len(weights), "params do not fit the policy"
-    for weight in weights:
-        leaf = np.asarray(get_at(params, weight.path))
-        layers = leaf if weight.stacked else leaf[None]
-        if weight.path[-1] == "weight" and (adapter := adapters.get(weight.path[:-1])):
-            assert policy.lora is not None, "params have adapters that the policy does not know"
-            layers = _merged_layers(layers, adapter, policy.lora, dtype)
-        if dtype is not None:
-            layers = layers.astype(jnp.dtype(dtype), copy=False)
-        assert layers.shape == (len(weight.keys), *weight.shape), weight.path
-        for key, layer in zip(weight.keys, layers, strict=True):
-            tensors[key] = np.ascontiguousarray(layer).reshape(weight.stored_shape)
-    return tensors
+    found = _exporting(policy, params, dtype)
+    return {key: exporting.read(layer) for key, (exporting, layer) in found.items()}
 
 
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
@@ -260,20 +303,6 @@ def _merge(weight: Any, a: Any, b: Any, lora: Lora) -> Any:
     if a.ndim == 2:
         return merge(weight, a, b, lora)
     return jax.lax.map(lambda parts: merge(*parts, lora), (weight, a, b))
-
-
-def _merged_layers(
-    layers: np.ndarray, adapter: Params, lora: Lora, dtype: str | None
-) -> np.ndarray:
-    """W + scale B A of each layer, summed in float32; one layer at a time, to spare the host."""
-    a, b = (np.asarray(adapter[name], np.float32) for name in (A, B))
-    if a.ndim == 2:
-        a, b = a[None], b[None]
-    out = np.empty(layers.shape, layers.dtype if dtype is None else jnp.dtype(dtype))
-    scale = np.float32(lora.scale(a.shape[-2]))
-    for i, layer in enumerate(layers):
-        out[i] = layer.astype(np.float32) + scale * (b[i] @ a[i])
-    return out
 
 
 def _read_part(

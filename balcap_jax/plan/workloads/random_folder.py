@@ -1,7 +1,6 @@
 """A Hugging Face folder of random weights in any shape, written one tensor at a time."""
 
 import json
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import FAMILIES, make_policy
+from balcap_jax.models.hf.weight_writer import Described, write_tensors
 from balcap_jax.models.hf.weights import INDEX, stored_shapes
 from balcap_jax.plan.workloads.published import SHAPES
 
@@ -74,17 +74,11 @@ def _shards(
 def _write_shard(
     path: Path, shapes: dict[str, Sequence[int]], generator: np.random.Generator
 ) -> None:
-    """A safetensors file: the length of the header (uint64), the header (JSON), the tensors."""
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for key, shape in shapes.items():
-        end = start + 2 * int(np.prod(shape))
-        header[key] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for shape in shapes.values():
-            tensor = generator.standard_normal(shape, np.float32) * np.float32(STD)
-            file.write(tensor.astype(ml_dtypes.bfloat16).tobytes())
+    dtype = np.dtype(ml_dtypes.bfloat16)
+
+    def draw(key: str) -> np.ndarray:
+        tensor = generator.standard_normal(shapes[key], np.float32) * np.float32(STD)
+        return tensor.astype(dtype)
+
+    described = {key: Described(tuple(shape), dtype) for key, shape in shapes.items()}
+    write_tensors(path, described, draw)
