@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from balcap_jax.config.sections import QUESTION_PROMPT
 from balcap_jax.data.prompts.processor import Processor
@@ -16,6 +17,7 @@ from balcap_jax.models.hf.weights import load_pretrained
 SCRIPT = Path(__file__).parents[2] / "examples" / "verifier" / "deepen.py"
 
 
+@pytest.mark.slow
 def test_new_layers_add_nothing_and_statements_stand_where_captions_do(tmp_path):
     spec = importlib.util.spec_from_file_location("deepen", SCRIPT)
     module = importlib.util.module_from_spec(spec)

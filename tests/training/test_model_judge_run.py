@@ -16,6 +16,7 @@ from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.judges import make_judge
 from balcap_jax.rewards.model import judge as model_judge
+from balcap_jax.rewards.model.calibration import LEAST_AUC
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
@@ -108,6 +109,7 @@ def test_the_policy_as_its_own_judge_needs_a_flag(tmp_path, one_device):
 
 def test_a_judge_that_sees_too_little_is_refused(monkeypatch):
     monkeypatch.setattr(judge_of_run, "CALIBRATED_ON", 8)
+    monkeypatch.setattr(model_judge, "LEAST_AUC", LEAST_AUC)  # the run above lets it be anything
     judge = make_judge(OWN, data="scenes", example=EXAMPLE)
     with pytest.raises(UserError) as error:
         judge_of_run.calibrate(judge, SceneSource("train", 10**9))
