@@ -40,7 +40,15 @@ SHAPED = (
     "data.prompts", "data.row_index",
     "data.coco_files", "data.order", "rewards.captions", "rewards.capscore",
 )  # fmt: skip
-install_import_hook([f"balcap_jax.{name}" for name in SHAPED], "beartype.beartype")
+install_import_hook([f"balcap_jax.{name}" for name in SHAPED], "shape_checks.checked")
+
+
+# Files that take long come first, or one process is left with the last of them.
+LONG_ROOMS = ("training", "rl", "models", "bench", "commands")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name not in LONG_ROOMS)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -205,7 +205,7 @@ class CheckConfig(Settings):
     """Contents of a data file and all that is wrong with it; every row and image is read."""
 
     file: str  # The data: a file or a folder of any kind that --data.path takes.
-    # What they are for: "train" on rewards, of one image and its captions each; "sft" on given
+    # Use of the data: "train" on rewards, of one image and its captions each; "sft" on given
     # answers, conversations of several turns and images too.
     task: Literal["train", "sft"] = "train"
     # Settings to read them with; --data.heldout-path and --data.heldout-split name what must share
