@@ -214,7 +214,7 @@ class ModelJudge:
                 self._blank_row = self._scorer.blank()
             if len(self._blank) > _KEPT:
                 self._blank = {text: self._blank[text] for text in texts if text in self._blank}
-            # As many in a row as an image has, so that few sizes are compiled.
+            # As many in a row as texts are padded to, so that one size is compiled.
             parts = [new[i : i + 32] for i in range(0, len(new), 32)]
             logits = self._scorer([self._blank_row] * len(parts), parts)
             self._blank |= dict(zip(new, np.concatenate(logits).tolist(), strict=True))

@@ -25,8 +25,9 @@ from balcap_jax.rl.update import on_mesh
 
 _BLANK_SIDE = 224  # pixels of the empty image
 _GREY = (128, 128, 128)
-# Texts of an image and tokens of a text are padded to multiples of these.
-_TEXT_STEP, _TOKEN_STEP = 8, 8
+# Texts of an image and tokens of a text are padded to multiples of these, and a pass has always the
+# same number of images: what is asked differs from step to step, and each size is compiled once.
+_TEXT_STEP, _TOKEN_STEP = 32, 8
 
 
 class StatementScorer:
@@ -122,10 +123,9 @@ class StatementScorer:
             )
         count = bucket(max(map(len, texts)), _TEXT_STEP)
         length = bucket(longest + 1, _TOKEN_STEP)
-        size = min(self._images, bucket(len(rows), batch_shards(self._mesh)))
-        filled = [*rows, *[rows[-1]] * (size - len(rows))]
-        tokens = np.full((size, count, length), self._processor.pad_token_id, np.int32)
-        lengths = np.zeros((size, count), np.int32)
+        filled = [*rows, *[rows[-1]] * (self._images - len(rows))]
+        tokens = np.full((self._images, count, length), self._processor.pad_token_id, np.int32)
+        lengths = np.zeros((self._images, count), np.int32)
         for b, of_image in enumerate(texts):
             for g, ids in enumerate(of_image):
                 tokens[b, g, : len(ids)] = ids
