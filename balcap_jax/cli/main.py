@@ -225,10 +225,12 @@ def _score(arguments: list[str]) -> None:
 def _judge_check(arguments: list[str]) -> None:
     config = parse(JudgeCheckConfig, arguments, "judge-check")
 
-    from balcap_jax.commands.judge_check import conclusion, cost, judge_check, table
+    from balcap_jax.commands.judge_check import conclusion, cost, first_line, judge_check, table
 
     console = Console()
     found = judge_check(config)
+    if line := first_line(found, model=config.judge.model):
+        print(line)
     console.print(table(found))
     console.print(cost(found), highlight=False)
     print(conclusion(found, model=config.judge.model))
@@ -281,10 +283,14 @@ def _assemble(arguments: list[str]) -> None:
 def _scenes(arguments: list[str]) -> None:
     config = parse(ScenesConfig, arguments, "scenes")
 
-    from balcap_jax.data.scene_source import export
+    from balcap_jax.commands.scenes import write_scenes
 
-    path = export(config.out, split=config.split, count=config.count, seed=config.seed)
-    print(f"{config.count} scenes are listed in {path}; train on them with --data.path {path}")
+    path = write_scenes(config)
+    command = "balcap sft" if config.questions else "balcap train"
+    print(
+        f"{config.count} scenes are listed in {path}; train on them with `{command} "
+        f"--data.path {path}`"
+    )
 
 
 class _Command(NamedTuple):

@@ -31,7 +31,11 @@ class Checked(NamedTuple):
 
 
 def answers_of(row: Row) -> tuple[str, ...]:
-    """What a supervised run learns of a row: each caption, or the answers of its turns."""
+    """What a supervised run learns of a row: each caption, or the answers to its questions or of
+    its turns.
+    """
+    if row.questions:
+        return tuple(question.answer for question in row.questions)
     if row.turns:
         return (row.reference, *(turn.answer for turn in row.turns))
     return row.all_references
@@ -61,7 +65,7 @@ def caption_facts(checked: Sequence[Checked], *, kind: str) -> dict[str, str]:
 def conversation_facts(checked: Sequence[Checked], *, kind: str) -> dict[str, str]:
     """Of rows that are trained on given answers: captions and conversations."""
     answers = [answers_of(item.row) for item in checked]
-    turns = [1 + len(item.row.turns) for item in checked]
+    turns = [len(item.row.questions) or 1 + len(item.row.turns) for item in checked]
     systems = sum(
         any(message["role"] == "system" for message in item.row.messages) for item in checked
     )

@@ -14,12 +14,16 @@ from jaxtyping import Float
 from rich import box
 from rich.table import Table
 
-from balcap_jax.commands.known_captions import known_captions
+from balcap_jax.commands.known_captions import KnownCaption, known_captions
 from balcap_jax.config.judge import JudgeCheckConfig
 from balcap_jax.config.sections import REWARDS
+from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.data.sources import SCENES
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.llm.judge import LLMJudge
+from balcap_jax.rewards.model.calibration import LEAST_AUC, Calibration
+from balcap_jax.rewards.verdicts import Verdict
 
 # Half is chance. Below this more than three of ten pairs push the policy the wrong way.
 LEAST_RANKED = 0.70
@@ -62,6 +66,7 @@ class JudgeCheck(NamedTuple):
       failures: why they got none, the most frequent reasons first.
       agreements: by reward.
       spent: see `Ledger.lap`.
+      calibration: of a judge of kind "model", on one-edit negatives of the scenes; else None.
     """
 
     asked: int
@@ -69,6 +74,7 @@ class JudgeCheck(NamedTuple):
     failures: str
     agreements: tuple[Agreement, ...]
     spent: dict[str, float]
+    calibration: Calibration | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -85,6 +91,11 @@ class JudgeCheck(NamedTuple):
             for a in self.agreements
             if not a.fit
         ]
+        if self.calibration is not None and not self.calibration.auc >= LEAST_AUC:
+            found.append(
+                f"on one-edit negatives its AUC within images is {self.calibration.auc:.2f}, where "
+                f"{LEAST_AUC:.2f} is the least and 0.50 is chance"
+            )
         return found
 
 
@@ -95,6 +106,8 @@ def judge_check(config: JudgeCheckConfig) -> JudgeCheck:
       UserError: the judge lacks a setting or a library, or there is not one verdict.
     """
     known = known_captions()
+    if config.judge.kind == "model":
+        return _model_check(config, known)
     with closing(LLMJudge(config.judge)) as judge:
         verdicts = judge([k.example for k in known], [k.caption for k in known])
         answered = sum(verdict is not None for verdict in verdicts)
@@ -104,12 +117,47 @@ def judge_check(config: JudgeCheckConfig) -> JudgeCheck:
                 f"any of {len(known)} captions: {judge.last_failures}; {judge.remedy()}."
             )
         spent, failures = judge.lap(), judge.last_failures
+    return JudgeCheck(len(known), answered, failures, _agreements(known, verdicts), spent)
+
+
+def _model_check(config: JudgeCheckConfig, known: Sequence[KnownCaption]) -> JudgeCheck:
+    """Of a policy folder: fitted as a run on scenes does it, on other scenes than it then judges.
+
+    Only precision is its own, so that is the agreement that is measured.
+    """
+    from balcap_jax.rewards.judges import make_judge
+    from balcap_jax.rewards.model.judge import CALIBRATED_ON, ModelJudge
+
+    judge = make_judge(config.judge, data=SCENES, example=known[0].example)
+    assert isinstance(judge, ModelJudge)
+    scenes = SceneSource("train", CALIBRATED_ON)
+    calibration = judge.calibrate([scenes[i] for i in range(len(scenes))])
+    verdicts = judge([k.example for k in known], [k.caption for k in known])
+    answered = sum(verdict is not None for verdict in verdicts)
+    if not answered:
+        raise UserError(
+            f"judge.model={config.judge.model!r} gave no verdict on any of {len(known)} captions: "
+            f"{judge.last_failures}."
+        )
+    agreements = _agreements(known, verdicts, names=("precision",))
+    return JudgeCheck(
+        len(known), answered, judge.last_failures, agreements, judge.lap(), calibration
+    )
+
+
+def _agreements(
+    known: Sequence[KnownCaption],
+    verdicts: Sequence[Verdict | None],
+    *,
+    names: Sequence[str] = REWARDS,
+) -> tuple[Agreement, ...]:
     judged, truth = rewards_of(verdicts, REWARDS), np.array([k.rewards for k in known])
     images = [k.example.id for k in known]
-    agreements = tuple(
-        agreement(reward, judged[:, k], truth[:, k], images) for k, reward in enumerate(REWARDS)
+    return tuple(
+        agreement(reward, judged[:, k], truth[:, k], images)
+        for k, reward in enumerate(REWARDS)
+        if reward in names
     )
-    return JudgeCheck(len(known), answered, failures, agreements, spent)
 
 
 def agreement(
@@ -157,6 +205,12 @@ def table(check: JudgeCheck) -> Table:
     return rendered
 
 
+def first_line(check: JudgeCheck, *, model: str) -> str:
+    """How well a judge of kind "model" sees; "" of any other."""
+    found = check.calibration
+    return "" if found is None else found.told(model)
+
+
 def conclusion(check: JudgeCheck, *, model: str) -> str:
     """One sentence: fit or not, and by what bounds."""
     if check.faults:
@@ -171,6 +225,11 @@ def conclusion(check: JudgeCheck, *, model: str) -> str:
 def cost(check: JudgeCheck) -> str:
     """One line: what the check took."""
     spent = check.spent
+    if check.calibration is not None:
+        return (
+            f"{spent['calls']:.0f} passes, {spent['questions']:.0f} questions asked for "
+            f"{spent['statements']:.0f} statements made, {spent['prompt_tokens']:.0f} tokens"
+        )
     price = f", price {spent['price']:.4f}" if spent["price"] else ""
     return (
         f"{spent['calls']:.0f} calls, {spent['cache_hits']:.0f} answers from the cache, "

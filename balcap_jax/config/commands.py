@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from balcap_jax.config.base import Settings
-from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.judge import AuditConfig, JudgeConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.sections import (
     MOST_CAPTIONS,
@@ -50,6 +50,7 @@ class TrainConfig(Settings):
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -68,6 +69,12 @@ class TrainConfig(Settings):
             "prompts_per_step",
             f"must be a multiple of rl.micro_batches={self.rl.micro_batches}",
             f"set --prompts-per-step {_round_up(self.prompts_per_step, self.rl.micro_batches)}.",
+        )
+        self.audit._require(  # noqa: SLF001
+            not self.audit.every or bool(self.reward.names),
+            "every",
+            "has no judge to audit, because no reward is a judge's",
+            "leave it at 0.",
         )
         if self.model.train_vision and (self.model.train or self.model.lora.on):
             other = "model.train" if self.model.train else "model.lora"
@@ -211,6 +218,12 @@ class ScoreConfig(Settings):
     def check(self) -> None:
         self._at_least(1, "batch_size")
         self._at_most(MOST_IMAGES, "batch_size")
+        self.judge._require(  # noqa: SLF001
+            self.judge.kind != "model",
+            "kind",
+            "judges in training alone, where it is fitted to the data first",
+            "set another --judge.kind.",
+        )
         self._require(
             self.judge.kind != "scene" or self.data is not None,
             "data",
@@ -321,14 +334,23 @@ class AssembleConfig(Settings):
 
 @dataclass(frozen=True)
 class ScenesConfig(Settings):
-    """Generated scenes as image files with a scenes.jsonl for --data.path."""
+    """Generated scenes as image files with a scenes.jsonl for --data.path; with --questions it has
+    questions for `balcap sft` in place of captions.
+    """
 
     out: Path  # Folder to write to.
     count: int = 100  # Number of scenes.
     split: Literal["train", "heldout"] = "train"  # Split of the scenes; the two never share one.
     seed: int = 0  # Seed of the scenes; the same one gives the same scenes.
+    # Yes/no questions of each scene, half of them with one thing wrong; 0: captions instead.
+    questions: int = 0
+    clusters: int = 0  # Clusters of objects in each scene; 0: two to four, as in training.
 
     def check(self) -> None:
+        self._at_least(0, "questions", "clusters")
+        self._require(self.questions != 1, "questions", "must be 0 or at least 2, a yes and a no")
+        self._at_most(1000, "questions")
+        self._require(self.clusters <= 9, "clusters", "must be at most 9")
         self._at_least(1, "count")
         self._at_most(10**7, "count")
         self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")

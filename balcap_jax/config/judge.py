@@ -7,31 +7,43 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from balcap_jax.config.base import Settings
-from balcap_jax.config.sections import MEMORY, MOST_CALLS, MOST_SECONDS, MOST_TOKENS, DataConfig
+from balcap_jax.config.sections import (
+    MEMORY,
+    MOST_CALLS,
+    MOST_IMAGES,
+    MOST_SECONDS,
+    MOST_TOKENS,
+    DataConfig,
+)
 
 _READ_BY_KIND = dict.fromkeys(
     (
-        "base_url", "model", "key_env", "calls", "order", "structured", "temperature", "max_tokens",
-        "image_side", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
+        "base_url", "key_env", "calls", "order", "structured", "temperature", "max_tokens",
+        "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
         "retries", "backoff", "deadline", "cache", "replay", "prompt_price", "completion_price",
     ),
     ("llm",),
 )  # fmt: skip
+_READ_BY_KIND |= dict.fromkeys(("model", "image_side"), ("llm", "model"))
+_READ_BY_KIND |= dict.fromkeys(("dtype", "images_per_pass", "own_policy"), ("model",))
 
 
 @dataclass(frozen=True)
 class JudgeConfig(Settings):
-    """The judge of the captions; all below failure_window is for kind=llm."""
+    """The judge of the captions; all below failure_window is for kind=llm or kind=model."""
 
     # Kind of judge: "scene" (exact, for generated scenes), "lexical" (photos with references,
-    # offline), "llm" (a multimodal model behind an OpenAI-compatible endpoint), or "auto": scene
-    # for scenes, lexical where the data have references.
-    kind: Literal["auto", "scene", "lexical", "llm"] = "auto"
+    # offline), "llm" (a multimodal model behind an OpenAI-compatible endpoint), "model" (a policy
+    # folder that answers yes or no on the devices of the run; it judges precision, and the judge of
+    # "auto" the rest), or "auto": scene for scenes, lexical where the data have references.
+    kind: Literal["auto", "scene", "lexical", "llm", "model"] = "auto"
     # Share of captions without a signal above which the run stops, all saved.
     max_failure_share: float = 0.5
     failure_window: int = 1  # Last steps, whose captions that share is taken of.
     base_url: str = "http://127.0.0.1:8000/v1"  # URL of the endpoint; the default is vLLM's.
-    model: str = ""  # The model's name at the endpoint.
+    # The model's name at the endpoint; of kind=model a policy: "base", a run, a Hugging Face folder
+    # or a name on the hub.
+    model: str = ""
     key_env: str = "BALCAP_JUDGE_KEY"  # Environment variable that holds the key, if one is needed.
     # One call per caption ("joint"), or one per caption and reward ("separate").
     calls: Literal["joint", "separate"] = "joint"
@@ -54,6 +66,10 @@ class JudgeConfig(Settings):
     replay: bool = False  # Answers from the cache alone; those that are missing are reported.
     prompt_price: float = 0.0  # Price of a million prompt tokens, to count the cost.
     completion_price: float = 0.0  # Price of a million tokens of answers.
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # Type that kind=model is kept and run in.
+    images_per_pass: int = 8  # Images that kind=model is asked about at once.
+    # Allows the policy that is trained as its own judge, which believes its own inventions.
+    own_policy: bool = False
     room = "judge."
 
     def check(self) -> None:
@@ -61,7 +77,14 @@ class JudgeConfig(Settings):
         self._no_dead_settings("calls", {"order": ("joint",)})
         share = self.max_failure_share
         self._require(0 <= share <= 1, "max_failure_share", "must be a share from 0 to 1")
-        self._at_least(1, "failure_window", "max_tokens", "concurrency")
+        self._at_least(1, "failure_window", "max_tokens", "concurrency", "images_per_pass")
+        self._at_most(MOST_IMAGES, "images_per_pass")
+        self._require(
+            self.kind != "model" or bool(self.model),
+            "model",
+            "is missing for judge.kind='model'",
+            "name the folder of a policy with --judge.model.",
+        )
         self._at_least(28, "image_side")  # the smallest image that towers take
         self._at_least(0, "temperature", "requests_per_minute", "tokens_per_minute", "retries")
         self._at_least(0, "backoff", "prompt_price", "completion_price")
@@ -89,6 +112,28 @@ class JudgeConfig(Settings):
             )
 
 
+@dataclass(frozen=True)
+class AuditConfig(JudgeConfig):
+    """A second judge that some captions of a step go to as well; a policy learns nothing of it."""
+
+    every: int = 0  # Steps between audits; 0: none.
+    captions: int = 64  # Captions of a step that are audited, at most all of them.
+    room = "audit."
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(0, "every")
+        self._at_least(1, "captions")
+        self._at_most(MOST_IMAGES, "captions")
+        default = AuditConfig.__dataclass_fields__["kind"].default
+        self._require(
+            self.every > 0 or (self.kind == default and not self.model),
+            "every",
+            "audits nothing, and a judge of the audit is named",
+            "set --audit.every 50, or leave out what names it.",
+        )
+
+
 def _is_endpoint(text: str) -> bool:
     try:
         url = urlsplit(text)
@@ -107,17 +152,25 @@ def _is_endpoint(text: str) -> bool:
 
 @dataclass(frozen=True)
 class JudgeCheckConfig(Settings):
-    """Agreement of a model with the truth on 60 known captions, before it judges a run."""
+    """Agreement of a model with the truth on 60 known captions, before it judges a run: of one
+    behind an endpoint, or of a policy folder (--judge.kind model).
+    """
 
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
 
     def check(self) -> None:
         self.judge._require(  # noqa: SLF001
-            self.judge.kind == "llm",
+            self.judge.kind in ("llm", "model"),
             "kind",
             "asks no model, and the check is of a model",
             "leave --judge.kind out; `balcap bench judge` measures the lexical judge.",
         )
+
+
+def _require_endpoint(judge: JudgeConfig) -> None:
+    judge._require(  # noqa: SLF001
+        judge.kind == "llm", "kind", "writes no texts", "leave --judge.kind out."
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +183,7 @@ class UnitsConfig(Settings):
 
     def check(self) -> None:
         self._at_least(0, "max_bad_images")
+        _require_endpoint(self.judge)
 
 
 @dataclass(frozen=True)
@@ -143,6 +197,7 @@ class RecaptionConfig(Settings):
 
     def check(self) -> None:
         self._at_least(0, "max_bad_images")
+        _require_endpoint(self.judge)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from balcap_jax.errors import UserError
 
 REWARDS = ("precision", "recall", "linguistic")
 PROMPT = "Describe the image."  # the request to the policy where the data have none
+# What stands before a statement that is asked of an image, in training and in judging.
+QUESTION_PROMPT = "True of the image, yes or no?"
 
 Advantage = Literal["gdpo", "grpo", "trl", "nvlabs", "verl", "nemo", "swift"]
 # Settings that only some advantages read; the presets are fixed by the code they are named after.

@@ -91,6 +91,8 @@ class CaptionRows(Sequence[Row]):
         id_ = f"{self.path.stem}-{number:06d}"
         if self._conversations and not rows.missing(values.get("messages")):
             return _conversation(values, where=where, images=self.images, id_=id_)
+        if self._conversations and not rows.missing(values.get("questions")):
+            return _questions(values, where=where, images=self.images, id_=id_)
         return _row(values, where=where, images=self.images, id_=id_)
 
 
@@ -126,6 +128,15 @@ def _conversation(values: dict[str, Any], *, where: str, images: Path, id_: str)
         talk,
         id_=rows.identity(values.get("id"), where=where) or id_,
         images=[images / rows.text(image, name="images", where=where) for image in given],
+    )
+
+
+def _questions(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
+    return rows.question_row(
+        values,
+        id_=rows.identity(values.get("id"), where=where) or id_,
+        image=images / rows.text(values.get("image"), name="image", where=where),
+        where=where,
     )
 
 

@@ -29,7 +29,7 @@ class Box(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A later turn of a conversation: what the user says, and the answer."""
+    """What the user says, and the answer: a later turn of a conversation, or a question."""
 
     question: str
     answer: str
@@ -54,6 +54,8 @@ class Example(NamedTuple):
       more_images: RGB images after the first, of a prompt that shows several; `messages` says where
         each stands. For supervised training.
       turns: what comes after the first answer, `reference`. For supervised training.
+      questions: asked of the image each by itself, behind `prompt`, with their answers. For
+        supervised training.
     """
 
     id: str
@@ -68,6 +70,7 @@ class Example(NamedTuple):
     columns: Mapping[str, Any] = NO_COLUMNS
     more_images: tuple[Image.Image, ...] = ()
     turns: tuple[Turn, ...] = ()
+    questions: tuple[Turn, ...] = ()
 
     @property
     def all_references(self) -> tuple[str, ...]:

@@ -1,16 +1,22 @@
 """What supervised training learns at each place of its order: an example, and answers to it."""
 
 import random
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.loading import Draw
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.scenes.captions import NO_FAULTS, FaultRates, faulty_caption
 
+T = TypeVar("T")
+
 
 class Answers(NamedTuple):
-    """An example with the answers to learn at one time; they share its prompt and its images."""
+    """An example with the answers to learn at one time; they share its prompt and its images.
+
+    Where the example has questions, these are the ones to learn, and `answers` are theirs.
+    """
 
     example: Example
     answers: list[str]
@@ -27,8 +33,8 @@ class Lessons(Protocol):
 
 
 class RowLessons:
-    """The answers of rows: `count` of an example's references at a time, all of them in turn over
-    the epochs.
+    """The answers of rows: `count` of an example's references or questions at a time, all of them
+    in turn over the epochs.
     """
 
     def __init__(self, source: Source, *, count: int):
@@ -36,15 +42,23 @@ class RowLessons:
 
     def at(self, draw: Draw) -> Answers:
         """See `Lessons`."""
-        example = self.source[draw.place]
-        return Answers(example, in_turn(example, visit=draw.visit, count=self._count))
+        return answers_of(self.source[draw.place], visit=draw.visit, count=self._count)
 
 
-def in_turn(example: Example, *, visit: int, count: int) -> list[str]:
-    """The references of an example at the visit of that number: the next `count`, each once."""
-    references = example.all_references
-    count = min(count, len(references))
-    return [references[(visit * count + i) % len(references)] for i in range(count)]
+def answers_of(example: Example, *, visit: int = 0, count: int | None = None) -> Answers:
+    """What is learned of an example of data at the visit of that number: its next `count` questions
+    or references, each once; None: all of them.
+    """
+    if example.questions:
+        questions = tuple(in_turn(example.questions, visit=visit, count=count))
+        return Answers(example._replace(questions=questions), [q.answer for q in questions])
+    return Answers(example, in_turn(example.all_references, visit=visit, count=count))
+
+
+def in_turn(items: Sequence[T], *, visit: int, count: int | None) -> list[T]:
+    """The next `count` of some at the visit of that number, each once."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[(visit * count + i) % len(items)] for i in range(count)]
 
 
 class SceneLessons:

@@ -31,8 +31,8 @@ class MemoryRows(Sequence[Row]):
     def __init__(self, data: Any, *, name: str, conversations: bool = False):
         """
         Args:
-          conversations: rows may have `messages` with answers in place of prompt and captions, and
-            show several `images`; for supervised training.
+          conversations: rows may have `messages` with answers, or `questions`, in place of prompt
+            and captions, and show several `images`; for supervised training.
           name: what messages call the data.
 
         Raises:
@@ -75,6 +75,8 @@ class MemoryRows(Sequence[Row]):
             )
         if self._conversations and not rows.missing(values.get("messages")):
             return self._conversation(values, index, where=where)
+        if self._conversations and not rows.missing(values.get("questions")):
+            return self._questions(values, index, where=where)
         given = values.get("prompt")
         prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
         captions = rows.captions(_lenient(values), names=CAPTIONS, where=where)
@@ -102,6 +104,12 @@ class MemoryRows(Sequence[Row]):
                 if name not in (*NOT_COLUMNS, "images") and isinstance(name, str)
             },
         )
+
+    def _questions(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
+        id_ = _id(values.get("id"), index, where=where)
+        self._seen.check(id_, index)
+        image = _image(values, where=where)
+        return rows.question_row(values, id_=id_, image=image, where=where)
 
     def _conversation(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
         talk = from_messages(values["messages"], where=where)

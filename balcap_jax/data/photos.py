@@ -254,6 +254,7 @@ class Photos:
             image=open_image(row.image, pixels=self.pixels),
             more_images=tuple(open_image(i, pixels=self.pixels) for i in row.more_images),
             turns=row.turns,
+            questions=row.questions,
             prompt=row.prompt,
             reference=row.reference,
             scene=row.scene,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from balcap_jax.config.sections import QUESTION_PROMPT
 from balcap_jax.data.examples import NO_COLUMNS, Box, Turn
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.json_text import is_encodable
@@ -60,6 +61,7 @@ class Row(NamedTuple):
     columns: Mapping[str, Any] = NO_COLUMNS
     more_images: tuple[ImageLike, ...] = ()
     turns: tuple[Turn, ...] = ()
+    questions: tuple[Turn, ...] = ()
 
     @property
     def all_references(self) -> tuple[str, ...]:
@@ -315,6 +317,51 @@ def units(value: Any, *, where: str) -> tuple[str, ...]:
     if isinstance(value, list):
         value = [item.get("text") if isinstance(item, Mapping) else item for item in value]
     return texts(value, name="units", where=where)
+
+
+def questions(value: Any, *, where: str) -> tuple[Turn, ...]:
+    """Questions with their answers from a list of `{"question": ..., "answer": ...}`; none for
+    None.
+
+    Raises:
+      BadRowError: it is no such list, or empty.
+    """
+    value = listed(value)
+    if missing(value):
+        return ()
+    fields = ("question", "answer")
+    if isinstance(value, Mapping):  # of lists, as `datasets` keeps a list of objects
+        columns = [listed(value.get(name)) for name in fields]
+        alike = all(isinstance(column, list) for column in columns)
+        if alike and len(columns[0]) == len(columns[1]):
+            value = [dict(zip(fields, pair, strict=True)) for pair in zip(*columns, strict=True)]
+    ok = isinstance(value, list) and bool(value)
+    if not ok or not all(isinstance(v, Mapping) and v.keys() >= set(fields) for v in value):
+        raise BadRowError(
+            where,
+            f'has "questions": {shown(value)}, which must be a list like [{{"question": "a red '
+            'car", "answer": "yes"}]; fix it or remove the row.',
+        )
+    return tuple(
+        Turn(*(words(item[name], name=name, where=where) for name in fields)) for item in value
+    )
+
+
+def question_row(values: Mapping[str, Any], *, id_: str, image: ImageLike, where: str) -> Row:
+    """A row of `questions` about an image, each behind the same `prompt`.
+
+    Raises:
+      BadRowError: they are not like that.
+    """
+    given = values.get("prompt")
+    return Row(
+        id=id_,
+        image=image,
+        prompt=QUESTION_PROMPT if missing(given) else words(given, name="prompt", where=where),
+        reference="",
+        scene=scene(values.get("scene"), where=where),
+        questions=questions(values["questions"], where=where),
+    )
 
 
 def scene(value: Any, *, where: str) -> "Scene | None":

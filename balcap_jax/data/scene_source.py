@@ -1,7 +1,9 @@
 """Generated scenes as examples, and as files that `--data.path` reads."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data.examples import Example
@@ -37,8 +39,24 @@ class SceneSource:
         )
 
 
-def export(folder: Path, *, split: Split, count: int, seed: int = 0) -> Path:
+def _caption(example: Example) -> dict[str, Any]:
+    return {"caption": example.reference, "prompt": example.prompt}
+
+
+def export(
+    folder: Path,
+    *,
+    split: Split,
+    count: int,
+    seed: int = 0,
+    clusters: int | None = None,
+    told: Callable[[Example], dict[str, Any]] | None = None,
+) -> Path:
     """Writes `count` scenes as PNG files and a `scenes.jsonl` that `--data.path` reads.
+
+    Args:
+      clusters: see `SceneSource`.
+      told: what a row tells of its scene; default: its caption and the prompt.
 
     Raises:
       UserError: `folder` is a file, cannot be made, or holds a scenes.jsonl already.
@@ -53,8 +71,8 @@ def export(folder: Path, *, split: Split, count: int, seed: int = 0) -> Path:
         raise UserError(
             f"The folder {folder} cannot be made ({reason}); choose another folder."
         ) from error
-    rows = []
-    for example in (SceneSource(split, count, seed=seed)[i] for i in range(count)):
+    rows, source = [], SceneSource(split, count, seed=seed, clusters=clusters)
+    for example in (source[i] for i in range(count)):
         name = f"{example.id}.png"
         example.image.save(folder / name)
         assert example.scene is not None
@@ -62,8 +80,7 @@ def export(folder: Path, *, split: Split, count: int, seed: int = 0) -> Path:
             {
                 "id": example.id,
                 "image": name,
-                "caption": example.reference,
-                "prompt": example.prompt,
+                **(_caption if told is None else told)(example),
                 "scene": example.scene.to_json(),
             }
         )

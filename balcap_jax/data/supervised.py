@@ -51,7 +51,8 @@ def prepared(
     """
     example = lesson.example
     encoder.check(example)
-    row, texts = processor.row(example), encoder.texts(example, lesson.answers)
+    row = encoder.questions.row(example) if example.questions else processor.row(example)
+    texts = encoder.texts(example, lesson.answers)
     length = int(row.positions.max()) + max(len(text.ids) for text in texts)
     most = processor.config.text.max_position_embeddings
     if length >= most:

@@ -19,6 +19,7 @@ class Memory(NamedTuple):
       activations: what the backward pass finds kept of the layers; part of XLA's temporaries.
       temporary: the rest of them, with the program itself and results that are no inputs.
       inputs: the batch.
+      judge: the parameters of a judge on the same devices, which stay as well.
     """
 
     parameters: float
@@ -26,6 +27,7 @@ class Memory(NamedTuple):
     activations: float
     temporary: float
     inputs: float
+    judge: float = 0.0
 
     @property
     def total(self) -> float:
@@ -34,13 +36,13 @@ class Memory(NamedTuple):
 
 def memory_of(result: Mapping[str, Any]) -> Memory:
     """Of one program; all of the state and of the batch is there whether or not it reads them."""
-    state = (result["parameters"], result["optimizer"])
+    state, judge = (result["parameters"], result["optimizer"]), result["judge"]
     if "needs" in result:  # refused: only the sum is known, and it has no state that is not read
         read = result["parameters"] + (result["optimizer"] if result["program"] == "update" else 0)
-        return Memory(*state, 0.0, max(result["needs"] - read, 0.0), result["batch"])
+        return Memory(*state, 0.0, max(result["needs"] - read, 0.0), result["batch"], judge)
     temporary = result["temporary"] + result["code"] + result["results"]
     activations = min(result["activations"], result["temporary"])
-    return Memory(*state, activations, temporary - activations, result["batch"])
+    return Memory(*state, activations, temporary - activations, result["batch"], judge)
 
 
 class Seconds(NamedTuple):

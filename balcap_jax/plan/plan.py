@@ -11,7 +11,7 @@ from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.plan.chips import Slice
 from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wire_bytes_by_kind
-from balcap_jax.plan.models import Model
+from balcap_jax.plan.models import Model, model_of
 from balcap_jax.plan.worker import Job, run_job
 
 PROGRAMS = ("encode", "rollout", "update")
@@ -27,6 +27,7 @@ def jobs_of(
     programs: Sequence[str] = PROGRAMS,
 ) -> list[Job]:
     """What to compile."""
+    judge = model_of(config.judge.model).hf if config.judge.kind == "model" else None
     return [
         Job(
             config=to_dict(config),
@@ -36,6 +37,7 @@ def jobs_of(
             program=program,
             image=image,
             text_tokens=text_tokens,
+            judge=judge,
         )
         for program in programs
     ]

@@ -1,6 +1,7 @@
 """The programs of a training step with shapes in place of arrays: nothing of a model is loaded."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,11 +15,12 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.attention.backends import choose
 from balcap_jax.models.config import PolicyConfig
-from balcap_jax.models.families import make_policy
+from balcap_jax.models.families import FAMILIES, make_policy
 from balcap_jax.models.inputs import Prompts
+from balcap_jax.models.param_tree import shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import trains_vision
-from balcap_jax.parallel.sharding import BATCH_AXES, batch_shards, make_mesh
+from balcap_jax.parallel.sharding import BATCH_AXES, batch_shards, make_mesh, param_shardings
 from balcap_jax.plan.workloads.flops import count, without_remat
 from balcap_jax.plan.workloads.presets import Preset
 from balcap_jax.plan.workloads.workload import RandomProcessor
@@ -89,6 +91,21 @@ class Step:
         )
         self.prompt = RandomProcessor(preset).batch  # one, padded as in training
         self.inputs = self._inputs()
+
+    def judge_shapes(self, hf: Mapping[str, Any]) -> Any:
+        """The parameters of a judge on the mesh, as shapes with shardings.
+
+        Args:
+          hf: its config.json.
+        """
+        config = FAMILIES[hf["model_type"]].config.from_hf(hf)
+        shapes = shapes_of(make_policy(config))
+        dtype = jnp.dtype(self.config.judge.dtype)
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+            shapes,
+            param_shardings(self.mesh, shapes),
+        )
 
     def _inputs(self) -> Inputs:
         config, policy = self.config, self.policy

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from balcap_jax.plan.chips import GIB
 
-_BYTES = ("parameters", "optimizer", "activations", "temporary", "inputs", "total")
+_BYTES = ("parameters", "optimizer", "activations", "temporary", "inputs", "judge", "total")
 _MESH = "mesh is data x fsdp x tensor"
 
 
@@ -36,6 +36,8 @@ def _memory(plan: Mapping[str, Any]) -> Table:
         f"GiB per device, of {plan['limit_bytes'] / GIB:.2f} that programs may use", ("", *programs)
     )
     for part in _BYTES:
+        if part == "judge" and not any(p["bytes"][part] for p in programs.values()):
+            continue
         table.add_row(part, *(f"{p['bytes'][part] / GIB:.2f}" for p in programs.values()))
     table.add_row("left", *(f"{p['left_bytes'] / GIB:.2f}" for p in programs.values()))
     return table

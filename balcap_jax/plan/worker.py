@@ -29,6 +29,7 @@ class Job:
       model: config.json of the policy.
       generation: generation_config.json, where there is one.
       program: one of `programs.PROGRAMS`.
+      judge: config.json of a judge on the same devices (judge.kind "model"), where there is one.
     """
 
     config: dict[str, Any]
@@ -38,6 +39,7 @@ class Job:
     program: str
     image: tuple[int, int]
     text_tokens: int
+    judge: dict[str, Any] | None = None
 
 
 def run_job(job: Job, *, keep_text: Path | None = None) -> dict[str, Any]:
@@ -112,6 +114,7 @@ def compile_job(job: Job) -> dict[str, Any]:
         "parameters": bytes_per_device(state.params),
         "optimizer": bytes_per_device(state.opt_state),
         "batch": bytes_per_device(batch),
+        "judge": 0 if job.judge is None else bytes_per_device(step.judge_shapes(job.judge)),
         "model_flops": step.model_flops(job.program) / len(devices),
     }
     started = time.perf_counter()

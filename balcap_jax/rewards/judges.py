@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.data.examples import Example
@@ -10,6 +10,9 @@ from balcap_jax.data.sources import SCENES
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.rewards.verdicts import Judge
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def resolve_kind(judge: JudgeConfig, example: Example) -> JudgeConfig:
@@ -31,13 +34,21 @@ def resolve_kind(judge: JudgeConfig, example: Example) -> JudgeConfig:
     )
 
 
-def make_judge(judge: JudgeConfig, *, data: str | Path | None) -> Judge:
+def make_judge(
+    judge: JudgeConfig,
+    *,
+    data: str | Path | None,
+    example: Example | None = None,
+    mesh: "Mesh | None" = None,
+) -> Judge:
     """The judge that `judge.kind` names, which is not "auto" any more; its libraries are imported
     here.
 
     Args:
       data: the data file, beside which reference units may be stored, "scenes", or None where the
         captions come from no such data.
+      example: one of the data, for kind "model", which leaves recall to the judge that fits them.
+      mesh: the devices of kind "model"; default: the first one.
 
     Raises:
       UserError: the judge lacks a setting or a library, or is not for these data.
@@ -58,7 +69,39 @@ def make_judge(judge: JudgeConfig, *, data: str | Path | None) -> Judge:
 
         stored = None if data is None or str(data) == SCENES else StoredUnits(units_path(data))
         return LLMJudge(judge, stored=stored)
+    if judge.kind == "model":
+        assert example is not None
+        return _model_judge(judge, example, data=data, mesh=mesh)
     return SceneJudge()
+
+
+def _model_judge(
+    judge: JudgeConfig, example: Example, *, data: str | Path | None, mesh: "Mesh | None"
+) -> Judge:
+    import jax  # noqa: PLC0415
+
+    from balcap_jax.models.hf.folders import policy_folder  # noqa: PLC0415
+    from balcap_jax.parallel.sharding import make_mesh  # noqa: PLC0415
+    from balcap_jax.rewards.model.judge import ModelJudge  # noqa: PLC0415
+    from balcap_jax.rewards.model.scorer import StatementScorer  # noqa: PLC0415
+
+    if jax.process_count() > 1:
+        raise UserError(
+            f"judge.kind='model' runs in one process, and this run has {jax.process_count()}; "
+            "start it on one host, or set another --judge.kind."
+        )
+    beside = make_judge(resolve_kind(JudgeConfig(), example), data=data)
+    try:
+        scorer = StatementScorer.load(
+            policy_folder(judge.model),
+            mesh=make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh,
+            dtype=judge.dtype,
+            images=judge.images_per_pass,
+            image_side=judge.image_side,
+        )
+    except UserError as error:
+        raise UserError(f"judge.model={judge.model!r}: {error}") from error
+    return ModelJudge(scorer, beside, name=judge.model)
 
 
 def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, Any]:
@@ -73,6 +116,8 @@ def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, An
         from balcap_jax.rewards.lexical.judge import VERSION as RULES  # noqa: PLC0415
 
         return {"kind": judge.kind, "version": RULES}
+    if judge.kind == "model":
+        return {"kind": judge.kind, "model": judge.model}
     if judge.kind != "llm":
         return {"kind": judge.kind}
     from balcap_jax.rewards.llm.questions import VERSION  # noqa: PLC0415

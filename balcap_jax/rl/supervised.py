@@ -16,6 +16,7 @@ from balcap_jax.models.inputs import AnyArray, Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import selects
+from balcap_jax.models.yes_no import yes_no_logits
 from balcap_jax.rl.train_state import TrainState, apply_gradients
 from balcap_jax.rl.update import (
     check_split,
@@ -125,6 +126,47 @@ def make_supervised_sums(
         return _micro_loss(params, lesson, policy=policy, chunk=chunk)[1]
 
     return on_mesh(mesh, jax.jit(sums))
+
+
+class AnswerPairs(NamedTuple):
+    """Over pairs of a question with the answer yes and one with no about the same image.
+
+    Attributes:
+      wins: pairs of which the first gets the higher P(yes); a tie is half of one.
+      pairs: their number.
+    """
+
+    wins: Float[Array, ""]
+    pairs: Float[Array, ""]
+
+
+def make_answer_pairs(
+    policy: VisionLanguagePolicy, mesh: Mesh, yes: Sequence[int], no: Sequence[int]
+) -> Callable[[dict, Lesson], AnswerPairs]:
+    """`answer_pairs(params, lesson)` of questions that are answered by yes and no, compiled; wins
+    over pairs is the AUC within images.
+
+    Args:
+      yes, no: ids that these answers begin with.
+    """
+
+    def answer_pairs(params: dict, lesson: Lesson) -> AnswerPairs:
+        mask, tokens = jnp.asarray(lesson.mask), jnp.asarray(lesson.tokens)
+        lengths = jnp.argmax(mask, axis=-1)  # the answer is the first that is learned
+        first = jnp.take_along_axis(tokens, lengths[..., None], axis=-1)[..., 0]
+        features = policy.encode_images(params, lesson.prompts.images)
+        logits = yes_no_logits(
+            policy, params, lesson.prompts, features, tokens, lengths, yes=yes, no=no
+        )
+        real = mask.any(axis=-1)
+        says_yes = real & jnp.isin(first, jnp.asarray(list(yes)))
+        says_no = real & jnp.isin(first, jnp.asarray(list(no)))
+        pairs = says_yes[:, :, None] & says_no[:, None, :]
+        gaps = jnp.sign(logits[:, :, None] - logits[:, None, :])
+        wins = jnp.sum(jnp.where(pairs, (gaps + 1) / 2, 0.0))
+        return AnswerPairs(wins, jnp.sum(pairs, dtype=jnp.float32))
+
+    return on_mesh(mesh, jax.jit(answer_pairs))
 
 
 def _micro_loss(

@@ -134,7 +134,10 @@ def _digest(texts: Iterable[str]) -> str:
 def _text(row: Row | Example) -> str:
     parts = (row.prompt, row.reference, row.references, row.boxes, row.units)
     turns = [[list(turn) for turn in row.turns]] if row.turns else []
-    return json.dumps([*parts, *map(dict, row.messages), *turns, dict(row.columns)], default=_kind)
+    asked = [["questions", *map(list, row.questions)]] if row.questions else []
+    return json.dumps(
+        [*parts, *map(dict, row.messages), *turns, *asked, dict(row.columns)], default=_kind
+    )
 
 
 def _kind(value: Any) -> str:

@@ -16,8 +16,10 @@ from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import local_rows, shard_batch
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
 from balcap_jax.rewards.judges import judge_record
+from balcap_jax.rewards.model.judge import ModelJudge
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.rollout import Generation
+from balcap_jax.runs.progress import waiting
 from balcap_jax.runs.stopwatch import peak_memory_mb
 from balcap_jax.training import experience
 from balcap_jax.training.evaluate import evaluate, write_evaluation
@@ -25,9 +27,14 @@ from balcap_jax.training.failure_window import FailureWindow
 from balcap_jax.training.interrupts import Stopped
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
+from balcap_jax.training.model_judge import (
+    calibrate,
+    check_own_policy,
+    on_own_captions,
+)
 from balcap_jax.training.programs import learning_rate_of, make_programs
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
-from balcap_jax.training.seams import open_data, open_judge
+from balcap_jax.training.seams import open_audit, open_data, open_judge
 from balcap_jax.training.task_run import TaskRun
 
 SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
@@ -53,7 +60,11 @@ class TrainingLoop(TaskRun):
     def _open_data(self) -> None:
         """Data, judge and reward functions; the settings get the kind of judge that they mean."""
         self.source, self.heldout = open_data(self.config, self.seams)
-        config, judge, functions = open_judge(self.config, self.seams, self.heldout[0])
+        check_own_policy(self.config)
+        config, judge, functions = open_judge(
+            self.config, self.seams, self.heldout[0], mesh=self.mesh
+        )
+        self.model_judge = judge if isinstance(judge, ModelJudge) else None
         self.judge = JudgeQueue(
             judge,
             functions,
@@ -61,6 +72,9 @@ class TrainingLoop(TaskRun):
             stop=self.interrupts.stop,
         )
         self._closers.append(self.judge.close)
+        self.audit = open_audit(config, self.heldout[0], mesh=self.mesh)
+        if self.audit is not None:
+            self._closers.append(self.audit.close)
         self.judge.reference_units(self.heldout[0])  # refuses data that this judge cannot judge
         self.config = config
 
@@ -106,6 +120,14 @@ class TrainingLoop(TaskRun):
             rows=self.rows,
         )
 
+    def _begin(self) -> None:
+        if self.model_judge is None:
+            return
+        with waiting("measuring the judge", shown=processes.is_process_zero()):
+            record, line = calibrate(self.model_judge, self.source)
+        self.summary["judge"] |= {"calibration": record}
+        self.say(line)
+
     def describe(self) -> list[str]:
         rewards = ", ".join(self.config.reward.all_names)
         judge = f"judge {self.summary['judge']['kind']}" if self.judge.judges else "no judge"
@@ -114,11 +136,19 @@ class TrainingLoop(TaskRun):
     # ---- what a checkpoint holds of it
 
     def _extra(self) -> dict[str, Any]:
-        return {"spent": self.judge.totals, "failures": list(self.failures.shares)}
+        audit = {} if self.audit is None else {"audit": self.audit.state()}
+        judge = {} if self.model_judge is None else {"judge": self.model_judge.state()}
+        failures = list(self.failures.shares)
+        return {"spent": self.judge.totals, "failures": failures, **audit, **judge}
 
     def _restore_extra(self, extra: Mapping[str, Any], pending: Any) -> None:
+        if self.model_judge is not None:
+            self.model_judge.restore(extra["judge"])
+            self.say(self.model_judge.calibration.told(self.model_judge.name))
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
+        if self.audit is not None and "audit" in extra:
+            self.audit.restore(extra["audit"])
         self.queue.restore(self.step, self.state.params, pending)
 
     def _pending(self) -> Any:
@@ -161,7 +191,18 @@ class TrainingLoop(TaskRun):
             "device_idle_share": self.clock.idle_share(),
             "peak_memory_mb": peak_memory_mb(),
         }
-        return self._with_function_metrics(row, answered), judged
+        row = self._with_function_metrics(row, answered)
+        return row | self._audited(judged), judged
+
+    def _audited(self, judged: experience.Judged) -> dict[str, float]:
+        """The metrics of an audit, where one is due; a reward that is gamed ends the run."""
+        if self.audit is None:
+            return {}
+        metrics = self.audit.look(self.step + 1, judged)
+        if self.audit.verdict:
+            self.say(self.audit.verdict)
+            self.stop(self.audit.verdict)
+        return metrics
 
     def _answer(self, now: Pending) -> Answered:
         """What judge and reward functions found; a function that fails ends the run, saved.
@@ -301,6 +342,11 @@ class TrainingLoop(TaskRun):
         if lost > self.failures.limit and not between:
             reasons = self.judge.last_failures
             raise self.failures.error(lost, where="the held-out images", reasons=reasons)
+        if self.model_judge is not None and not between:
+            captions = [row["caption"] for row in rows]
+            line = on_own_captions(self.model_judge, self.heldout, captions)
+            if line is not None:
+                self.say(f"{line}, {when} training")
         processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
         return scores
 

@@ -3,7 +3,11 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
+from balcap_jax.config.base import from_dict, to_dict
 from balcap_jax.config.commands import SFTConfig, TrainConfig
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.sources import open_sources
@@ -11,6 +15,7 @@ from balcap_jax.rewards.callables import RewardFunctions
 from balcap_jax.rewards.function_names import RewardFunction, load_function
 from balcap_jax.rewards.judges import make_judge, resolve_kind
 from balcap_jax.rewards.verdicts import Judge
+from balcap_jax.training.audit import Audit
 from balcap_jax.training.callbacks import Callback
 
 
@@ -50,12 +55,31 @@ def open_data(
     return source, [heldout[i] for i in range(min(len(heldout), config.data.heldout))]
 
 
+def open_audit(config: TrainConfig, example: Example, *, mesh: Mesh) -> Audit | None:
+    """The audit that the settings ask for; None without one.
+
+    Raises:
+      UserError: see `open_judge`.
+    """
+    if not config.audit.every:
+        return None
+    own = ("every", "captions")
+    settings = {name: value for name, value in to_dict(config.audit).items() if name not in own}
+    kind = resolve_kind(from_dict(JudgeConfig, settings), example)
+    data = None if config.data.path == MEMORY else config.data.path
+    judge = make_judge(kind, data=data, example=example, mesh=mesh)
+    return Audit(config.audit, judge, config.reward)
+
+
 def open_judge(
-    config: TrainConfig, seams: Seams, example: Example
+    config: TrainConfig, seams: Seams, example: Example, *, mesh: Mesh
 ) -> tuple[TrainConfig, Judge | None, RewardFunctions]:
     """(settings with the kind of judge that "auto" means, the judge, the reward functions).
 
     There is no judge where no reward is of one.
+
+    Args:
+      mesh: where a judge of kind "model" is put.
 
     Raises:
       UserError: no judge fits data with examples like this, or see `make_judge`, `load_function`.
@@ -69,4 +93,4 @@ def open_judge(
     judge = resolve_kind(config.judge, example)
     config = dataclasses.replace(config, judge=judge)
     data = None if config.data.path == MEMORY else config.data.path
-    return config, make_judge(judge, data=data), functions
+    return config, make_judge(judge, data=data, example=example, mesh=mesh), functions

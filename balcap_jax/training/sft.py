@@ -18,8 +18,15 @@ import optax
 
 from balcap_jax.config.commands import SFTConfig
 from balcap_jax.data.examples import Example
-from balcap_jax.data.lessons import Answers, RowLessons, SceneLessons, corpus_captions
+from balcap_jax.data.lessons import (
+    Answers,
+    RowLessons,
+    SceneLessons,
+    answers_of,
+    corpus_captions,
+)
 from balcap_jax.data.prompts.answers import AnswerEncoder
+from balcap_jax.data.prompts.questions import NO, YES, QuestionEncoder
 from balcap_jax.data.sources import SCENES
 from balcap_jax.data.supervised import Supervised, SupervisedLoader, join, prepared
 from balcap_jax.errors import UserError
@@ -30,7 +37,12 @@ from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import BatchRows, batch_shards, shard_batch
 from balcap_jax.reporting.report import report
 from balcap_jax.reporting.rows import caption_row
-from balcap_jax.rl.supervised import Lesson, make_supervised_sums, make_supervised_update
+from balcap_jax.rl.supervised import (
+    Lesson,
+    make_answer_pairs,
+    make_supervised_sums,
+    make_supervised_update,
+)
 from balcap_jax.rl.train_state import init_state
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.folder import SUMMARY
@@ -132,6 +144,10 @@ class SupervisedRun(TaskRun):
             seed=config.seed,
         )
         self._sums = make_supervised_sums(self.policy, self.mesh)
+        self._answer_pairs = None
+        if self._asks():
+            answers = QuestionEncoder(self.processor).answers
+            self._answer_pairs = make_answer_pairs(self.policy, self.mesh, *answers)
         self._tester = Captioner(
             self.policy,
             self.processor,
@@ -234,13 +250,26 @@ class SupervisedRun(TaskRun):
     # ---- held-out images
 
     def _evaluate(self, when: str, *, between: bool) -> dict[str, float]:
-        """Loss and perplexity of all answers to the held-out examples, per token."""
+        """Loss and perplexity of all answers to the held-out examples, per token; where these are
+        yes and no, also the AUC within images, see `auc_within`.
+        """
         loss, tokens = 0.0, 0.0
+        wins, pairs = 0.0, 0.0
         for batch in self._heldout_batches():
-            sums = jax.device_get(self._sums(self.state.params, self._on_mesh(batch)))
+            lesson = self._on_mesh(batch)
+            sums = jax.device_get(self._sums(self.state.params, lesson))
             loss, tokens = loss + float(sums.loss), tokens + float(sums.tokens)
+            if self._answer_pairs is not None:
+                found = jax.device_get(self._answer_pairs(self.state.params, lesson))
+                wins, pairs = wins + float(found.wins), pairs + float(found.pairs)
         mean = loss / max(tokens, 1.0)
-        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": tokens}
+        scores = {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": tokens}
+        return scores | ({"auc": wins / pairs} if pairs else {})
+
+    def _asks(self) -> bool:
+        """Whether the held-out examples are questions that are answered by yes and no."""
+        answers = {q.answer for i in range(len(self.heldout)) for q in self.heldout[i].questions}
+        return bool(answers) and answers <= {*YES, *NO}
 
     def _heldout_batches(self) -> Iterator[Supervised]:
         """The held-out examples that this host holds; the last batch is filled up with examples of
@@ -264,7 +293,7 @@ class SupervisedRun(TaskRun):
         if example.scene is not None and self.config.data.path == SCENES:
             count = self.config.captions_per_image
             return Answers(example, corpus_captions(example, "heldout", count, FaultRates()))
-        return Answers(example, list(example.all_references))
+        return answers_of(example)
 
     def _score_of(self, scores: Mapping[str, float]) -> float | None:
         loss = scores["heldout/loss"]

@@ -93,7 +93,9 @@ def comments_of(kind):
 
 @pytest.mark.parametrize("kind", sorted(ALL, key=lambda kind: kind.__name__))
 def test_help_starts_with_a_noun(kind):
-    comments = dict(comments_of(kind))
+    comments: dict[str, str] = {}
+    for one in reversed(kind.__mro__):  # settings that are inherited have their comments there
+        comments |= dict(comments_of(one)) if dataclasses.is_dataclass(one) else {}
     for item in dataclasses.fields(kind):
         inner = getattr(item.type, "__origin__", item.type)
         if isinstance(inner, type) and issubclass(inner, Settings):

@@ -19,6 +19,7 @@ from balcap_jax.config.commands import (
     CaptionConfig,
     ExportConfig,
     ModelCheckConfig,
+    ScenesConfig,
     ScoreConfig,
     SFTConfig,
     TrainConfig,
@@ -61,7 +62,7 @@ def calls(monkeypatch):
             "table": lambda report: "the table",
             "block": lambda report: "the block",
         },
-        "data.scene_source": {"export": entry("scenes", Path("folder/scenes.jsonl"))},
+        "commands.scenes": {"write_scenes": entry("scenes", Path("folder/scenes.jsonl"))},
     }
     for name, functions in modules.items():
         module = types.ModuleType(name)
@@ -190,7 +191,7 @@ def test_bench_and_scenes(calls, capsys):
     assert calls == [
         ("bench", (), {"json": False}),
         ("bench", (), {"json": True}),
-        ("scenes", (Path("folder"),), {"split": "heldout", "count": 3, "seed": 0}),
+        ("scenes", (ScenesConfig(Path("folder"), split="heldout", count=3),), {}),
     ]
     assert "--data.path folder/scenes.jsonl" in capsys.readouterr().out
 
@@ -280,7 +281,7 @@ def test_resume_needs_a_run(mistake, tmp_path):
         ("train --group-size 3", "has no flag --group-size; did you mean --rollout.group-size?"),
         ("train --group_size=3", "did you mean --rollout.group-size?"),
         ("train --rl.no-whitem", "did you mean --rl.no-whiten?"),
-        ("train --every 3", "did you mean --checkpoint.every or --evaluation.every?"),
+        ("train --every 3", "did you mean --audit.every or --checkpoint.every"),
         ("train --xyzzy 3", "has no flag --xyzzy; `balcap train --help` lists its flags."),
         # Names of other frameworks; `--beta` is nearest to --mesh.data and is not that.
         ("train --beta 0.1", "has no flag --beta, which is --rl.kl-coef here."),

@@ -14,6 +14,7 @@ from balcap_jax.commands.judge_check import Agreement, JudgeCheck, agreement, co
 from balcap_jax.commands.known_captions import known_captions
 from balcap_jax.config.sections import REWARDS
 from balcap_jax.rewards.llm.prompts import clean, typographic, unit_id
+from balcap_jax.rewards.model import judge as model_judge
 from balcap_jax.rewards.scene.judge import judge
 
 KNOWN = known_captions()
@@ -184,3 +185,15 @@ def test_the_known_captions_are_fixed_and_apart():
     assert by_kind["mistaken"][0] < 0.85
     assert by_kind["of another image"][0] < 0.4
     assert by_kind["fragments"][2] < 0.5
+
+
+def test_a_policy_folder_is_measured_and_its_area_comes_first(monkeypatch, capsys):
+    monkeypatch.setattr(model_judge, "CALIBRATED_ON", 4)
+    command = ["judge-check", "--judge.kind", "model", "--judge.model", "base"]
+    assert main([*command, "--judge.dtype", "float32"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("judge base: AUC within images 0.")
+    assert "statements of 4 images" in out
+    assert "on one-edit negatives its AUC within images is 0." in out  # why it is unfit
+    assert "questions asked for" in out
+    assert "recall" not in out  # the exact judge's, so there is nothing to measure

@@ -36,6 +36,7 @@ NEEDED = {
 }
 READ_WITH = {
     "judge": {"judge.kind": "llm", "judge.model": "m"},
+    "audit": {"audit.kind": "llm", "audit.model": "m", "audit.every": 5},
     "dist": {"dist.coordinator": "a:1", "dist.processes": 6},
 }
 NUMBERS = [
@@ -49,7 +50,10 @@ NUMBERS = [
 
 def refusal(kind, name, value, of):
     """What is said of a value of one setting."""
-    values = {**NEEDED[kind], **READ_WITH.get(name.partition(".")[0], {})}
+    room, _, field = name.partition(".")
+    values = {**NEEDED[kind], **READ_WITH.get(room, {})}
+    if field == "images_per_pass":
+        values |= {f"{room}.kind": "model"}
     many = typing.get_origin(names_of(kind)[name]) is tuple
     with pytest.raises(UserError) as error:
         from_dict(kind, values | {name: [of(value)] if many else of(value)})

@@ -15,7 +15,7 @@ from balcap_jax.config.base import Settings, from_dict, to_dict
 from balcap_jax.config.commands import CaptionConfig, ScenesConfig, SFTConfig, TrainConfig
 from balcap_jax.config.evaluation import EvalAllConfig
 from balcap_jax.config.files import load_run, load_toml, resume_conflicts
-from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.judge import AuditConfig, JudgeConfig
 from balcap_jax.config.sections import (
     DataConfig,
     DistConfig,
@@ -191,6 +191,7 @@ OTHER = {
     "judge.order": "caption_first",
     "judge.structured": "none",
     "judge.cache": Path("other.sqlite"),
+    "judge.dtype": "float32",
     "model.train": ("projector",),
     "model.lora.rank": 8,
     "model.lora.start": "adapter",
@@ -198,6 +199,11 @@ OTHER = {
     "rl.clip_low": 0.3,
     "dist.coordinator": "b:1",
     "dist.process": 1,
+}
+OTHER |= {
+    name.replace("judge", "audit"): value
+    for name, value in OTHER.items()
+    if name.startswith("judge.")
 }
 SKIPPED = {
     *("reward.linear_coefficient", "rl.grpo_scale"),
@@ -235,6 +241,12 @@ CHANGES = [
 ]
 # Most settings of judges are for this one.
 ASKED = TrainConfig(judge=JudgeConfig(kind="llm", model="m"))
+AUDITED = TrainConfig(audit=AuditConfig(kind="llm", model="m", every=5))
+# The rest of them is for a policy that judges.
+MODEL = TrainConfig(
+    judge=JudgeConfig(kind="model", model="m"),
+    audit=AuditConfig(kind="model", model="m", every=5),
+)
 
 
 # Which process this is has a meaning only where an address is given.
@@ -243,14 +255,18 @@ NAMED = TrainConfig(dist=DistConfig(coordinator="a:1", processes=6))
 
 def start(name):
     """The settings that a change of `name` starts from."""
-    room = name.partition(".")[0]
-    return {"judge": ASKED, "dist": NAMED}.get(room, TrainConfig())
+    room, _, field = name.partition(".")
+    if room in ("judge", "audit") and field in ("dtype", "images_per_pass", "own_policy"):
+        return MODEL
+    return {"judge": ASKED, "audit": AUDITED, "dist": NAMED}.get(room, TrainConfig())
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[0])
 def test_each_field_survives_json(change):
     if change == ("judge.kind", "lexical"):
         config = TrainConfig(judge=JudgeConfig(kind="lexical"))
+    elif change == ("audit.kind", "lexical"):
+        config = TrainConfig(audit=AuditConfig(kind="lexical", every=5))
     else:
         config = changed(start(change[0]), *change)
     assert config != start(change[0])
@@ -391,6 +407,8 @@ def test_what_may_change_when_a_run_is_resumed(change):
     old = TrainConfig(data=DataConfig(path="a.jsonl")) if of_files else start(name)
     if name == "judge.kind":
         old = TrainConfig()
+    if name == "audit.kind":
+        old = TrainConfig(audit=AuditConfig(every=5))
     conflicts = resume_conflicts(old, changed(old, name, value))
     if name in MAY_CHANGE:
         assert conflicts == []

@@ -58,7 +58,7 @@ def test_the_names_of_trl_are_those_of_trl():
         ("group_size", "; did you mean rollout.group_size?"),
         ("gropu_size", "; did you mean rollout.group_size?"),
         ("kl-coef", "; did you mean rl.kl_coef?"),
-        ("every", "; did you mean checkpoint.every or evaluation.every?"),
+        ("every", "; did you mean audit.every or checkpoint.every or evaluation.every?"),
         ("rollout.n", ", which is rollout.group_size here."),
         ("ppo_epochs", ", which is rl.updates_per_rollout here."),
         ("vllm_enable_sleep_mode", ": captions are sampled by the policy in place, without vLLM or"

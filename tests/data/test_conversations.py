@@ -8,7 +8,7 @@ from images import red
 
 from balcap_jax.config.sections import PROMPT, DataConfig
 from balcap_jax.data.examples import Example, Turn
-from balcap_jax.data.lessons import RowLessons, SceneLessons, corpus_captions, in_turn
+from balcap_jax.data.lessons import RowLessons, SceneLessons, answers_of, corpus_captions
 from balcap_jax.data.llava_files import LlavaRows
 from balcap_jax.data.loading import Draw
 from balcap_jax.data.memory_rows import MemoryRows
@@ -156,11 +156,12 @@ def example(*references):
 
 def test_every_reference_has_its_turn():
     five = example("a", "b", "c", "d", "e")
-    assert [in_turn(five, visit=v, count=2) for v in range(5)] == [
+    assert [answers_of(five, visit=v, count=2).answers for v in range(5)] == [
         ["a", "b"], ["c", "d"], ["e", "a"], ["b", "c"], ["d", "e"],
     ]  # fmt: skip
-    assert in_turn(example("a", "b"), visit=3, count=8) == ["b", "a"][::-1]  # each once
-    assert in_turn(Example("1", five.image, PROMPT, "only"), visit=2, count=3) == ["only"]
+    assert answers_of(example("a", "b"), visit=3, count=8).answers == ["b", "a"][::-1]  # each once
+    one = Example("1", five.image, PROMPT, "only")
+    assert answers_of(one, visit=2, count=3).answers == ["only"]
 
 
 def test_lessons_are_a_function_of_the_draw():

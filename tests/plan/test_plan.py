@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import pytest
 import tiny
 import tiny_llava
@@ -13,13 +14,17 @@ from balcap_jax.cli import main as cli
 from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.files import load_toml
+from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import DataConfig, MeshConfig, ModelConfig, RLConfig, RolloutConfig
 from balcap_jax.errors import UserError
+from balcap_jax.models.families import make_policy
+from balcap_jax.models.param_tree import shapes_of
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.plan import compiler, plan, worker
 from balcap_jax.plan.chips import CHIPS, GIB, slice_of
 from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wire_bytes_by_kind
 from balcap_jax.plan.models import image_of, model_of
+from balcap_jax.plan.programs import Step, bytes_per_device
 from balcap_jax.plan.scaling import _sized, plot
 from balcap_jax.plan.sweep import sweep, variants
 from balcap_jax.plan.tables import plan_tables, scaling_table, sweep_table
@@ -35,6 +40,7 @@ UPDATE = {
     "parameters": 1 * GIB,
     "optimizer": 2 * GIB,
     "batch": GIB / 2,
+    "judge": 0,
     "arguments": 3 * GIB,
     "results": 0,
     "temporary": 5 * GIB,
@@ -64,8 +70,39 @@ RESULTS = {"encode": ENCODE, "rollout": ROLLOUT, "update": UPDATE}
 def test_memory_adds_up():
     memory = memory_of(UPDATE)
     # 5 GiB of temporaries, 3 of them activations; the rest with a quarter of code.
-    assert memory == (1 * GIB, 2 * GIB, 3 * GIB, 2.25 * GIB, GIB / 2)
+    assert memory == (1 * GIB, 2 * GIB, 3 * GIB, 2.25 * GIB, GIB / 2, 0)
     assert memory.total == 8.75 * GIB
+
+
+def test_a_judge_on_the_same_devices_counts_in_every_program():
+    judged_too = UPDATE | {"judge": 4 * GIB}
+    assert memory_of(judged_too).judge == 4 * GIB
+    assert memory_of(judged_too).total == memory_of(UPDATE).total + 4 * GIB
+    refused = {**judged_too, "needs": 20 * GIB, "limit": 15.75 * GIB}
+    assert memory_of(refused).total == (20 + 0.5 + 4) * GIB
+    answer = judged({name: result | {"judge": 4 * GIB} for name, result in RESULTS.items()})
+    assert answer["programs"]["rollout"]["bytes"]["judge"] == 4 * GIB
+
+
+def test_the_bytes_of_a_judge_are_of_its_shapes_over_the_mesh():
+    model = model_of("base")
+    config = TrainConfig(judge=JudgeConfig(kind="model", model="base", own_policy=True))
+    [job] = plan.jobs_of(
+        config, model, slice_of("v5e:8x8"), image=(112, 112), text_tokens=8, programs=["update"]
+    )
+    assert job.judge == model.hf
+    [other] = plan.jobs_of(
+        TrainConfig(), model, slice_of("v5e:8x8"), image=(112, 112), text_tokens=8,
+        programs=["update"],
+    )  # fmt: skip
+    assert other.judge is None
+    count = sum(x.size for x in jax.tree.leaves(shapes_of(make_policy(model.config))))
+    mesh = dataclasses.replace(config.mesh, data=1)
+    step = Step(
+        dataclasses.replace(config, mesh=mesh, prompts_per_step=2), model.config,
+        jax.devices()[:1], image=(112, 112), text_tokens=8,
+    )  # fmt: skip
+    assert bytes_per_device(step.judge_shapes(job.judge)) == 2 * count  # bfloat16
 
 
 def test_memory_of_a_refused_program_counts_the_state_once():

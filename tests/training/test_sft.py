@@ -327,3 +327,28 @@ def test_packaged_base_policy():
     assert config["model_type"] == "qwen2_5_vl"
     policy, _ = load_pretrained(folder)
     assert len(policy.config.banned_tokens) == 4
+
+
+def test_questions_are_learned_and_their_area_is_told(tmp_path, one_device):
+    asked = [{"question": "red", "answer": "yes"}, {"question": "blue", "answer": "no"}]
+    data = [
+        {"id": str(i), "image": Image.new("RGB", (56, 56), (200, 30, i)), "questions": asked}
+        for i in range(6)
+    ]
+    config = of_rows(tmp_path, optim=OptimConfig(learning_rate=5e-3, warmup_steps=1), steps=8)
+    config = dataclasses.replace(config, evaluation=EvaluationConfig(every=8, batch_size=2))
+    run = Trainer(config, task="sft", train_dataset=data).train()
+    row = read_jsonl(run / "metrics.jsonl")[-1]
+    assert row["heldout/auc"] == 1.0  # words alone tell them apart
+    before, after = (
+        json.loads((run / "summary.json").read_text())[when] for when in ("before", "after")
+    )
+    assert after["loss"] < before["loss"]
+    # Two questions of two images; "yes", "no" and the stop token of each.
+    tokens = sum(len(tokens_of(word)) + 1 for word in ("yes", "no"))
+    assert after["tokens"] == 2 * tokens
+
+
+def tokens_of(word: str) -> list[int]:
+    tokenizer = Processor.load(policy_folder("base")).tokenizer
+    return tokenizer(word, add_special_tokens=False)["input_ids"]

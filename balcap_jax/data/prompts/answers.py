@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from balcap_jax.data.examples import Example
 from balcap_jax.data.prompts.folder_parts import as_user_error
 from balcap_jax.data.prompts.processor import Processor, conversation
+from balcap_jax.data.prompts.questions import QuestionEncoder
 from balcap_jax.errors import UserError
 from balcap_jax.models.padding import round_up
 
@@ -38,6 +39,7 @@ class AnswerEncoder:
     def __init__(self, processor: Processor, *, length: int):
         self._processor, self._length = processor, length
         self._tokenizer = processor.tokenizer
+        self.questions = QuestionEncoder(processor)
         # Lengths are padded to multiples of a quarter of the longest: four programs at most.
         self._step = round_up(-(-length // 4), 8)
 
@@ -70,6 +72,8 @@ class AnswerEncoder:
             raise UserError(
                 f"Example {example.id!r} has no answer to learn; give it a caption or remove it."
             )
+        if example.questions:
+            return [self._cut(self._question(example, *asked)) for asked in example.questions]
         if example.turns:
             return [self._cut(self._conversation(example))]
         return [self._cut(self._answer(example, answer)) for answer in answers]
@@ -101,6 +105,10 @@ class AnswerEncoder:
     def _answer(self, example: Example, answer: str) -> Text:
         ids = [*self._ids(example, answer), self._processor.stop_tokens[0]]
         return Text(ids, [True] * len(ids))
+
+    def _question(self, example: Example, question: str, answer: str) -> Text:
+        asked, text = self.questions.ids(question), self._answer(example, answer)
+        return Text([*asked, *text.ids], [*([False] * len(asked)), *text.learned])
 
     def _conversation(self, example: Example) -> Text:
         """All turns behind the prompt: what the template writes between two answers is tokenized by

@@ -5,7 +5,7 @@ without torch. Ids, grids, positions and windows of a prompt all come from one c
 disagree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -189,17 +189,21 @@ class Processor:
         Raises:
           UserError: see `prompts`.
         """
+        return self.row_of(example, lambda: self.rendered(example))
+
+    def row_of(self, example: Example, render: Callable[[], str]) -> Row:
+        """The images of an example behind a text that shows them; see `row`."""
         sentence = partial(_no_prompt, example.id)
         with as_user_error(sentence):
-            ids = self._ids(example)
+            ids = self._encode(render())
         try:
             return self.layout.expand(ids, self._cut(*example.all_images))
         except (ValueError, OSError) as error:
             raise UserError(sentence(str(error))) from error
 
-    def _ids(self, example: Example) -> list[int]:
-        """Tokens of the prompt, one placeholder for each image."""
-        text = within(
+    def rendered(self, example: Example) -> str:
+        """The prompt as the chat template writes it, up to the answer."""
+        return within(
             TEMPLATE_SECONDS,
             lambda: self.tokenizer.apply_chat_template(
                 conversation(example),
@@ -208,6 +212,12 @@ class Processor:
                 add_generation_prompt=True,
             ),
         )
+
+    def _ids(self, example: Example) -> list[int]:
+        """Tokens of the prompt, one placeholder for each image."""
+        return self._encode(self.rendered(example))
+
+    def _encode(self, text: str) -> list[int]:
         # As processors of transformers do: what the template has written is not added again.
         begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
         return self.tokenizer(text, add_special_tokens=not begun)["input_ids"]
