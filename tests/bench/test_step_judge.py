@@ -9,6 +9,7 @@ from balcap_jax.cli import main as cli
 
 
 @pytest.mark.slow  # a run; its parts are tested by themselves
+@pytest.mark.long
 def test_stages_of_one_step_are_compared(monkeypatch, capsys):
     monkeypatch.setattr(step_judge, "TOKENS", 12)
     report = step_judge.run(rounds=2, images=8, group=2)  # one image for each device
