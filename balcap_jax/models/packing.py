@@ -1,28 +1,26 @@
 """Packing: only real tokens of a batch go through the layers, padded to few sizes.
 
-The prompts of a device, each with its group of completions, become one row: first all completion
-tokens that count, then all tokens of prompts. Everything that is computed token by token (norms,
-projections, MLPs, logits) runs on this row. Attention alone needs to know who sees whom: for it the
-tokens go back to the slots of their prompt and completion, by gathers both ways, so that every
-backend computes on packed batches what it computes on padded ones.
+The prompts of a device, each with its group of completions, become one row: first the completion
+tokens that count, prompt after prompt, then the tokens of the prompts. Everything that is computed
+token by token (norms, projections, MLPs, logits) runs on this row. Attention alone knows the parts.
+
+A prompt's completion tokens begin at a tile, a quarter of the longest completion: attention works
+tile by tile, or on the slots of the padded batch (`attention.packed`).
 
 Letters: b batch, g group, c tokens, p prefix, t = p + g * c slots of a prompt, r rows, n places.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, Shaped
+from jaxtyping import Array, Bool, Int, Num, Shaped
 
-from balcap_jax.models.attention.plain import KV
 from balcap_jax.models.rearrange import rearrange
-from balcap_jax.parallel.sharding import constrain_heads
 
-# Rows have 4, 5, 6 or 7 times a power of two places: at most a quarter is padding, and a run in
-# which lengths double compiles four programs.
+# Rows have 4, 5, 6 or 7 times a power of two places: at most a fifth is padding, and a run in which
+# lengths double compiles four programs.
 _STEPS = (4, 5, 6, 7)
 
 
@@ -30,7 +28,7 @@ class Room(NamedTuple):
     """How many places a row has; static, each pair is a program of its own.
 
     Attributes:
-      own: for tokens of completions.
+      own: for tokens of completions, in whole tiles.
       prefix: for tokens of prompts.
     """
 
@@ -46,42 +44,47 @@ def next_size(count: int) -> int:
     return next(step * scale for step in _STEPS if step * scale >= count)
 
 
-def rows_of(
-    counts: Num[np.ndarray, " b"], *, rows: int, micro_batches: int
-) -> Num[np.ndarray, "micro {rows}"]:
-    """Tokens of each row of each micro-batch, of those of each prompt.
-
-    Args:
-      rows: in how many parts the mesh splits a batch.
-      micro_batches: see `rl.update.split_micro_batches`, whose split this is.
-    """
-    return counts.reshape(rows, -1, micro_batches).sum(axis=1).T
+def tile_of(length: int) -> int:
+    """Places of a tile, for completions of at most `length` tokens."""
+    return -(-length // 4)
 
 
 def room_for(
     own: Int[np.ndarray, " b"],
     prefix: Int[np.ndarray, " b"],
     *,
-    slots: Room,
+    group: int,
+    length: int,
+    prefix_length: int,
     rows: int,
     micro_batches: int,
 ) -> Room | None:
-    """The room that every row of this batch fits into; None where padding takes no more.
-
-    A function of the whole batch alone: equal on all hosts, and in a run that is resumed.
+    """The least room that every row of this batch fits into; None where padding takes no more.
 
     Args:
       own: tokens of completions that count, by prompt.
       prefix: tokens of prompts.
-      slots: of one prompt, as it is padded: G * C and P.
-      rows, micro_batches: see `rows_of`.
+      group, length, prefix_length: G, C and P of the padded batch.
+      rows: in how many parts the mesh splits a batch.
+      micro_batches: parts that run one after the other, as `rl.update.split_micro_batches` splits.
     """
-    split = {"rows": rows, "micro_batches": micro_batches}
-    prompts = len(own) // (rows * micro_batches)
-    padded = Room(prompts * slots.own, prompts * slots.prefix)
-    largest = (int(rows_of(counts, **split).max()) for counts in (own, prefix))
-    room = Room(*(min(next_size(n), most) for n, most in zip(largest, padded, strict=True)))
-    return None if room == padded else room
+
+    def largest(counts: Num[np.ndarray, " b"]) -> int:
+        return int(counts.reshape(rows, -1, micro_batches).sum(axis=1).max())
+
+    prompts, tile = len(own) // (rows * micro_batches), tile_of(length)
+    room = Room(
+        own=_round_up(next_size(largest(_round_up(own, tile))), tile),
+        prefix=min(next_size(largest(prefix)), prompts * prefix_length),
+    )
+    padded = prompts * group * length
+    if room.own >= padded and room.prefix == prompts * prefix_length:
+        return None
+    return room._replace(own=min(room.own, _round_up(padded, tile)))
+
+
+def _round_up(count: Num[np.ndarray, "*n"] | int, step: int) -> Num[np.ndarray, "*n"] | int:
+    return -(-count // step) * step
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,25 @@ class Packing:
     """Where the tokens of a batch are; made inside jit, of masks.
 
     Attributes:
-      room: of a row.
-      places: the place of each slot in its row, -1 for those that are not real.
+      room, tile: of a row, and of a tile, in places.
+      group, length: G and C.
+      places: the place of each slot in its row, -1 for those that have none.
       slots: the slot of each place, -1 for padding.
-      own_places, own_slots: the same among the slots of completions alone.
+      own_places, own_slots, prefix_places, prefix_slots: the same of the two parts of a row, among
+        the slots of completions and of prompts.
       fits: every row has room for its tokens.
     """
 
     room: Room
-    places: Int[Array, "r bt"]
-    slots: Int[Array, "r n"]
+    tile: int
+    group: int
+    length: int
     own_places: Int[Array, "r bgc"]
     own_slots: Int[Array, "r own"]
+    prefix_places: Int[Array, "r bp"]
+    prefix_slots: Int[Array, "r prefix"]
+    places: Int[Array, "r bt"]
+    slots: Int[Array, "r n"]
     fits: Bool[Array, ""]
 
     @classmethod
@@ -118,57 +128,65 @@ class Packing:
           mask: tokens of completions that count; all tokens before one that counts do so, too.
           rows: in how many parts the mesh splits the batch.
         """
-        B, P = prefix_mask.shape
-        _, G, C = mask.shape
-        own = _index(mask.reshape(rows, -1), room.own)
-        prefix = _index(prefix_mask.reshape(rows, -1), room.prefix)
+        (B, P), (_, G, C) = prefix_mask.shape, mask.shape
+        prompts, tile = B // rows, tile_of(C)
+        own = _index(mask.reshape(rows, prompts, G * C), room.own, tile)
+        # Where there is room for all slots of prompts, each stays where it is.
+        kept = prefix_mask | (room.prefix == prompts * P)
+        prefix = _index(kept.reshape(rows, prompts, P), room.prefix, 1)
         after_own = jnp.where(prefix.places < 0, -1, prefix.places + room.own)
-        parts = (after_own.reshape(B, P), own.places.reshape(B, G * C))
+        parts = after_own.reshape(B, P), own.places.reshape(B, G * C)
+        total = P + G * C
+        slots = _among(own.slots, G * C, total, start=P), _among(prefix.slots, P, total, start=0)
         return cls(
             room=room,
-            places=jnp.concatenate(parts, axis=1).reshape(rows, -1),
-            slots=jnp.concatenate(
-                [
-                    _in_slots(own.slots, G * C, total=P + G * C, start=P),
-                    _in_slots(prefix.slots, P, total=P + G * C, start=0),
-                ],
-                axis=1,
-            ),
+            tile=tile,
+            group=G,
+            length=C,
             own_places=own.places,
             own_slots=own.slots,
+            prefix_places=prefix.places,
+            prefix_slots=prefix.slots,
+            places=jnp.concatenate(parts, axis=1).reshape(rows, -1),
+            slots=jnp.concatenate(slots, axis=1),
             fits=own.fits & prefix.fits,
         )
 
+    @property
+    def rows(self) -> int:
+        return len(self.slots)
+
     def pack(self, x: Shaped[Array, "b t *x"]) -> Shaped[Array, "r n *x"]:
         """From slots [prefix, completions] of prompts to rows, 0 at padding."""
-        rows = len(self.slots)
-        return rearrange(x.reshape(rows, -1, *x.shape[2:]), self.slots, self.places)
+        return rearrange(x.reshape(self.rows, -1, *x.shape[2:]), self.slots, self.places)
 
     def unpack(self, x: Shaped[Array, "r n *x"], batch: int) -> Shaped[Array, "b t *x"]:
-        """The inverse of `pack`; 0 in slots that are not real."""
+        """The inverse of `pack`; 0 in slots that have no place."""
         return rearrange(x, self.places, self.slots).reshape(batch, -1, *x.shape[2:])
 
     def pack_own(self, x: Shaped[Array, "b g c *x"]) -> Shaped[Array, "r own *x"]:
         """`pack` of what completions alone have."""
-        rows = len(self.slots)
-        return rearrange(x.reshape(rows, -1, *x.shape[3:]), self.own_slots, self.own_places)
+        rows = x.reshape(self.rows, -1, *x.shape[3:])
+        return rearrange(rows, self.own_slots, self.own_places)
 
     def unpack_own(
         self, x: Shaped[Array, "r own *x"], shape: tuple[int, int, int]
     ) -> Shaped[Array, "b g c *x"]:
-        """The inverse of `pack_own`."""
+        """The inverse of `pack_own`; `shape` is [b g c]."""
         return rearrange(x, self.own_places, self.own_slots).reshape(*shape, *x.shape[2:])
 
-    def around(self, attend: Callable[..., Array]) -> Callable[..., Array]:
-        """Such as `plain.attend_group`, of queries, keys and values that are packed, too."""
+    def pack_prefix(self, x: Shaped[Array, "b p *x"]) -> Shaped[Array, "r prefix *x"]:
+        """`pack` of what prompts alone have."""
+        rows = x.reshape(self.rows, -1, *x.shape[2:])
+        if rows.shape[1] == self.room.prefix:
+            return rows
+        return rearrange(rows, self.prefix_slots, self.prefix_places)
 
-        def attend_packed(
-            q: Float[Array, "r n q h"], kv: KV, prefix_mask: Bool[Array, "b p"], group: int
-        ) -> Float[Array, "r n q h"]:
-            q, k, v = (constrain_heads(self.unpack(x, len(prefix_mask))) for x in (q, *kv))
-            return self.pack(attend(q, KV(k, v), prefix_mask, group))
-
-        return attend_packed
+    def unpack_prefix(self, x: Shaped[Array, "r prefix *x"], batch: int) -> Shaped[Array, "b p *x"]:
+        """The inverse of `pack_prefix`."""
+        if self.prefix_places.shape[1] != self.room.prefix:
+            x = rearrange(x, self.prefix_places, self.prefix_slots)
+        return x.reshape(batch, -1, *x.shape[2:])
 
 
 class _Index(NamedTuple):
@@ -177,18 +195,30 @@ class _Index(NamedTuple):
     fits: Bool[Array, ""]
 
 
-def _index(real: Bool[Array, "r s"], room: int) -> _Index:
-    """Real slots in their order at the first places of a row, both ways."""
-    place = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-    count = place[:, -1:] + 1
-    order = jnp.argsort(~real, axis=1, stable=True).astype(jnp.int32)[:, :room]
+def _index(real: Bool[Array, "r b s"], room: int, tile: int) -> _Index:
+    """Real slots in their order, those of each prompt from a tile on, both ways."""
+    rows, prompts, each = real.shape
+    rank = jnp.cumsum(real, axis=2, dtype=jnp.int32) - 1
+    count = rank[..., -1] + 1
+    size = -(-count // tile) * tile
+    start = jnp.cumsum(size, axis=1) - size
+    place = start[..., None] + rank
+    order = jnp.argsort(~real, axis=2, stable=True).astype(jnp.int32)
+
+    # The prompt of each place is the last one that starts there or before.
+    n = jnp.arange(room, dtype=jnp.int32)[None]
+    prompt = jnp.sum(start[:, None] <= n[..., None], axis=-1, dtype=jnp.int32) - 1
+    rank_of = n - jnp.take_along_axis(start, prompt, axis=1)
+    used = rank_of < jnp.take_along_axis(count, prompt, axis=1)
+    slot = prompt * each + jnp.where(used, rank_of, 0)
+    found = jnp.take_along_axis(order.reshape(rows, -1), slot, axis=1)
     return _Index(
-        places=jnp.where(real & (place < room), place, -1),
-        slots=jnp.where(jnp.arange(room)[None] < count, order, -1),
-        fits=jnp.all(count <= room),
+        places=jnp.where(real & (place < room), place, -1).reshape(rows, -1),
+        slots=jnp.where(used, prompt * each + found, -1),
+        fits=jnp.all(start[:, -1] + count[:, -1] <= room),
     )
 
 
-def _in_slots(index: Int[Array, "r n"], each: int, *, total: int, start: int) -> Int[Array, "r n"]:
+def _among(index: Int[Array, "r n"], each: int, total: int, *, start: int) -> Int[Array, "r n"]:
     """Slots counted among `each` of a prompt, counted among all its `total`, from `start` on."""
     return jnp.where(index < 0, -1, index // each * total + start + index % each)

@@ -278,14 +278,17 @@ class VisionLanguagePolicy(ABC):
         positions = jnp.broadcast_to(positions, (B, G, C))
         prefix_mask = jnp.asarray(prompts.mask)
         angles = join_group(self.prompt_angles(prompts.positions), self._text_angles(positions))
-        attend = self.attends.group
         if packing is not None:
-            angles, attend = packing.pack(angles), packing.around(attend)
+            angles = packing.pack(angles)
 
         def body(x, weights):
             layer = self.definitions["language_model.layers"](weights)
             q, kv = layer.project(x, angles)
-            return layer.finish(x, attend(q, kv, prefix_mask, G)), None
+            if packing is None:
+                attended = self.attends.group(q, kv, prefix_mask, G)
+            else:
+                attended = self.attends.packed(q, kv, prefix_mask, packing)
+            return layer.finish(x, attended), None
 
         if packing is None:
             prompt = self._embed_prompt(params, prompts.tokens, features)
