@@ -179,9 +179,9 @@ def record(tmp: Path, **rollout) -> Recorded:
     def make_recording_update(*args, **options):
         update = make_update(*args, **options)
 
-        def recording_update(state, batch):
+        def recording_update(state, batch, room):
             before = jax.device_get(state)
-            after, metrics = update(state, batch)
+            after, metrics = update(state, batch, room)
             updates.append(Update(before, *jax.device_get((batch, after, metrics))))
             return after, metrics
 
