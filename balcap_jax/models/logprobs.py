@@ -244,7 +244,6 @@ def completion_logprobs(
     packed = token_logprobs(
         policy, params, hidden[:, None], targets[:, None], chunk=chunk, **options
     )
-    return jax.tree.map(
-        lambda x: jnp.where(packing.fits, packing.unpack_own(x[:, 0], completions.shape), jnp.nan),
-        packed,
-    )
+    # A factor, so that gradients are NaN, too, and the step is skipped.
+    fits = jnp.where(packing.fits, 1.0, jnp.nan)
+    return jax.tree.map(lambda x: packing.unpack_own(x[:, 0], completions.shape) * fits, packed)
