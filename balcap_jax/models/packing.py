@@ -50,32 +50,24 @@ def tile_of(length: int) -> int:
 
 
 def room_for(
-    own: Int[np.ndarray, " b"],
-    prefix: Int[np.ndarray, " b"],
+    own: Int[np.ndarray, "*parts b"],
+    prefix: Int[np.ndarray, "*parts b"],
     *,
     group: int,
     length: int,
     prefix_length: int,
-    rows: int,
-    micro_batches: int,
 ) -> Room | None:
-    """The least room that every row of this batch fits into; None where padding takes no more.
+    """The least room that every row fits into; None where padding takes no more.
 
     Args:
-      own: tokens of completions that count, by prompt.
+      own: tokens of completions that count, by prompt, the b prompts of a row along the last axis.
       prefix: tokens of prompts.
       group, length, prefix_length: G, C and P of the padded batch.
-      rows: in how many parts the mesh splits a batch.
-      micro_batches: parts that run one after the other, as `rl.update.split_micro_batches` splits.
     """
-
-    def largest(counts: Num[np.ndarray, " b"]) -> int:
-        return int(counts.reshape(rows, -1, micro_batches).sum(axis=1).max())
-
-    prompts, tile = len(own) // (rows * micro_batches), tile_of(length)
+    prompts, tile = own.shape[-1], tile_of(length)
     room = Room(
-        own=_round_up(next_size(largest(_round_up(own, tile))), tile),
-        prefix=min(next_size(largest(prefix)), prompts * prefix_length),
+        own=_round_up(next_size(int(_round_up(own, tile).sum(axis=-1).max())), tile),
+        prefix=min(next_size(int(prefix.sum(axis=-1).max())), prompts * prefix_length),
     )
     padded = prompts * group * length
     if room.own >= padded and room.prefix == prompts * prefix_length:

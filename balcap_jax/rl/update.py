@@ -20,6 +20,7 @@ from balcap_jax.models.packing import Packing, Room
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid, selects, trains_vision
 from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
+from balcap_jax.rl.balance import balanced_order, inverse, reordered
 from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
 
@@ -187,6 +188,8 @@ def make_update(
     def update(state: TrainState, batch: Batch, room: Room | None = None):
         scorer = dataclasses.replace(plain, room=room)
         check_split(batch.tokens.shape[0], micro_batches, mesh)
+        if room is not None:
+            batch, _ = _balanced(batch, mesh, micro_batches)
         if trains_vision(policy, state.params, patterns):
             batch = batch._replace(features=None)
         gradients, totals = summed_gradients(
@@ -329,10 +332,25 @@ def make_reference_logprobs(
     def reference(params: dict, batch: Batch, room: Room | None = None):
         scorer = dataclasses.replace(plain, room=room)
         check_split(batch.tokens.shape[0], micro_batches, mesh)
+        order = None
+        if room is not None:
+            batch, order = _balanced(batch, mesh, micro_batches)
         parts = split_micro_batches(batch, micro_batches)
-        return join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
+        found = join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
+        return found if order is None else reordered(found, inverse(order))
 
     return on_mesh(mesh, jax.jit(reference, static_argnums=2))
+
+
+def _balanced(
+    batch: Batch, mesh: Mesh, micro_batches: int
+) -> tuple[Batch, Int[Array, "r m"] | None]:
+    """The batch in the order of `balanced_order`, which `room_for` counts with; and that order."""
+    if micro_batches == 1:
+        return batch, None
+    counts = jnp.sum(batch.mask & batch.valid[..., None], axis=(1, 2), dtype=jnp.int32)
+    order = balanced_order(counts, rows=batch_shards(mesh), micro_batches=micro_batches)
+    return reordered(batch, order), order
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from balcap_jax.models.packing import Room, room_for
+from balcap_jax.rl.balance import balanced_order
 
 # A smaller room than one that is there is compiled once so many steps have wanted it. Compiling
 # takes as long as a few dozen steps save.
@@ -60,15 +61,28 @@ def least_room(
     rows: int,
     micro_batches: int,
 ) -> Room | None:
-    """`room_for` the captions with a signal, of all hosts."""
+    """`room_for` the captions with a signal, of all hosts.
+
+    Args:
+      rows: in how many parts the mesh splits a batch.
+      micro_batches: parts that run one after the other.
+    """
+    own = np.where(valid, token_counts, 0).sum(axis=1)
+    order = np.tile(np.arange(len(own) // rows), (rows, 1))
+    if micro_batches > 1:
+        order = balanced_order(own, rows=rows, micro_batches=micro_batches)
+
+    def of_rows(counts: Int[np.ndarray, " b"]) -> Int[np.ndarray, "r i m"]:
+        ordered = np.take_along_axis(counts.reshape(rows, -1), order, axis=1)
+        # As `split_micro_batches` splits them.
+        return ordered.reshape(rows, -1, micro_batches).swapaxes(1, 2)
+
     return room_for(
-        np.where(valid, token_counts, 0).sum(axis=1),
-        prefix_counts,
+        of_rows(own),
+        of_rows(prefix_counts),
         group=valid.shape[1],
         length=length,
         prefix_length=prefix_length,
-        rows=rows,
-        micro_batches=micro_batches,
     )
 
 

@@ -24,19 +24,16 @@ def test_sizes_by_hand():
 
 
 def test_room_by_hand():
-    """Tiles of 2: the prompts need 4 + 2 + 8 + 6; row 0 holds the first two, or one of them at a
-    time.
-    """
+    """Tiles of 2: the prompts need 4 + 2 + 8 + 6, in one row, in two, or in one each."""
     own, prefix = np.array([3, 2, 8, 5]), np.array([3, 4, 2, 2])
     sizes = {"group": 2, "length": 8, "prefix_length": 4}
-    assert room_for(own, prefix, rows=1, micro_batches=1, **sizes) == Room(20, 12)
-    assert room_for(own, prefix, rows=2, micro_batches=1, **sizes) == Room(14, 7)
-    assert room_for(own, prefix, rows=1, micro_batches=2, **sizes) == Room(12, 6)  # 0, 2 and 1, 3
-    assert room_for(own, prefix, rows=2, micro_batches=2, **sizes) == Room(8, 4)
+    assert room_for(own, prefix, **sizes) == Room(20, 12)
+    assert room_for(own.reshape(2, 2), prefix.reshape(2, 2), **sizes) == Room(14, 7)
+    assert room_for(own[:, None], prefix[:, None], **sizes) == Room(8, 4)
     full = np.full(4, 16)
-    assert room_for(full, np.full(4, 4), rows=1, micro_batches=1, **sizes) is None
+    assert room_for(full, np.full(4, 4), **sizes) is None
     # Completions that are full, and prompts of which half is padding.
-    assert room_for(full, np.full(4, 2), rows=1, micro_batches=1, **sizes) == Room(64, 8)
+    assert room_for(full, np.full(4, 2), **sizes) == Room(64, 8)
 
 
 def test_packing_by_hand():

@@ -14,13 +14,14 @@ from tiny_update import BANNED, ONE, B, C, G, assert_trees_close, make_batch
 
 from balcap_jax.models.adapters import adapted_paths, adapter_shapes
 from balcap_jax.models.decoder.lora import TRAINED, Lora
-from balcap_jax.models.packing import Room, room_for
+from balcap_jax.models.packing import Room
 from balcap_jax.models.selection import EVERYTHING, overlaid
 from balcap_jax.parallel.sharding import batch_shards, make_mesh, shard_batch
 from balcap_jax.plan.costs import costs_of
 from balcap_jax.plan.hlo import Program
 from balcap_jax.rl.train_state import init_state
 from balcap_jax.rl.update import make_reference_logprobs, make_update
+from balcap_jax.training.rooms import least_room
 
 FAMILIES = {"qwen2_5_vl": (tiny, BANNED), "llava": (tiny_llava, (tiny_llava.IMAGE,))}
 EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -65,11 +66,10 @@ def batch_of(family: str):
 
 
 def room_of(batch, mesh, micro_batches):
-    live = np.asarray(batch.mask & batch.valid[..., None])
-    return room_for(
-        live.sum(axis=(1, 2)),
+    return least_room(
+        np.asarray(batch.mask).sum(axis=-1),
+        np.asarray(batch.valid),
         np.asarray(batch.prompts.mask).sum(axis=1),
-        group=G,
         length=C,
         prefix_length=batch.prompts.mask.shape[1],
         rows=batch_shards(mesh),
@@ -85,6 +85,9 @@ def compare(family, *, mesh=ONE, trained=None, remat="none", kl_coef=0.0, micro_
     batch = batch_of(family)
     room = room_of(batch, mesh, micro_batches)
     assert room is not None
+    assert sum(room) * batch_shards(mesh) * micro_batches < B * (
+        batch.prompts.mask.shape[1] + G * C
+    )
     if kl_coef:
         reference = make_reference_logprobs(policy, mesh, **options)
         moved = jax.tree.map(lambda x: 1.01 * x, params)
