@@ -20,9 +20,8 @@ from balcap_jax.rewards.model.negatives import one_edit_negatives
 from balcap_jax.rewards.model.score import chances, weights
 from balcap_jax.rewards.model.scorer import StatementScorer
 from balcap_jax.rewards.model.statements import Asked, statements
-from balcap_jax.rewards.verdicts import Assertion, Judge, Verdict
+from balcap_jax.rewards.verdicts import Assertion, FittedJudge, Judge, Verdict
 
-CALIBRATED_ON = 64  # examples
 _TRUE = 0.5  # chance from which on a statement is called verified
 _KEPT = 1 << 12  # statements whose answer without an image is remembered
 
@@ -95,20 +94,42 @@ class ModelJudge:
         return spent | {"cache_hits": 0.0, "completion_tokens": 0.0, "price": 0.0}
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to judge by the same bits, as JSON: the fit, and what is known
-        of statements without an image.
-        """
-        return {"calibration": self.calibration._asdict(), "blank": dict(self._blank)}
+        """See `FittedJudge.state`."""
+        beside = {"beside": self._beside.state()} if isinstance(self._beside, FittedJudge) else {}
+        return {"calibration": self.calibration._asdict(), "blank": dict(self._blank), **beside}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes up `state`."""
         self.calibration = Calibration(**state["calibration"])
         self._blank = dict(state["blank"])
+        if isinstance(self._beside, FittedJudge):
+            self._beside.restore(state["beside"])
 
     def close(self) -> None:
         """Nothing is under way between calls."""
 
     # ---- calibration
+
+    def fit(self, examples: Sequence[Example]) -> None:
+        """See `FittedJudge.fit`; the judge beside is fitted, too.
+
+        Raises:
+          UserError: see `calibrate` and `check`.
+        """
+        self.calibrate(examples)
+        self.check()
+        if isinstance(self._beside, FittedJudge):
+            self._beside.fit(examples)
+
+    def told(self) -> list[str]:
+        """See `FittedJudge.told`."""
+        beside = self._beside.told() if isinstance(self._beside, FittedJudge) else []
+        return [self.calibration.told(self.name), *beside]
+
+    def record(self) -> dict[str, Any]:
+        """See `FittedJudge.record`."""
+        beside = self._beside.record() if isinstance(self._beside, FittedJudge) else {}
+        return {"calibration": self.calibration._asdict(), **beside}
 
     def calibrate(self, examples: Sequence[Example]) -> Calibration:
         """Fits alpha and beta on one-edit negatives of examples, and keeps them.
