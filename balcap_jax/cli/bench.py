@@ -76,6 +76,18 @@ class StepBenchFlags(Settings):
         )
 
 
+@dataclass(frozen=True)
+class UpdateBenchFlags(Settings):
+    """Times of updates of packed tokens beside padded ones, on captions of the default run."""
+
+    steps: int = 100  # Updates by each side, in turns.
+    rollouts: int = 20  # Batches of captions of the base policy that they learn from.
+    json: bool = False  # One line of JSON instead of tables.
+
+    def check(self) -> None:
+        self._at_least(1, "steps", "rollouts")
+
+
 def bench(arguments: list[str]) -> None:
     """`balcap bench ARGUMENTS`."""
     if arguments[:1] in ([], ["--help"], ["-h"]):
@@ -151,15 +163,31 @@ def _step(arguments: list[str]) -> None:
     )
 
 
-_BENCHMARKS = {"advantages": _advantages, "judge": _judge, "load": _load, "step": _step}
+def _update(arguments: list[str]) -> None:
+    flags = parse(UpdateBenchFlags, arguments, "bench update")
+
+    from balcap_jax.bench.update import run_and_print
+
+    run_and_print(steps=flags.steps, rollouts=flags.rollouts, json=flags.json)
+
+
+_BENCHMARKS = {
+    "advantages": _advantages,
+    "judge": _judge,
+    "load": _load,
+    "step": _step,
+    "update": _update,
+}
 
 _HELP = """\
 usage: balcap bench advantages [FLAGS]
        balcap bench judge DATA [FLAGS]
        balcap bench load FOLDER [FLAGS]
        balcap bench step [FLAGS]
+       balcap bench update [FLAGS]
 
   advantages  the advantage kernels against numpy and, where installed, TRL's torch code
   judge       the offline judge against people's labels, beside a bag of words
   load        seconds and peak memory of loading a folder, beside transformers
-  step        rollout and update of a policy, beside transformers and the limits of the device"""
+  step        rollout and update of a policy, beside transformers and the limits of the device
+  update      updates of packed tokens beside padded ones, on captions of the default run"""
