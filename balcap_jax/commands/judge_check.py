@@ -23,7 +23,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.model.calibration import LEAST_AUC, Calibration
-from balcap_jax.rewards.verdicts import Verdict
+from balcap_jax.rewards.verdicts import FITTED_ON, Verdict
 
 # Half is chance. Below this more than three of ten pairs push the policy the wrong way.
 LEAST_RANKED = 0.70
@@ -126,11 +126,11 @@ def _model_check(config: JudgeCheckConfig, known: Sequence[KnownCaption]) -> Jud
     Only precision is its own, so that is the agreement that is measured.
     """
     from balcap_jax.rewards.judges import make_judge
-    from balcap_jax.rewards.model.judge import CALIBRATED_ON, ModelJudge
+    from balcap_jax.rewards.model.judge import ModelJudge
 
     judge = make_judge(config.judge, data=SCENES, example=known[0].example)
     assert isinstance(judge, ModelJudge)
-    scenes = SceneSource("train", CALIBRATED_ON)
+    scenes = SceneSource("train", FITTED_ON)
     calibration = judge.calibrate([scenes[i] for i in range(len(scenes))])
     verdicts = judge([k.example for k in known], [k.caption for k in known])
     answered = sum(verdict is not None for verdict in verdicts)

@@ -16,6 +16,7 @@ from balcap_jax.config.sections import (
     DataConfig,
 )
 
+RULES, POLICY = "rules", "policy"  # of judge.fluency, beside folders
 _READ_BY_KIND = dict.fromkeys(
     (
         "base_url", "key_env", "calls", "order", "structured", "temperature", "max_tokens",
@@ -25,7 +26,8 @@ _READ_BY_KIND = dict.fromkeys(
     ("llm",),
 )  # fmt: skip
 _READ_BY_KIND |= dict.fromkeys(("model", "image_side"), ("llm", "model"))
-_READ_BY_KIND |= dict.fromkeys(("dtype", "images_per_pass", "own_policy"), ("model",))
+_READ_BY_KIND |= dict.fromkeys(("images_per_pass", "own_policy"), ("model",))
+_READ_BY_KIND |= {"fluency": ("lexical", "model", "auto"), "dtype": ("model", "lexical", "auto")}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,12 @@ class JudgeConfig(Settings):
     replay: bool = False  # Answers from the cache alone; those that are missing are reported.
     prompt_price: float = 0.0  # Price of a million prompt tokens, to count the cost.
     completion_price: float = 0.0  # Price of a million tokens of answers.
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # Type that kind=model is kept and run in.
+    # Linguistic quality where words are judged offline: by "rules" alone, or by a language model's
+    # likelihood of the caption without its image as well: "policy", the one that the run starts
+    # from, or any other, by its folder or its name on the hub.
+    fluency: str = RULES
+    # Type that models on the devices of the run, of kind=model and of fluency, are kept and run in.
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     images_per_pass: int = 8  # Images that kind=model is asked about at once.
     # Allows the policy that is trained as its own judge, which believes its own inventions.
     own_policy: bool = False
@@ -75,6 +82,17 @@ class JudgeConfig(Settings):
     def check(self) -> None:
         self._no_dead_settings("kind", _READ_BY_KIND)
         self._no_dead_settings("calls", {"order": ("joint",)})
+        self._require(
+            self.kind == "model" or self.fluency != RULES or self.dtype == "bfloat16",
+            "dtype",
+            f"has no effect with {self.room}kind={self.kind!r} and {self.room}fluency='rules'",
+            "leave it at bfloat16.",
+        )
+        self._require(
+            bool(self.fluency.strip()) and self.fluency.isprintable(),
+            "fluency",
+            "must be rules, policy, or the folder or name of a model",
+        )
         share = self.max_failure_share
         self._require(0 <= share <= 1, "max_failure_share", "must be a share from 0 to 1")
         self._at_least(1, "failure_window", "max_tokens", "concurrency", "images_per_pass")

@@ -9,6 +9,7 @@ from typing import Any
 
 from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.judge import POLICY, RULES
 from balcap_jax.plan.chips import Slice
 from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wire_bytes_by_kind
 from balcap_jax.plan.models import Model, model_of
@@ -28,6 +29,10 @@ def jobs_of(
 ) -> list[Job]:
     """What to compile."""
     judge = model_of(config.judge.model).hf if config.judge.kind == "model" else None
+    fluency = None
+    if config.judge.fluency != RULES:
+        start = config.judge.fluency == POLICY
+        fluency = model.hf if start else model_of(config.judge.fluency).hf
     return [
         Job(
             config=to_dict(config),
@@ -38,6 +43,7 @@ def jobs_of(
             image=image,
             text_tokens=text_tokens,
             judge=judge,
+            fluency=fluency,
         )
         for program in programs
     ]

@@ -1,7 +1,7 @@
 """The programs of a training step with shapes in place of arrays: nothing of a model is loaded."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import FAMILIES, make_policy
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.param_tree import shapes_of
-from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
 from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel.sharding import BATCH_AXES, batch_shards, make_mesh, param_shardings
 from balcap_jax.plan.workloads.flops import count, without_remat
@@ -92,20 +92,32 @@ class Step:
         self.prompt = RandomProcessor(preset).batch  # one, padded as in training
         self.inputs = self._inputs()
 
-    def judge_shapes(self, hf: Mapping[str, Any]) -> Any:
-        """The parameters of a judge on the mesh, as shapes with shardings.
+    def judge_shapes(
+        self, judge: Mapping[str, Any] | None, *, fluency: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The parameters of the models that judge on the mesh, as shapes with shardings.
 
         Args:
-          hf: its config.json.
+          judge: config.json of the judge of kind "model", where there is one.
+          fluency: that of the language model, of which the decoder alone is kept.
         """
-        config = FAMILIES[hf["model_type"]].config.from_hf(hf)
-        shapes = shapes_of(make_policy(config))
         dtype = jnp.dtype(self.config.judge.dtype)
-        return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
-            shapes,
-            param_shardings(self.mesh, shapes),
-        )
+
+        def shapes_on_mesh(hf: Mapping[str, Any], *, parts: Sequence[str] | None) -> Any:
+            shapes = shapes_of(make_policy(FAMILIES[hf["model_type"]].config.from_hf(hf)))
+            if parts is not None:
+                shapes = {name: shapes[name] for name in parts if name in shapes}
+            return jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+                shapes,
+                param_shardings(self.mesh, shapes),
+            )
+
+        return [
+            shapes_on_mesh(hf, parts=parts)
+            for hf, parts in ((judge, None), (fluency, DECODER))
+            if hf is not None
+        ]
 
     def _inputs(self) -> Inputs:
         config, policy = self.config, self.policy

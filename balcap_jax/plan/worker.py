@@ -30,6 +30,7 @@ class Job:
       generation: generation_config.json, where there is one.
       program: one of `programs.PROGRAMS`.
       judge: config.json of a judge on the same devices (judge.kind "model"), where there is one.
+      fluency: that of a language model beside it (judge.fluency), where there is one.
     """
 
     config: dict[str, Any]
@@ -40,6 +41,7 @@ class Job:
     image: tuple[int, int]
     text_tokens: int
     judge: dict[str, Any] | None = None
+    fluency: dict[str, Any] | None = None
 
 
 def run_job(job: Job, *, keep_text: Path | None = None) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def compile_job(job: Job) -> dict[str, Any]:
         "parameters": bytes_per_device(state.params),
         "optimizer": bytes_per_device(state.opt_state),
         "batch": bytes_per_device(batch),
-        "judge": 0 if job.judge is None else bytes_per_device(step.judge_shapes(job.judge)),
+        "judge": bytes_per_device(step.judge_shapes(job.judge, fluency=job.fluency)),
         "model_flops": step.model_flops(job.program) / len(devices),
     }
     started = time.perf_counter()

@@ -1,10 +1,12 @@
 """From settings to a judge."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.judge import POLICY, RULES, JudgeConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.data.sources import SCENES
 from balcap_jax.errors import UserError
@@ -40,6 +42,7 @@ def make_judge(
     data: str | Path | None,
     example: Example | None = None,
     mesh: "Mesh | None" = None,
+    policy: Path | None = None,
 ) -> Judge:
     """The judge that `judge.kind` names, which is not "auto" any more; its libraries are imported
     here.
@@ -48,12 +51,18 @@ def make_judge(
       data: the data file, beside which reference units may be stored, "scenes", or None where the
         captions come from no such data.
       example: one of the data, for kind "model", which leaves recall to the judge that fits them.
-      mesh: the devices of kind "model"; default: the first one.
+      mesh: the devices of models; default: the first one.
+      policy: the folder that a run starts from, without which no judge can be fitted.
 
     Raises:
       UserError: the judge lacks a setting or a library, or is not for these data.
     """
     assert judge.kind != "auto", "resolve_kind comes first"
+    if judge.fluency != RULES and (policy is None or example is None):
+        raise UserError(
+            f"judge.fluency={judge.fluency!r} is fitted to the data of a run, for which `balcap "
+            "train` alone fits its own judge; leave it at rules."
+        )
     if judge.kind == "lexical":
         if str(data) == SCENES:
             raise UserError(
@@ -62,7 +71,11 @@ def make_judge(
             )
         from balcap_jax.rewards.lexical.judge import LexicalJudge  # noqa: PLC0415
 
-        return LexicalJudge()
+        if judge.fluency == RULES:
+            return LexicalJudge()
+        assert policy is not None
+        assert example is not None
+        return _fluent(LexicalJudge(), judge, example, policy=policy, mesh=mesh)
     if judge.kind == "llm":
         from balcap_jax.rewards.llm.judge import LLMJudge  # noqa: PLC0415
         from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path  # noqa: PLC0415
@@ -71,37 +84,67 @@ def make_judge(
         return LLMJudge(judge, stored=stored)
     if judge.kind == "model":
         assert example is not None
-        return _model_judge(judge, example, data=data, mesh=mesh)
+        fluent = {} if judge.fluency == RULES else {"fluency": judge.fluency, "dtype": judge.dtype}
+        beside = resolve_kind(JudgeConfig(**fluent), example)
+        words = make_judge(beside, data=data, example=example, mesh=mesh, policy=policy)
+        return _model_judge(judge, words, mesh=mesh)
     return SceneJudge()
 
 
-def _model_judge(
-    judge: JudgeConfig, example: Example, *, data: str | Path | None, mesh: "Mesh | None"
-) -> Judge:
-    import jax  # noqa: PLC0415
-
+def _model_judge(judge: JudgeConfig, beside: Judge, *, mesh: "Mesh | None") -> Judge:
     from balcap_jax.models.hf.folders import policy_folder  # noqa: PLC0415
-    from balcap_jax.parallel.sharding import make_mesh  # noqa: PLC0415
     from balcap_jax.rewards.model.judge import ModelJudge  # noqa: PLC0415
     from balcap_jax.rewards.model.scorer import StatementScorer  # noqa: PLC0415
 
-    if jax.process_count() > 1:
-        raise UserError(
-            f"judge.kind='model' runs in one process, and this run has {jax.process_count()}; "
-            "start it on one host, or set another --judge.kind."
-        )
-    beside = make_judge(resolve_kind(JudgeConfig(), example), data=data)
-    try:
+    with _named("model", judge.model):
         scorer = StatementScorer.load(
             policy_folder(judge.model),
-            mesh=make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh,
+            mesh=_mesh_of_host(mesh),
             dtype=judge.dtype,
             images=judge.images_per_pass,
             image_side=judge.image_side,
         )
-    except UserError as error:
-        raise UserError(f"judge.model={judge.model!r}: {error}") from error
     return ModelJudge(scorer, beside, name=judge.model)
+
+
+def _fluent(
+    words: Judge, judge: JudgeConfig, example: Example, *, policy: Path, mesh: "Mesh | None"
+) -> Judge:
+    from balcap_jax.models.hf.folders import policy_folder  # noqa: PLC0415
+    from balcap_jax.rewards.model.fluency import FluentJudge  # noqa: PLC0415
+    from balcap_jax.rewards.model.text_scorer import TextScorer  # noqa: PLC0415
+
+    with _named("fluency", judge.fluency):
+        logprobs = TextScorer.load(
+            policy if judge.fluency == POLICY else policy_folder(judge.fluency),
+            mesh=_mesh_of_host(mesh),
+            dtype=judge.dtype,
+            prompt=example.prompt,
+        )
+    name = "the start policy" if judge.fluency == POLICY else judge.fluency
+    return FluentJudge(words, logprobs, name=name)
+
+
+def _mesh_of_host(mesh: "Mesh | None") -> "Mesh":
+    """The devices that models judge on: those of this host alone where there are several, since
+    hosts judge different captions, and no program of theirs may wait for another's.
+    """
+    import jax  # noqa: PLC0415
+
+    from balcap_jax.parallel.sharding import make_mesh  # noqa: PLC0415
+
+    if jax.process_count() > 1:
+        return make_mesh(data=1, fsdp=-1, devices=jax.local_devices())
+    return make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+
+
+@contextmanager
+def _named(setting: str, value: str) -> Iterator[None]:
+    """Errors of a folder say which setting named it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"judge.{setting}={value!r}: {error}") from error
 
 
 def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, Any]:
@@ -113,9 +156,9 @@ def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, An
     if given is not None:
         return {"kind": type(given).__name__}
     if judge.kind == "lexical":
-        from balcap_jax.rewards.lexical.judge import VERSION as RULES  # noqa: PLC0415
+        from balcap_jax.rewards.lexical.judge import VERSION  # noqa: PLC0415
 
-        return {"kind": judge.kind, "version": RULES}
+        return {"kind": judge.kind, "version": VERSION}
     if judge.kind == "model":
         return {"kind": judge.kind, "model": judge.model}
     if judge.kind != "llm":

@@ -3,10 +3,12 @@
 A judge that could not judge a caption returns None for it: no signal, never a zero.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from balcap_jax.data.examples import Example
+
+FITTED_ON = 64  # examples that a run fits a judge to
 
 
 class Assertion(NamedTuple):
@@ -92,4 +94,33 @@ class MeteredJudge(Judge, Protocol):
 
     def close(self) -> None:
         """Ends what is under way."""
+        ...
+
+
+@runtime_checkable
+class FittedJudge(Judge, Protocol):
+    """A judge that is fitted to the data of a run before its first step."""
+
+    def fit(self, examples: Sequence[Example]) -> None:
+        """Fits it to examples to train on.
+
+        Raises:
+          UserError: it cannot be fitted to them, or is not fit to judge.
+        """
+        ...
+
+    def told(self) -> list[str]:
+        """What was fitted, in lines for people."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What was fitted, and what else a resumed run needs to judge by the same bits, as JSON."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What a run writes down of the fit, as JSON."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up `state`."""
         ...

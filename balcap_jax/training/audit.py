@@ -12,7 +12,7 @@ from balcap_jax.config.judge import AuditConfig
 from balcap_jax.config.sections import RewardConfig
 from balcap_jax.parallel.processes import gather_list
 from balcap_jax.rewards.captions import rewards_of
-from balcap_jax.rewards.verdicts import Judge, MeteredJudge
+from balcap_jax.rewards.verdicts import FittedJudge, Judge, MeteredJudge
 from balcap_jax.training.experience import Judged
 
 APART = 2  # audits in a row at which the two judges go apart, after which the run stops
@@ -31,12 +31,13 @@ class Audit:
     """Compares two judges every so many steps.
 
     Attributes:
+      judge: the second one.
       last: of the audit before; None before the first one.
       apart: audits in a row in which the trained reward rose and the audited one fell.
     """
 
     def __init__(self, config: AuditConfig, judge: Judge, reward: RewardConfig):
-        self._config, self._judge, self._reward = config, judge, reward
+        self.judge, self._config, self._reward = judge, config, reward
         self.last: Means | None = None
         self.apart = 0
 
@@ -58,7 +59,7 @@ class Audit:
         ][: self._config.captions]
         examples = [example for example, _, _ in flat]
         trained = np.array([rewards for _, _, rewards in flat]).reshape(-1, len(names))
-        verdicts = self._judge(examples, [caption for _, caption, _ in flat]) if flat else []
+        verdicts = self.judge(examples, [caption for _, caption, _ in flat]) if flat else []
         audited = rewards_of(verdicts, names)
         both = ~(np.isnan(trained).any(axis=1) | np.isnan(audited).any(axis=1))
         sums = [float(both.sum()), *trained[both].sum(axis=0), *audited[both].sum(axis=0)]
@@ -69,8 +70,8 @@ class Audit:
         self._compare(now)
         metrics = {f"audit/{name}": float(means[1, k]) for k, name in enumerate(names)}
         metrics |= {"audit/trained": now.trained, "audit/audited": now.audited}
-        if isinstance(self._judge, MeteredJudge):
-            metrics["audit/price"] = self._judge.lap()["price"]
+        if isinstance(self.judge, MeteredJudge):
+            metrics["audit/price"] = self.judge.lap()["price"]
         return metrics | {"audit/captions": float(count), "audit/apart": float(self.apart)}
 
     def _compare(self, now: Means) -> None:
@@ -94,14 +95,18 @@ class Audit:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON."""
-        return {"last": None if self.last is None else list(self.last), "apart": self.apart}
+        judge = {"judge": self.judge.state()} if isinstance(self.judge, FittedJudge) else {}
+        last = None if self.last is None else list(self.last)
+        return {"last": last, "apart": self.apart, **judge}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes up `state`."""
         self.last = None if state["last"] is None else Means(*state["last"])
         self.apart = state["apart"]
+        if isinstance(self.judge, FittedJudge):
+            self.judge.restore(state["judge"])
 
     def close(self) -> None:
         """Ends what the second judge has under way."""
-        if isinstance(self._judge, MeteredJudge):
-            self._judge.close()
+        if isinstance(self.judge, MeteredJudge):
+            self.judge.close()

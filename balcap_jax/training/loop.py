@@ -18,6 +18,7 @@ from balcap_jax.parallel.sharding import batch_shards, local_rows, shard_batch
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
 from balcap_jax.rewards.judges import judge_record
 from balcap_jax.rewards.model.judge import ModelJudge
+from balcap_jax.rewards.verdicts import FittedJudge
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.progress import waiting
@@ -29,8 +30,8 @@ from balcap_jax.training.interrupts import Stopped
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
 from balcap_jax.training.model_judge import (
-    calibrate,
     check_own_policy,
+    fit_judge,
     on_own_captions,
 )
 from balcap_jax.training.programs import learning_rate_of, make_programs
@@ -67,6 +68,7 @@ class TrainingLoop(TaskRun):
             self.config, self.seams, self.heldout[0], mesh=self.mesh
         )
         self.model_judge = judge if isinstance(judge, ModelJudge) else None
+        self.fitted_judge = judge if isinstance(judge, FittedJudge) else None
         self.judge = JudgeQueue(
             judge,
             functions,
@@ -124,12 +126,15 @@ class TrainingLoop(TaskRun):
         )
 
     def _begin(self) -> None:
-        if self.model_judge is None:
-            return
-        with waiting("measuring the judge", shown=processes.is_process_zero()):
-            record, line = calibrate(self.model_judge, self.source)
-        self.summary["judge"] |= {"calibration": record}
-        self.say(line)
+        audits = None if self.audit is None else self.audit.judge
+        for judge in (self.fitted_judge, audits):
+            if isinstance(judge, FittedJudge):
+                with waiting("measuring the judge", shown=processes.is_process_zero()):
+                    fit_judge(judge, self.source)
+        if self.fitted_judge is not None:
+            self.summary["judge"] |= self.fitted_judge.record()
+            for line in self.fitted_judge.told():
+                self.say(line)
 
     def describe(self) -> list[str]:
         rewards = ", ".join(self.config.reward.all_names)
@@ -140,7 +145,7 @@ class TrainingLoop(TaskRun):
 
     def _extra(self) -> dict[str, Any]:
         audit = {} if self.audit is None else {"audit": self.audit.state()}
-        judge = {} if self.model_judge is None else {"judge": self.model_judge.state()}
+        judge = {} if self.fitted_judge is None else {"judge": self.fitted_judge.state()}
         return {
             "spent": self.judge.totals,
             "failures": list(self.failures.shares),
@@ -150,9 +155,10 @@ class TrainingLoop(TaskRun):
         }
 
     def _restore_extra(self, extra: Mapping[str, Any], pending: Any) -> None:
-        if self.model_judge is not None:
-            self.model_judge.restore(extra["judge"])
-            self.say(self.model_judge.calibration.told(self.model_judge.name))
+        if self.fitted_judge is not None:
+            self.fitted_judge.restore(extra["judge"])
+            for line in self.fitted_judge.told():
+                self.say(line)
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
         if "rooms" in extra:  # an older checkpoint has none

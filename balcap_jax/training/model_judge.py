@@ -1,7 +1,6 @@
-"""A judge of kind "model" in a run: fitted before the first step, told, and taken up again."""
+"""Judges that are models, in a run: fitted before the first step, and seen beside the truth."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -9,9 +8,10 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.folders import policy_folder
-from balcap_jax.rewards.model.judge import CALIBRATED_ON, ModelJudge
+from balcap_jax.rewards.model.judge import ModelJudge
 from balcap_jax.rewards.model.scene_questions import is_true
 from balcap_jax.rewards.model.statements import statements
+from balcap_jax.rewards.verdicts import FITTED_ON, FittedJudge
 
 
 def check_own_policy(config: TrainConfig) -> None:
@@ -28,17 +28,13 @@ def check_own_policy(config: TrainConfig) -> None:
         )
 
 
-def calibrate(judge: ModelJudge, source: Source) -> tuple[dict[str, Any], str]:
-    """(what the run writes down of the fit, a line for people), from the first examples to train
-    on.
+def fit_judge(judge: FittedJudge, source: Source) -> None:
+    """Fits a judge to the first examples to train on.
 
     Raises:
-      UserError: see `ModelJudge.calibrate` and `ModelJudge.check`.
+      UserError: see `FittedJudge.fit`.
     """
-    examples = [source[i] for i in range(min(len(source), CALIBRATED_ON))]
-    found = judge.calibrate(examples)
-    judge.check()
-    return found._asdict(), found.told(judge.name)
+    judge.fit([source[i] for i in range(min(len(source), FITTED_ON))])
 
 
 def on_own_captions(

@@ -7,10 +7,11 @@ from jax.sharding import Mesh
 
 from balcap_jax.config.base import from_dict, to_dict
 from balcap_jax.config.commands import SFTConfig, TrainConfig
-from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.judge import RULES, JudgeConfig
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.sources import open_sources
+from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.rewards.callables import RewardFunctions
 from balcap_jax.rewards.function_names import RewardFunction, load_function
 from balcap_jax.rewards.judges import make_judge, resolve_kind
@@ -93,4 +94,8 @@ def open_judge(
     judge = resolve_kind(config.judge, example)
     config = dataclasses.replace(config, judge=judge)
     data = None if config.data.path == MEMORY else config.data.path
-    return config, make_judge(judge, data=data, example=example, mesh=mesh), functions
+    fitted = judge.fluency != RULES
+    model = config.model
+    policy = policy_folder(model.path, revision=model.revision) if fitted else None
+    made = make_judge(judge, data=data, example=example, mesh=mesh, policy=policy)
+    return config, made, functions

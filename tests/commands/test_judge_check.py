@@ -10,11 +10,11 @@ import pytest
 from judge_server import JudgeServer, Sent, completion
 
 from balcap_jax.cli.main import main
+from balcap_jax.commands import judge_check
 from balcap_jax.commands.judge_check import Agreement, JudgeCheck, agreement, conclusion
 from balcap_jax.commands.known_captions import known_captions
 from balcap_jax.config.sections import REWARDS
 from balcap_jax.rewards.llm.prompts import clean, typographic, unit_id
-from balcap_jax.rewards.model import judge as model_judge
 from balcap_jax.rewards.scene.judge import judge
 
 KNOWN = known_captions()
@@ -188,7 +188,7 @@ def test_the_known_captions_are_fixed_and_apart():
 
 
 def test_a_policy_folder_is_measured_and_its_area_comes_first(monkeypatch, capsys):
-    monkeypatch.setattr(model_judge, "CALIBRATED_ON", 4)
+    monkeypatch.setattr(judge_check, "FITTED_ON", 4)
     command = ["judge-check", "--judge.kind", "model", "--judge.model", "base"]
     assert main([*command, "--judge.dtype", "float32"]) == 1
     out = capsys.readouterr().out

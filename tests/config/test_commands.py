@@ -192,6 +192,7 @@ OTHER = {
     "judge.structured": "none",
     "judge.cache": Path("other.sqlite"),
     "judge.dtype": "float32",
+    "judge.fluency": "policy",
     "model.train": ("projector",),
     "model.lora.rank": 8,
     "model.lora.start": "adapter",
@@ -256,7 +257,9 @@ NAMED = TrainConfig(dist=DistConfig(coordinator="a:1", processes=6))
 def start(name):
     """The settings that a change of `name` starts from."""
     room, _, field = name.partition(".")
-    if room in ("judge", "audit") and field in ("dtype", "images_per_pass", "own_policy"):
+    if room in ("judge", "audit") and field in (
+        "dtype", "fluency", "images_per_pass", "own_policy",
+    ):  # fmt: skip
         return MODEL
     return {"judge": ASKED, "audit": AUDITED, "dist": NAMED}.get(room, TrainConfig())
 

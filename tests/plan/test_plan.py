@@ -103,6 +103,17 @@ def test_the_bytes_of_a_judge_are_of_its_shapes_over_the_mesh():
         jax.devices()[:1], image=(112, 112), text_tokens=8,
     )  # fmt: skip
     assert bytes_per_device(step.judge_shapes(job.judge)) == 2 * count  # bfloat16
+    assert bytes_per_device(step.judge_shapes(None)) == 0
+    # Of a language model the decoder alone is kept, whichever folder it is of.
+    for fluency in ("policy", "base"):
+        config = TrainConfig(judge=JudgeConfig(fluency=fluency))
+        [job] = plan.jobs_of(
+            config, model, slice_of("v5e:8x8"), image=(112, 112), text_tokens=8,
+            programs=["update"],
+        )  # fmt: skip
+        decoder = shapes_of(make_policy(model.config))["language_model"]
+        size = sum(x.size for x in jax.tree.leaves(decoder))
+        assert bytes_per_device(step.judge_shapes(None, fluency=job.fluency)) == 2 * size
 
 
 def test_memory_of_a_refused_program_counts_the_state_once():

@@ -23,6 +23,7 @@ from balcap_jax.config.sections import (
     OptimConfig,
     RolloutConfig,
 )
+from balcap_jax.data.scene_source import export
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.training.trainer import train
@@ -133,6 +134,27 @@ def test_two_processes_of_a_slurm_job_that_share_one_copy_of_the_policy(alone, t
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert_same_steps(run, alone, steps=min(6, max(3, reached)))
+
+
+@pytest.mark.long
+def test_a_judge_on_the_devices_judges_on_each_host_by_itself(tmp_path):
+    """Fluency by the start policy, whose weights are on the devices of each host."""
+    photos = export(tmp_path / "photos", split="train", count=30, seed=0, clusters=None)
+    flags = (
+        *FLAGS, "--data.path", str(photos), "--judge.kind", "lexical",
+        "--judge.fluency", "policy", "--judge.dtype", "float32", "--steps", "2",
+    )  # fmt: skip
+    with Hosts(tmp_path / "one", 1, "--out", str(tmp_path / "a"), *flags) as hosts:
+        assert hosts.wait() == [0], hosts.said()
+    with Hosts(tmp_path / "two", 2, "--out", str(tmp_path / "b"), *flags) as hosts:
+        assert hosts.wait() == [0, 0], hosts.said()
+        assert "fluency by the start policy" in hosts.said()[0]
+        assert "fluency by the start policy" not in hosts.said()[1]
+    runs = [tmp_path / name / "balcap" for name in "ab"]
+    assert_same_steps(runs[1], runs[0], steps=2)
+    fits = [json.loads((run / "summary.json").read_text())["judge"]["fluency"] for run in runs]
+    assert fits[1] == pytest.approx(fits[0], rel=1e-5)
+    assert fits[0]["references"] >= 20
 
 
 @pytest.mark.long

@@ -44,7 +44,7 @@ def run(tmp_path_factory, one_device):
     """Judged by the policy it starts from, which the bound on a judge would refuse."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_judge, "LEAST_AUC", 0.0)
-        patch.setattr(judge_of_run, "CALIBRATED_ON", 4)
+        patch.setattr(judge_of_run, "FITTED_ON", 4)
         yield train(config(tmp_path_factory.mktemp("judged")))
 
 
@@ -108,11 +108,11 @@ def test_the_policy_as_its_own_judge_needs_a_flag(tmp_path, one_device):
 
 
 def test_a_judge_that_sees_too_little_is_refused(monkeypatch):
-    monkeypatch.setattr(judge_of_run, "CALIBRATED_ON", 8)
+    monkeypatch.setattr(judge_of_run, "FITTED_ON", 8)
     monkeypatch.setattr(model_judge, "LEAST_AUC", LEAST_AUC)  # the run above lets it be anything
     judge = make_judge(OWN, data="scenes", example=EXAMPLE)
     with pytest.raises(UserError) as error:
-        judge_of_run.calibrate(judge, SceneSource("train", 10**9))
+        judge_of_run.fit_judge(judge, SceneSource("train", 10**9))
     assert "where 0.70 is the least" in str(error.value)
     line = judge_of_run.on_own_captions(judge, [EXAMPLE], [WORSE[1]])
     assert "on the policy's own captions" in line

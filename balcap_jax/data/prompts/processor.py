@@ -201,12 +201,31 @@ class Processor:
         except (ValueError, OSError) as error:
             raise UserError(sentence(str(error))) from error
 
+    def text_row(self, text: str) -> Row:
+        """The prompt of a user's text without any image.
+
+        Raises:
+          UserError: the chat template takes none.
+        """
+        with as_user_error(
+            lambda reason: (
+                f"The chat template of the policy takes no text without an image ({reason}); use "
+                "the one that was published with the weights."
+            )
+        ):
+            content = [{"type": "text", "text": text}]
+            ids = self._encode(self._rendered([{"role": "user", "content": content}]))
+            return self.layout.expand(ids, [])
+
     def rendered(self, example: Example) -> str:
         """The prompt as the chat template writes it, up to the answer."""
+        return self._rendered(conversation(example))
+
+    def _rendered(self, messages: list[dict[str, Any]]) -> str:
         return within(
             TEMPLATE_SECONDS,
             lambda: self.tokenizer.apply_chat_template(
-                conversation(example),
+                messages,
                 chat_template=self.chat_template,
                 tokenize=False,
                 add_generation_prompt=True,

@@ -20,9 +20,8 @@ from balcap_jax.rewards.model.negatives import one_edit_negatives
 from balcap_jax.rewards.model.score import chances, weights
 from balcap_jax.rewards.model.scorer import StatementScorer
 from balcap_jax.rewards.model.statements import Asked, statements
-from balcap_jax.rewards.verdicts import Assertion, Judge, Verdict
+from balcap_jax.rewards.verdicts import Assertion, FittedJudge, Judge, Verdict
 
-CALIBRATED_ON = 64  # examples
 _TRUE = 0.5  # chance from which on a statement is called verified
 _KEPT = 1 << 12  # statements whose answer without an image is remembered
 
@@ -43,7 +42,6 @@ class ModelJudge:
         self._scorer, self._beside, self.name = scorer, beside, name
         self.calibration = Calibration()
         self.last_failures = ""
-        self._blank_row: Row | None = None
         self._blank: dict[str, float] = {}
         self._spent: Counter[str] = Counter()
 
@@ -95,20 +93,42 @@ class ModelJudge:
         return spent | {"cache_hits": 0.0, "completion_tokens": 0.0, "price": 0.0}
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to judge by the same bits, as JSON: the fit, and what is known
-        of statements without an image.
-        """
-        return {"calibration": self.calibration._asdict(), "blank": dict(self._blank)}
+        """See `FittedJudge.state`."""
+        beside = {"beside": self._beside.state()} if isinstance(self._beside, FittedJudge) else {}
+        return {"calibration": self.calibration._asdict(), "blank": dict(self._blank), **beside}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes up `state`."""
         self.calibration = Calibration(**state["calibration"])
         self._blank = dict(state["blank"])
+        if isinstance(self._beside, FittedJudge):
+            self._beside.restore(state["beside"])
 
     def close(self) -> None:
         """Nothing is under way between calls."""
 
     # ---- calibration
+
+    def fit(self, examples: Sequence[Example]) -> None:
+        """See `FittedJudge.fit`; the judge beside is fitted, too.
+
+        Raises:
+          UserError: see `calibrate` and `check`.
+        """
+        self.calibrate(examples)
+        self.check()
+        if isinstance(self._beside, FittedJudge):
+            self._beside.fit(examples)
+
+    def told(self) -> list[str]:
+        """See `FittedJudge.told`."""
+        beside = self._beside.told() if isinstance(self._beside, FittedJudge) else []
+        return [self.calibration.told(self.name), *beside]
+
+    def record(self) -> dict[str, Any]:
+        """See `FittedJudge.record`."""
+        beside = self._beside.record() if isinstance(self._beside, FittedJudge) else {}
+        return {"calibration": self.calibration._asdict(), **beside}
 
     def calibrate(self, examples: Sequence[Example]) -> Calibration:
         """Fits alpha and beta on one-edit negatives of examples, and keeps them.
@@ -210,14 +230,9 @@ class ModelJudge:
         """The logit of each text behind an empty image."""
         new = sorted(text for text in texts if text not in self._blank)
         if new:
-            if self._blank_row is None:
-                self._blank_row = self._scorer.blank()
             if len(self._blank) > _KEPT:
                 self._blank = {text: self._blank[text] for text in texts if text in self._blank}
-            # As many in a row as texts are padded to, so that one size is compiled.
-            parts = [new[i : i + 32] for i in range(0, len(new), 32)]
-            logits = self._scorer([self._blank_row] * len(parts), parts)
-            self._blank |= dict(zip(new, np.concatenate(logits).tolist(), strict=True))
+            self._blank |= dict(zip(new, self._scorer.without_image(new).tolist(), strict=True))
         return {text: self._blank[text] for text in texts}
 
     def _chances(
