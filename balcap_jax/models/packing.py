@@ -10,6 +10,7 @@ tile by tile, or on the slots of the padded batch (`attention.packed`).
 Letters: b batch, g group, c tokens, p prefix, t = p + g * c slots of a prompt, r rows, n places.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from balcap_jax.models.rearrange import rearrange
 
 # Rows have 4, 5, 6 or 7 times a power of two places: at most a fifth is padding, and a run in which
 # lengths double compiles four programs.
-_STEPS = (4, 5, 6, 7)
+STEPS = (4, 5, 6, 7)
 
 
 class Room(NamedTuple):
@@ -36,12 +37,12 @@ class Room(NamedTuple):
     prefix: int
 
 
-def next_size(count: int) -> int:
-    """The least size of a row with so many places, one of 4, 5, 6 or 7 times a power of two."""
+def next_size(count: int, steps: Sequence[int] = STEPS) -> int:
+    """The least size of a row with so many places, one of `steps` times a power of two."""
     scale = 1
-    while _STEPS[-1] * scale < count:
+    while steps[-1] * scale < count:
         scale *= 2
-    return next(step * scale for step in _STEPS if step * scale >= count)
+    return next(step * scale for step in steps if step * scale >= count)
 
 
 def tile_of(length: int) -> int:
@@ -56,6 +57,7 @@ def room_for(
     group: int,
     length: int,
     prefix_length: int,
+    steps: Sequence[int] = STEPS,
 ) -> Room | None:
     """The least room that every row fits into; None where padding takes no more.
 
@@ -63,11 +65,12 @@ def room_for(
       own: tokens of completions that count, by prompt, the b prompts of a row along the last axis.
       prefix: tokens of prompts.
       group, length, prefix_length: G, C and P of the padded batch.
+      steps: see `next_size`.
     """
     prompts, tile = own.shape[-1], tile_of(length)
     room = Room(
-        own=_round_up(next_size(int(_round_up(own, tile).sum(axis=-1).max())), tile),
-        prefix=min(next_size(int(prefix.sum(axis=-1).max())), prompts * prefix_length),
+        own=_round_up(next_size(int(_round_up(own, tile).sum(axis=-1).max()), steps), tile),
+        prefix=min(next_size(int(prefix.sum(axis=-1).max()), steps), prompts * prefix_length),
     )
     padded = prompts * group * length
     if room.own >= padded and room.prefix == prompts * prefix_length:
@@ -166,6 +169,17 @@ class Packing:
     ) -> Shaped[Array, "b g c *x"]:
         """The inverse of `pack_own`; `shape` is [b g c]."""
         return rearrange(x, self.own_places, self.own_slots).reshape(*shape, *x.shape[2:])
+
+    def take_own(
+        self, x: Shaped[Array, "r own *x"], at: Int[Array, "b g k"], shape: tuple[int, int, int]
+    ) -> Shaped[Array, "b g k *x"]:
+        """Of each completion its tokens `at`, without a gradient to speak of; what has no place is
+        without meaning. `shape` is [b g c].
+        """
+        places = jnp.take_along_axis(self.own_places.reshape(shape), at, axis=2)
+        flat = jnp.maximum(places, 0).reshape(self.rows, -1)
+        taken = jnp.take_along_axis(x, flat.reshape(*flat.shape, *[1] * (x.ndim - 2)), axis=1)
+        return taken.reshape(*at.shape, *x.shape[2:])
 
     def pack_prefix(self, x: Shaped[Array, "b p *x"]) -> Shaped[Array, "r prefix *x"]:
         """`pack` of what prompts alone have."""
