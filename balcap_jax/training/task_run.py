@@ -34,6 +34,7 @@ from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
 from balcap_jax.runs.progress import announce, training_progress, waiting
 from balcap_jax.runs.step_average import StepAverage
 from balcap_jax.runs.stopwatch import Stopwatch
+from balcap_jax.runs.trace import Trace
 from balcap_jax.training.adapter_run import base_digest, restored_state, state_to_save
 from balcap_jax.training.callbacks import Callbacks
 from balcap_jax.training.checkpoint import Checkpoints, Restored
@@ -162,7 +163,8 @@ class TaskRun(ABC):
     # ---- opening
 
     def _open(self) -> None:
-        self.compilations, self.clock, self.stopwatch = Compilations(), DeviceClock(), Stopwatch()
+        self.compilations, self.clock = Compilations(), DeviceClock()
+        self.stopwatch = Stopwatch(mark=jax.profiler.TraceAnnotation)  # costs nothing untraced
         self._closers += [self.compilations.close, self.clock.close]
         self._open_mesh()
         self._open_data()
@@ -216,6 +218,12 @@ class TaskRun(ABC):
         )
         self._closers.append(self.checkpoints.close)
         self.average = StepAverage()
+        process = None if processes.is_alone() else jax.process_index()
+        # Each on its own terminal: other processes write other traces.
+        self.trace = Trace(
+            self.run, config.profile, process=process, tell=announce, after=self._forget_time
+        )
+        self._closers.append(self.trace.close)
 
     def _open_logs(self, settings: dict[str, Any]) -> None:
         wanted = (*self.config.loggers, *self.seams.loggers)
@@ -294,12 +302,14 @@ class TaskRun(ABC):
             ) as advance,
             self.interrupts.held(),
         ):
+            self.trace.begin_at(self.step)
             with suppress(Stopped):
                 while self.owed or not (self.done or self._is_interrupted()):
                     if self.owed is None:
                         self._step()
                     row = self._finish_step()
                     advance(self.step, self._note(row))
+            self.trace.close()
             if self.step:
                 self._save_and_wait()
 
@@ -310,6 +320,10 @@ class TaskRun(ABC):
         doing = f"{self.evaluating.format(len(self.heldout))}, {when} training"
         with waiting(doing, shown=processes.is_process_zero()):
             self.summary[when] = self._evaluate(when, between=False)
+        self._forget_time()
+
+    def _forget_time(self) -> None:
+        """The time since the last step counts for none."""
         self.stopwatch.lap(tokens=0)
         self.clock.idle_share()
 
@@ -326,7 +340,8 @@ class TaskRun(ABC):
 
     def _step(self) -> None:
         """One step without its evaluation, which it owes from here on."""
-        row, samples = self.train_step()
+        with self.trace.step(self.step + 1):
+            row, samples = self.train_step()
         self.step += 1
         self.average.add(row)
         self.owed = row

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from traces import names_in, steps_in
 
 from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.config.files import load_run
@@ -29,6 +30,7 @@ from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
+from balcap_jax.runs.trace import traces_in
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 from balcap_jax.training.saved_policy import saved_policy
 from balcap_jax.training.sft import sft
@@ -75,7 +77,7 @@ def of_rows(tmp_path, **changes) -> SFTConfig:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return sft(dataclasses.replace(SMALL, out=tmp_path_factory.mktemp("sft")))
+    return sft(dataclasses.replace(SMALL, out=tmp_path_factory.mktemp("sft"), profile=(6,)))
 
 
 def test_learns_from_nothing_and_writes_a_folder(run):
@@ -88,6 +90,12 @@ def test_learns_from_nothing_and_writes_a_folder(run):
     policy, params = load_pretrained(run / "policy")
     assert sum(x.size for x in jax.tree.leaves(params)) == 2_123_136
     assert policy.config.stop_tokens == Processor.load(run / "policy").stop_tokens
+
+
+def test_the_last_step_is_traced(run):
+    [trace] = traces_in(run / "profile")
+    assert {"PjitFunction(update)", "data", "update"} <= names_in(trace)
+    assert steps_in(trace) == {6}
 
 
 def test_validation_falls_and_is_logged_with_samples(run):
