@@ -28,12 +28,13 @@ from balcap_jax.rl.train_state import TrainState, init_state
 from balcap_jax.rl.update import check_split
 from balcap_jax.runs.compilation import Compilations
 from balcap_jax.runs.device_clock import DeviceClock
+from balcap_jax.runs.device_rates import peak_device_bytes
 from balcap_jax.runs.folder import write_json_atomic
 from balcap_jax.runs.loggers import make_loggers
 from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
 from balcap_jax.runs.progress import announce, training_progress, waiting
 from balcap_jax.runs.step_average import StepAverage
-from balcap_jax.runs.stopwatch import Stopwatch
+from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
 from balcap_jax.runs.trace import Trace
 from balcap_jax.training.adapter_run import base_digest, restored_state, state_to_save
 from balcap_jax.training.callbacks import Callbacks
@@ -43,6 +44,7 @@ from balcap_jax.training.opening import Opened, open_policy
 from balcap_jax.training.same_run import check_same_run, look_at_data
 from balcap_jax.training.seams import Seams
 from balcap_jax.training.trained import trained_of
+from balcap_jax.training.utilisation import Utilisation
 
 
 class TaskRun(ABC):
@@ -194,6 +196,7 @@ class TaskRun(ABC):
         self.folder, self.processor, self.policy = opened.folder, opened.processor, opened.policy
         self.base_digest = base_digest(self.policy, opened.params)
         self.trained = trained_of(self.config, self.policy)  # patterns of paths
+        self.utilisation = Utilisation(self.mesh, self.policy, tell=self.say)
         self.state = init_state(
             self.mesh,
             opened.params,
@@ -321,6 +324,22 @@ class TaskRun(ABC):
         with waiting(doing, shown=processes.is_process_zero()):
             self.summary[when] = self._evaluate(when, between=False)
         self._forget_time()
+
+    def _times_and_memory(self, *, tokens: int) -> dict[str, float]:
+        """Of the step that ends here, the same fields on all hosts; see docs/loggers.md.
+
+        Args:
+          tokens: see `Stopwatch.lap`.
+        """
+        seconds = self.stopwatch.lap(tokens=tokens)
+        row = {
+            **seconds,
+            **self.utilisation.take(seconds),
+            "device_idle_share": self.clock.idle_share(),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        [peak] = processes.largest([peak_device_bytes(self.mesh.local_devices)])
+        return row | ({"device_memory_mb": peak / 1e6} if peak else {})
 
     def _forget_time(self) -> None:
         """The time since the last step counts for none."""

@@ -92,6 +92,13 @@ def test_learns_from_nothing_and_writes_a_folder(run):
     assert policy.config.stop_tokens == Processor.load(run / "policy").stop_tokens
 
 
+def test_rows_of_a_machine_of_unknown_rate_have_times_and_no_utilisation(run):
+    for row in read_jsonl(run / "metrics.jsonl"):
+        assert 0 < row["seconds/data"] + row["seconds/update"] <= row["seconds/step"]
+        assert row["peak_memory_mb"] > 0
+        assert not [name for name in row if name.startswith(("mfu/", "device_memory_mb"))]
+
+
 def test_the_last_step_is_traced(run):
     [trace] = traces_in(run / "profile")
     assert {"PjitFunction(update)", "data", "update"} <= names_in(trace)
