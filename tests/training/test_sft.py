@@ -31,6 +31,7 @@ from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.runs.trace import traces_in
+from balcap_jax.training import utilisation
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 from balcap_jax.training.saved_policy import saved_policy
 from balcap_jax.training.sft import sft
@@ -162,7 +163,8 @@ def test_a_checkpoint_of_a_new_policy_has_its_files(run):
     assert sum(x.size for x in jax.tree.leaves(found.params)) == 2_123_136
 
 
-def test_goes_on_from_a_folder_on_files(run, tmp_path):
+def test_goes_on_from_a_folder_on_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(utilisation, "peak_flops", lambda devices: 1e12)
     data = export(tmp_path / "data", split="train", count=5)
     config = dataclasses.replace(
         SMALL,
@@ -173,9 +175,14 @@ def test_goes_on_from_a_folder_on_files(run, tmp_path):
         model=ModelConfig(path=str(run), train_vision=False),
     )
     after = sft(config)
-    loss = read_jsonl(after / "metrics.jsonl")[0]["loss"]
-    assert loss < np.log(768) - 0.5  # it did not start anew
+    [row] = read_jsonl(after / "metrics.jsonl")
+    assert row["loss"] < np.log(768) - 0.5  # it did not start anew
     old, new = (load_pretrained(folder / "policy")[1] for folder in (run, after))
+    flops = row["mfu/update"] * row["seconds/update"] * 1e12
+    assert flops == pytest.approx(row["mfu/step"] * row["seconds/step"] * 1e12)
+    # A matmul's weight is multiplied with each token once forward and twice backward.
+    matrices = sum(x.size for x in jax.tree.leaves(new["language_model"]["layers"]) if x.ndim > 2)
+    assert flops > 6 * matrices * row["tokens"]
     jax.tree.map(np.testing.assert_array_equal, old["visual"], new["visual"])
 
 
