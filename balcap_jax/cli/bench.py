@@ -65,6 +65,28 @@ class StepBenchFlags(Settings):
         )
 
 
+@dataclass(frozen=True)
+class TrainerBenchFlags(Settings):
+    """Whole steps of `balcap train` beside those of TRL's own GRPOTrainer, in turns."""
+
+    against: Literal["trl"] = "trl"  # The other trainer.
+    model: str = "base"  # Policy of both: "base", or a folder of Qwen2.5-VL.
+    data: str = "scenes"  # Images and prompts of both: what --data.path of `balcap train` takes.
+    images: int = 8  # Images of a step.
+    captions: int = 8  # Captions of an image.
+    tokens: int = 112  # Most tokens of a caption.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Type of the computation on both sides.
+    # Values of a layer that our update keeps; with "attention" and "full" TRL checkpoints layers.
+    remat: Literal["none", "dots", "attention", "full"] = "none"
+    rounds: int = 5  # Steps by each side after a first one.
+    memory: bool = True  # Peak memory, too: two more steps by each side, in processes of their own.
+    json: bool = False  # One line of JSON instead of a few for people.
+
+    def check(self) -> None:
+        self._at_least(1, "images", "tokens", "rounds")
+        self._at_least(2, "captions")
+
+
 def bench(arguments: list[str]) -> None:
     """`balcap bench ARGUMENTS`."""
     if arguments[:1] in ([], ["--help"], ["-h"]):
@@ -135,15 +157,42 @@ def _step(arguments: list[str]) -> None:
     )
 
 
-_BENCHMARKS = {"advantages": _advantages, "judge": _judge, "load": _load, "step": _step}
+def _trainer(arguments: list[str]) -> None:
+    flags = parse(TrainerBenchFlags, arguments, "bench trainer")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # as in `_step`
+
+    from balcap_jax.bench.trainer import Sizes, run_and_print
+
+    sizes = Sizes(
+        model=flags.model,
+        data=flags.data,
+        images=flags.images,
+        captions=flags.captions,
+        tokens=flags.tokens,
+        dtype=flags.dtype,
+        remat=flags.remat,
+        rounds=flags.rounds,
+    )
+    run_and_print(sizes, memory=flags.memory, json=flags.json)
+
+
+_BENCHMARKS = {
+    "advantages": _advantages,
+    "judge": _judge,
+    "load": _load,
+    "step": _step,
+    "trainer": _trainer,
+}
 
 _HELP = """\
 usage: balcap bench advantages [FLAGS]
        balcap bench judge DATA [FLAGS]
        balcap bench load FOLDER [FLAGS]
        balcap bench step [FLAGS]
+       balcap bench trainer [FLAGS]
 
   advantages  the advantage kernels against numpy and, where installed, TRL's torch code
   judge       the offline judge against people's labels, beside a bag of words
   load        seconds and peak memory of loading a folder, beside transformers
-  step        rollout and update of a policy, beside transformers and the limits of the device"""
+  step        rollout and update of a policy, beside transformers and the limits of the device
+  trainer     whole steps of `balcap train` beside TRL's own trainer"""
