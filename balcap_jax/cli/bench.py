@@ -87,6 +87,31 @@ class TrainerBenchFlags(Settings):
         self._at_least(2, "captions")
 
 
+@dataclass(frozen=True)
+class DeviceBenchFlags(Settings):
+    """All that is worth measuring on an accelerator in ten minutes, as a table for the docs.
+
+    Kernels of attention, decoding and update beside the limits of the device, a run, Hugging Face.
+    """
+
+    out: Path = Path("device_bench")  # Folder for device.json and device.md, written as it goes.
+    # Presets of `balcap bench step`; none given: cpu-small on a CPU, else qwen3b.
+    presets: tuple[str, ...] = ()
+    # Parts in their order: "attention", "step", "run" (of balcap train), "hf" (Hugging Face).
+    parts: tuple[Literal["attention", "step", "run", "hf"], ...] = (
+        "attention", "step", "run", "hf",
+    )  # fmt: skip
+    rounds: int = 5  # Calls of what is timed, after a first one.
+    steps: int = 20  # Steps of the run.
+    minutes: float = 10.0  # Time for all; what does not fit is ended or not begun, and says so.
+
+    def check(self) -> None:
+        self._at_least(1, "rounds", "steps")
+        self._positive("minutes")
+        self._at_most(10**4, "minutes")
+        self._require(len(self.parts) > 0, "parts", "is empty", "name one, or leave it out.")
+
+
 def bench(arguments: list[str]) -> None:
     """`balcap bench ARGUMENTS`."""
     if arguments[:1] in ([], ["--help"], ["-h"]):
@@ -176,8 +201,25 @@ def _trainer(arguments: list[str]) -> None:
     run_and_print(sizes, memory=flags.memory, json=flags.json)
 
 
+def _device(arguments: list[str]) -> None:
+    flags = parse(DeviceBenchFlags, arguments, "bench device")
+
+    from balcap_jax.bench.device import Plan, run_and_print
+
+    plan = Plan(
+        flags.out,
+        presets=flags.presets,
+        parts=flags.parts,
+        rounds=flags.rounds,
+        steps=flags.steps,
+        minutes=flags.minutes,
+    )
+    run_and_print(plan, arguments)
+
+
 _BENCHMARKS = {
     "advantages": _advantages,
+    "device": _device,
     "judge": _judge,
     "load": _load,
     "step": _step,
@@ -186,12 +228,14 @@ _BENCHMARKS = {
 
 _HELP = """\
 usage: balcap bench advantages [FLAGS]
+       balcap bench device [FLAGS]
        balcap bench judge DATA [FLAGS]
        balcap bench load FOLDER [FLAGS]
        balcap bench step [FLAGS]
        balcap bench trainer [FLAGS]
 
   advantages  the advantage kernels against numpy and, where installed, TRL's torch code
+  device      all that is worth measuring on an accelerator in ten minutes, as a table
   judge       the offline judge against people's labels, beside a bag of words
   load        seconds and peak memory of loading a folder, beside transformers
   step        rollout and update of a policy, beside transformers and the limits of the device
