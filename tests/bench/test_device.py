@@ -70,6 +70,41 @@ def test_a_backend_that_is_wrong_is_said(tiny_presets, monkeypatch):
     assert wrongs == ["attention causal, splash"]
 
 
+def test_what_a_step_says(monkeypatch):
+    """From a report such as `balcap bench step` makes."""
+    side = {"median": 0.5, "tokens_per_second": 128.0, "first": 9.0}
+    limit = {"bytes_floor": 0.001, "flops_floor": 0.0005, "reached": 0.6, "seconds": 0.002}
+    report = {
+        "sides": {
+            "balcap": {"rollout": side, "update": side, "peak_bytes": 3e9},
+            "hf": {"rollout": {"median": 2.0}, "update": {"median": 1.0}, "peak_bytes": 4e9},
+        },
+        "ratios": {"rollout": 4.0, "update": 2.0},
+        "limits": {"decode_step": limit, "update": limit | {"flops_floor": 0.01},
+                   "bytes_per_second": 3e12, "flops_per_second": 8e14},
+        "checksum": {"plain_loss": -0.25},
+    }  # fmt: skip
+    monkeypatch.setattr(step, "run", lambda name, **_: report)
+    rates = "copies 3000 GB/s, multiplies 800.00 TFLOP/s"
+    assert device_parts.steps("tiny", rounds=1, against="hf") == [
+        {"what": what, "seconds": seconds, "beside": said}
+        for what, seconds, said in (
+            ("tiny rollout", 0.5, "128 tokens/s, first call 9.0 s; HF 2.000 s, 4.00 x"),
+            ("tiny update", 0.5, "128 tokens/s, first call 9.0 s; HF 1.000 s, 2.00 x"),
+            ("tiny decode step, floor", 0.002, "60% of its floor by bytes, 0.00100 s"),
+            ("tiny update, floor", 0.002, "60% of its floor by flops, 0.01000 s"),
+            (
+                "limits of the device as measured",
+                None,
+                rates,
+            ),
+            ("tiny peak memory", None, "3.00 GB; HF 4.00 GB"),
+            ("tiny checksums before the first update", None, "plain_loss -0.250000"),
+        )
+    ]
+
+
+@pytest.mark.slow  # compiles a rollout and an update
 def test_a_step_beside_its_floors(tiny_presets):
     rows = device_parts.steps("tiny", rounds=1)
     found = beside(rows)
@@ -83,6 +118,7 @@ def test_a_step_beside_its_floors(tiny_presets):
     assert float(losses["plain_loss"]) == pytest.approx(float(losses["balcap_loss"]), abs=2e-6)
 
 
+@pytest.mark.slow  # as above
 @pytest.mark.torch
 def test_a_step_beside_hugging_face(tiny_presets):
     pytest.importorskip("torch", reason="the test extra has torch")
