@@ -18,6 +18,7 @@ from balcap_jax.bench.step import versions
 from balcap_jax.bench.step_hf import check_installed
 from balcap_jax.bench.trainer_sides import (
     AGGREGATION,
+    Turns,
     Work,
     has_vllm,
     in_turns,
@@ -66,12 +67,13 @@ def run(
     tell(f"{sizes.rounds + 1} steps by each side in turns, after the first imports")
     with tempfile.TemporaryDirectory() as made:
         turns = in_turns(work_of(sizes), Path(made), steps=sizes.rounds + 1)
-    sides = {"trl": _side(turns.trl), "balcap": _side(turns.balcap, turns.compiled)}
+    sides = _sides(turns)
     report: dict[str, Any] = {
         **asdict(sizes),
         "aggregation": AGGREGATION,
         "sides": sides,
         "ratio": sides["trl"]["median"] / sides["balcap"]["median"],
+        "cpu_ratio": sides["trl"]["cpu_median"] / sides["balcap"]["cpu_median"],
         "vllm": _with_vllm(sizes, tell),
         "versions": versions("trl", ["trl"]),
     }
@@ -168,20 +170,32 @@ def _with_vllm(sizes: Sizes, tell: Callable[[str], None]) -> dict[str, Any] | st
             turns = in_turns(work_of(sizes), Path(made), steps=sizes.rounds + 1, vllm=True)
     except Exception as error:  # noqa: BLE001 - whatever another package raises
         return f"failed: {type(error).__name__}: {error}"[:300]
-    sides = {"trl": _side(turns.trl), "balcap": _side(turns.balcap, turns.compiled)}
+    sides = _sides(turns)
     return {"sides": sides, "ratio": sides["trl"]["median"] / sides["balcap"]["median"]}
 
 
-def _side(seconds: list[float], compiled: list[bool] | None = None) -> dict[str, Any]:
+def _sides(turns: Turns) -> dict[str, dict[str, Any]]:
+    return {
+        "trl": _side(turns.trl, cpu=turns.trl_cpu),
+        "balcap": _side(turns.balcap, turns.compiled, cpu=turns.balcap_cpu),
+    }
+
+
+def _side(
+    seconds: list[float], compiled: list[bool] | None = None, *, cpu: list[float]
+) -> dict[str, Any]:
     """The first step apart; later ones that compiled are not in the median, unless all did."""
-    later = list(zip(seconds[1:], (compiled or [False] * len(seconds))[1:], strict=True))
-    ran = [wall for wall, made in later if not made] or [wall for wall, _ in later]
+    made = compiled or [False] * len(seconds)
+    later = range(1, len(seconds))
+    ran = [i for i in later if not made[i]] or list(later)
+    median = statistics.median(seconds[i] for i in ran)
     return {
         "first": seconds[0],
         "rounds": seconds[1:],
-        "compiled_rounds": sum(made for _, made in later),
-        "median": statistics.median(ran),
-        "compile": max(seconds[0] - statistics.median(ran), 0.0),
+        "compiled_rounds": sum(made[1:]),
+        "median": median,
+        "cpu_median": statistics.median(cpu[i] for i in ran),
+        "compile": max(seconds[0] - median, 0.0),
     }
 
 
@@ -205,7 +219,10 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"{report['aggregation']}, {report['rounds']} rounds"
     ]
     made += _of_sides(report["sides"])
-    made.append(f"TRL takes {report['ratio']:.2f} times our step.")
+    made.append(
+        f"TRL takes {report['ratio']:.2f} times our step, {report['cpu_ratio']:.2f} times its "
+        "seconds of processors."
+    )
     vllm = report["vllm"]
     if isinstance(vllm, str):
         made.append(f"TRL with vLLM: {vllm}.")
@@ -220,7 +237,8 @@ def _of_sides(sides: dict[str, Any]) -> list[str]:
     for name, side in sides.items():
         line = (
             f"{name:>8}  {side['median']:8.3f} s a step ({min(side['rounds']):.3f} ... "
-            f"{max(side['rounds']):.3f}), first {side['first']:.1f} s"
+            f"{max(side['rounds']):.3f}), {side['cpu_median']:.3f} s of processors, first "
+            f"{side['first']:.1f} s"
         )
         if side["compiled_rounds"]:
             line += f", {side['compiled_rounds']} later ones compiled and are left out"

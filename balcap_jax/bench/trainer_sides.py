@@ -67,11 +67,15 @@ class Turns(NamedTuple):
 
     Attributes:
       compiled: of our steps, whether one made a program ready; the first one always does.
+      trl_cpu, balcap_cpu: seconds of processors that the same took, which other work on the machine
+        prolongs less.
     """
 
     trl: list[float]
     balcap: list[float]
     compiled: list[bool]
+    trl_cpu: list[float]
+    balcap_cpu: list[float]
 
 
 class OneDevice(TrainingLoop):
@@ -115,14 +119,17 @@ def our_step(run: TrainingLoop) -> None:
 
 def in_turns(work: Work, scratch: Path, *, steps: int, vllm: bool = False) -> Turns:
     """TRL's loop is the one that runs: after each of its steps comes one of ours."""
-    turns = Turns([], [], [])
+    turns = Turns([], [], [], [], [])
     ours = our_run(work, scratch, steps=steps)
 
-    def after(seconds: float) -> None:
+    def after(seconds: float, of_processors: float) -> None:
         turns.trl.append(seconds)
-        made, start = ours.compilations.programs, time.perf_counter()
+        turns.trl_cpu.append(of_processors)
+        made, start = ours.compilations.programs, _clocks()
         our_step(ours)
-        turns.balcap.append(time.perf_counter() - start)
+        seconds, of_processors = _since(start)
+        turns.balcap.append(seconds)
+        turns.balcap_cpu.append(of_processors)
         turns.compiled.append(ours.compilations.programs > made)
 
     try:
@@ -146,14 +153,14 @@ def train_with_trl(
     scratch: Path,
     *,
     steps: int,
-    after: Callable[[float], None] = lambda seconds: None,
+    after: Callable[[float, float], None] = lambda seconds, of_processors: None,
     vllm: bool = False,
 ) -> None:
     """Steps by TRL, as fast as it can be set up.
 
     Args:
-      after: is called with the seconds of each step, the drawing of its batch included; what it
-        takes itself is in no step.
+      after: is called with the seconds of each step, on the wall's clock and of processors, the
+        drawing of its batch included; what it takes itself is in no step.
       vllm: TRL samples with vLLM on the same GPU, not with transformers.
     """
     import torch
@@ -163,11 +170,11 @@ def train_with_trl(
 
     class AfterEach(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
+            self.start = _clocks()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            after(time.perf_counter() - self.start)
-            self.start = time.perf_counter()
+            after(*_since(self.start))
+            self.start = _clocks()
 
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
@@ -210,6 +217,16 @@ def train_with_trl(
         )
         trainer.remove_callback(PrinterCallback)  # of a line of its own at the end
         trainer.train()
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(start: tuple[float, float]) -> tuple[float, float]:
+    """Seconds on the wall's clock, and of processors."""
+    wall, of_processors = _clocks()
+    return wall - start[0], of_processors - start[1]
 
 
 def _torch_model(work: Work) -> Any:

@@ -40,6 +40,8 @@ def test_steps_beside_those_of_trl(capsys, monkeypatch):
         assert side["peak_bytes"] == 10**9
     medians = {name: side["median"] for name, side in report["sides"].items()}
     assert report["ratio"] == pytest.approx(medians["trl"] / medians["balcap"])
+    cpu = {name: side["cpu_median"] for name, side in report["sides"].items()}
+    assert report["cpu_ratio"] == pytest.approx(cpu["trl"] / cpu["balcap"])
     assert {"trl", "torch", "transformers", "jax"} < set(report["versions"])
     assert report["vllm"].startswith("not run: it needs vllm")
 
@@ -65,10 +67,12 @@ def test_rewards_differ_within_a_group_and_read_what_trl_gives():
 
 
 def test_steps_that_compile_are_told_apart():
-    side = trainer._side([9.0, 1.0, 5.0, 2.0, 3.0], [True, False, True, False, False])
+    cpu = [10.0, 1.5, 9.0, 2.5, 7.5]
+    side = trainer._side([9.0, 1.0, 5.0, 2.0, 3.0], [True, False, True, False, False], cpu=cpu)
     assert (side["median"], side["compiled_rounds"], side["compile"]) == (2.0, 1, 7.0)
-    assert trainer._side([9.0, 4.0, 6.0])["median"] == 5.0
-    assert trainer._side([9.0, 4.0], [True, True])["median"] == 4.0
+    assert side["cpu_median"] == 2.5
+    assert trainer._side([9.0, 4.0, 6.0], cpu=cpu)["median"] == 5.0
+    assert trainer._side([9.0, 4.0], [True, True], cpu=cpu)["median"] == 4.0
 
 
 def test_a_side_that_vllm_fails_costs_nothing_else(monkeypatch):
@@ -79,13 +83,15 @@ def test_a_side_that_vllm_fails_costs_nothing_else(monkeypatch):
     monkeypatch.setattr(trainer, "in_turns", fails)
     told = trainer._with_vllm(Sizes(images=1), lambda line: None)
     assert told == "failed: RuntimeError: no such kernel"
-    one = trainer._side([3.0, 1.0])
+    one = trainer._side([3.0, 1.0], cpu=[3.0, 2.0])
     report = {
         **vars(Sizes()), "aggregation": "normalize_then_sum", "sides": {"trl": one}, "ratio": 4.5,
+        "cpu_ratio": 3.5,
         "vllm": told, "versions": {"jax": "1"},
     }  # fmt: skip
     printed = lines(report)
-    assert "TRL takes 4.50 times our step." in printed
+    assert "TRL takes 4.50 times our step, 3.50 times its seconds of processors." in printed
+    assert "1.000 s a step (1.000 ... 1.000), 2.000 s of processors, first 3.0 s" in printed[1]
     assert "TRL with vLLM: failed: RuntimeError: no such kernel." in printed
     measured = lines(report | {"vllm": {"sides": {"trl": one}, "ratio": 2.0}})
     assert "TRL with vLLM takes 2.00 times our step." in measured
