@@ -53,10 +53,21 @@ class StepBenchFlags(Settings):
     # Adapters of rank 16 on the decoder beside whole weights: memory and times; --against hf then
     # runs peft.
     lora: bool = False
+    # A judge on the run's own devices, of the policy's size, beside the update of the same step:
+    # the packaged policy on scenes, in place of a preset.
+    judge: bool = False
     json: bool = False  # One line of JSON instead of tables.
 
     def check(self) -> None:
         self._at_least(1, "rounds")
+        plain = self.against == "none" and not (self.lora or self.profile)
+        default = StepBenchFlags.__dataclass_fields__["preset"].default
+        self._require(
+            not self.judge or (plain and self.preset == default),
+            "judge",
+            "is a run of the packaged policy by itself",
+            "leave out --preset, --against, --lora and --profile.",
+        )
         self._require(
             self.against != "trl" or (self.lora and not self.profile),
             "against",
@@ -159,6 +170,11 @@ def _step(arguments: list[str]) -> None:
     if flags.against != "none":  # the sides share a GPU: JAX must not take its memory at the start
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+    if flags.judge:
+        from balcap_jax.bench import step_judge
+
+        step_judge.run_and_print(json=flags.json, rounds=flags.rounds)
+        return
     against = None if flags.against == "none" else flags.against
     if against == "trl":
         from balcap_jax.bench import step_trl
