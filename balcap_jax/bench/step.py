@@ -19,7 +19,7 @@ from rich.table import Table
 
 from balcap_jax.bench import floors
 from balcap_jax.bench.step_hf import HuggingFace, check_installed, write_inputs
-from balcap_jax.bench.step_memory import Memory, memory_of
+from balcap_jax.bench.step_memory import Memory, memory_here, memory_of
 from balcap_jax.bench.step_ours import Ours, plain_checksum
 from balcap_jax.bench.step_profile import rollout_parts, update_parts
 from balcap_jax.errors import UserError
@@ -83,17 +83,22 @@ def run(
     firsts: dict[str, dict[str, float]] = {ours.name: {"rollout": _seconds(ours.rollout)}}
     checksum = plain_checksum(ours) | ours.logprob_checksum()
     memory: dict[str, Memory] = {}
+    on_cpu = jax.devices()[0].platform == "cpu"
     with tempfile.TemporaryDirectory() as folder:
         if against is not None:
             write_inputs(ours, Path(folder))
-            memory["hf"] = memory_of("hf", name, Path(folder))
+            if on_cpu:
+                memory["hf"] = memory_of("hf", name, Path(folder))
             sides["hf"] = HuggingFace(preset, Path(folder))
             firsts["hf"] = {"rollout": _seconds(sides["hf"].rollout)}
-        memory["balcap"] = memory_of("balcap", name, Path(folder))
+        if on_cpu:
+            memory["balcap"] = memory_of("balcap", name, Path(folder))
     for label, side in sides.items():
         firsts[label]["update"] = _seconds(
             lambda side=side, label=label: checksum.update({f"{label}_loss": side.update()})
         )
+    if not on_cpu:  # a second process would want the same memory
+        memory = {label: memory_here(label) for label in sides}
     timings = _timings(sides, firsts, rounds)
     medians = {part: timings["balcap"][part].median for part in PARTS}
     parts = rollout_parts(ours, medians["rollout"])
@@ -106,7 +111,7 @@ def run(
     }
     if against is not None:
         report["ratios"] = {part: timings["hf"][part].median / medians[part] for part in PARTS} | {
-            "memory": memory["hf"].peak_bytes / memory["balcap"].peak_bytes
+            "memory": memory["hf"].peak_bytes / max(memory["balcap"].peak_bytes, 1)
         }
     if profile:
         report["profile"] = parts | update_parts(ours, medians["update"])

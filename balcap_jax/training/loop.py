@@ -1,6 +1,7 @@
 """One run of reinforcement learning: rollout, judge, advantages, update, again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from balcap_jax.data.loading import Loader
 from balcap_jax.models.decoder.lora import without_adapters
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.models.packing import Room
+from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import batch_shards, local_rows, shard_batch
@@ -22,7 +24,6 @@ from balcap_jax.rewards.verdicts import FittedJudge
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.progress import waiting
-from balcap_jax.runs.stopwatch import peak_memory_mb
 from balcap_jax.training import experience
 from balcap_jax.training.evaluate import evaluate, write_evaluation
 from balcap_jax.training.failure_window import FailureWindow
@@ -34,7 +35,7 @@ from balcap_jax.training.model_judge import (
     fit_judge,
     on_own_captions,
 )
-from balcap_jax.training.programs import learning_rate_of, make_programs
+from balcap_jax.training.programs import learning_rate_of, make_programs, update_of
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
 from balcap_jax.training.rooms import Rooms, least_room, real_share
 from balcap_jax.training.seams import open_audit, open_data, open_judge
@@ -205,11 +206,8 @@ class TrainingLoop(TaskRun):
             "epoch": (self.step + 1) * config.prompts_per_step / len(self.source),
         }
         row |= self.judge.costs(answered.spent, step=self.step + 1, steps=config.steps)
-        row |= watch.lap(tokens=int(whole.token_counts.sum()))
-        row |= {
-            "device_idle_share": self.clock.idle_share(),
-            "peak_memory_mb": peak_memory_mb(),
-        }
+        self._count_rollout(now.generation, longest=int(whole.token_counts.max()))
+        row |= self._times_and_memory(tokens=int(whole.token_counts.sum()))
         row = self._with_function_metrics(row, answered)
         return row | self._audited(judged), judged
 
@@ -353,7 +351,34 @@ class TrainingLoop(TaskRun):
             for _ in range(self.config.rl.updates_per_rollout):
                 self.state, metrics = self.programs.update(self.state, batch, room)
         self.clock.ran(start, metrics)
-        return jax.device_get(metrics)
+        metrics = jax.device_get(metrics)
+        self.utilisation.ran(
+            "update",
+            f"update of {room}",
+            lambda policy: self._update_of(policy, room),
+            self.state,
+            batch,
+            times=self.config.rl.updates_per_rollout,
+        )
+        return metrics
+
+    def _update_of(self, policy: VisionLanguagePolicy, room: Room | None) -> Callable[..., Any]:
+        update = update_of(self.config, policy, self.programs.optimizer, self.mesh)
+        return partial(update.__wrapped__, room=room)
+
+    def _count_rollout(self, generation: Generation, *, longest: int) -> None:
+        """The flops of the rollout that this step learns from; of `longest` tokens at most."""
+        captioner, prompts = self.programs.captioner, generation.prompts
+        arguments = (
+            self.state.params,
+            prompts,
+            generation.features,
+            captioner.key_shapes(len(prompts.tokens)),
+        )
+        self.utilisation.ran(
+            "rollout", "encode", lambda plain: plain.encode_images, arguments[0], prompts.images
+        )
+        self.utilisation.ran("rollout", "sample", captioner.sampler, *arguments, trips=longest)
 
     def _reference_tokens(self, examples: list) -> np.ndarray:
         if self.config.reward.length_unit == "words":
