@@ -18,7 +18,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 # Tests compile much and compute little.
-FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # threads that share a core only cost
+]
 if version("jaxlib").startswith("0.10."):  # a third of the time; later ones do not know the flag
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 if FLAGS[0] not in os.environ.get("XLA_FLAGS", ""):  # a worker has them of the process above it

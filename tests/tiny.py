@@ -88,7 +88,8 @@ def random_params(model: VisionLanguagePolicy, seed: int = 0) -> Params:
         turned = name == "weight"
         shape = (*leaf.shape[:-2], *leaf.shape[:-3:-1]) if turned else leaf.shape
         drawn = (name == "scale") + std * rng.normal(size=shape)
-        return jnp.asarray(np.swapaxes(drawn, -1, -2) if turned else drawn, leaf.dtype)
+        drawn = np.swapaxes(drawn, -1, -2) if turned else drawn
+        return jax.device_put(drawn.astype(leaf.dtype))  # jnp.asarray compiles for each shape
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)
@@ -132,7 +133,7 @@ def prompts(
         return np.pad(x, widths, constant_values=value)
 
     def stack(arrays: list[np.ndarray]) -> jax.Array:
-        return jnp.asarray(np.stack(arrays))
+        return jax.device_put(np.stack(arrays))
 
     slots = (merge * vision.window) ** 2
     windows = [
@@ -160,7 +161,7 @@ def completions(batch: int = 2, group: int = 3, length: int = 5, *, seed: int = 
         [np.random.default_rng([seed, i, j]).integers(FIRST_TEXT, 48, length) for j in range(group)]
         for i in range(batch)
     ]
-    return jnp.asarray(np.array(rows, np.int32))
+    return jax.device_put(np.array(rows, np.int32))
 
 
 def processor_inputs(

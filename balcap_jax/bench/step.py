@@ -158,11 +158,11 @@ def run_and_print(
 
 def tables(report: dict[str, Any]) -> list[Table]:
     """The report for people."""
-    times = _table(
+    times = table_of(
         f"{report['preset']}: wall-clock seconds",
         ("side", "part", "median", "min", "max", "CPU", "tokens/s"),
     )
-    once = _table(
+    once = table_of(
         "first calls, in seconds, and memory",
         ("side", *(f"first {part}" for part in PARTS), "peak memory"),
     )
@@ -177,7 +177,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
             )
         firsts = (f"{side[part]['first']:.1f}" for part in PARTS)
         once.add_row(label, *firsts, f"{side['peak_bytes'] / 1e9:.2f} GB")
-    limits = _table(
+    limits = table_of(
         "beside the limits of this device, as measured: "
         f"{report['limits']['bytes_per_second'] / 1e9:.1f} GB/s, "
         f"{report['limits']['flops_per_second'] / 1e9:.0f} GFLOP/s",
@@ -198,10 +198,10 @@ def tables(report: dict[str, Any]) -> list[Table]:
         times,
         once,
         limits,
-        _pairs("checksum, before the first update", report["checksum"], ".7f"),
+        pairs_of("checksum, before the first update", report["checksum"], ".7f"),
     ]
     if "profile" in report:
-        made.append(_pairs("parts, seconds", report["profile"], ".4f"))
+        made.append(pairs_of("parts, seconds", report["profile"], ".4f"))
     return made
 
 
@@ -272,14 +272,16 @@ def _seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _table(title: str, columns: tuple[str, ...]) -> Table:
+def table_of(title: str, columns: tuple[str, ...]) -> Table:
+    """An empty table."""
     made = Table(title=title, box=box.SIMPLE)
     for column in columns:
         made.add_column(column, justify="right", no_wrap=True)
     return made
 
 
-def _pairs(title: str, numbers: dict[str, float], form: str) -> Table:
+def pairs_of(title: str, numbers: dict[str, float], form: str) -> Table:
+    """Names and numbers."""
     made = Table(title=title, box=box.SIMPLE, show_header=False)
     made.add_column()
     made.add_column(justify="right", no_wrap=True)

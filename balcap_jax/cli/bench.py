@@ -123,6 +123,18 @@ class DeviceBenchFlags(Settings):
         self._require(len(self.parts) > 0, "parts", "is empty", "name one, or leave it out.")
 
 
+@dataclass(frozen=True)
+class UpdateBenchFlags(Settings):
+    """Times of updates of packed tokens beside padded ones, on captions of the default run."""
+
+    steps: int = 100  # Updates by each side, in turns.
+    rollouts: int = 20  # Batches of captions of the base policy that they learn from.
+    json: bool = False  # One line of JSON instead of tables.
+
+    def check(self) -> None:
+        self._at_least(1, "steps", "rollouts")
+
+
 def bench(arguments: list[str]) -> None:
     """`balcap bench ARGUMENTS`."""
     if arguments[:1] in ([], ["--help"], ["-h"]):
@@ -233,6 +245,14 @@ def _device(arguments: list[str]) -> None:
     run_and_print(plan, arguments)
 
 
+def _update(arguments: list[str]) -> None:
+    flags = parse(UpdateBenchFlags, arguments, "bench update")
+
+    from balcap_jax.bench.update import run_and_print
+
+    run_and_print(steps=flags.steps, rollouts=flags.rollouts, json=flags.json)
+
+
 _BENCHMARKS = {
     "advantages": _advantages,
     "device": _device,
@@ -240,6 +260,7 @@ _BENCHMARKS = {
     "load": _load,
     "step": _step,
     "trainer": _trainer,
+    "update": _update,
 }
 
 _HELP = """\
@@ -249,10 +270,12 @@ usage: balcap bench advantages [FLAGS]
        balcap bench load FOLDER [FLAGS]
        balcap bench step [FLAGS]
        balcap bench trainer [FLAGS]
+       balcap bench update [FLAGS]
 
   advantages  the advantage kernels against numpy and, where installed, TRL's torch code
   device      all that is worth measuring on an accelerator in ten minutes, as a table
   judge       the offline judge against people's labels, beside a bag of words
   load        seconds and peak memory of loading a folder, beside transformers
   step        rollout and update of a policy, beside transformers and the limits of the device
-  trainer     whole steps of `balcap train` beside TRL's own trainer"""
+  trainer     whole steps of `balcap train` beside TRL's own trainer
+  update      updates of packed tokens beside padded ones, on captions of the default run"""

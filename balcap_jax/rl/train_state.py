@@ -182,8 +182,11 @@ def init_state(
         if not keep:
             return jax.device_put(x, sharding)
         # The update donates its state, and the caller may keep `params` as the frozen reference.
-        # may_alias=False is not enough: of a replicated array the shard on the old device aliases.
-        x = jnp.copy(x) if isinstance(x, jax.Array) else x
+        # may_alias=False to the new place is not enough: of a replicated array the shard on the old
+        # device aliases. To where it lies it is a copy, without a program for each shape.
+        if isinstance(x, jax.Array):
+            here = x.is_fully_addressable
+            x = jax.device_put(x, x.sharding, may_alias=False) if here else jnp.copy(x)
         return jax.device_put(x, sharding, may_alias=False)
 
     params = jax.tree.map(own, params, shardings.params)

@@ -169,8 +169,12 @@ def _lexicon() -> dict[tuple[str, ...], tuple[str, object]]:
 
 
 @cache
-def _longest() -> int:
-    return max(len(phrase) for phrase in _lexicon())
+def _longest() -> dict[str, int]:
+    """First words of phrases -> the length of the longest phrase that begins so."""
+    found: dict[str, int] = {}
+    for phrase in _lexicon():
+        found[phrase[0]] = max(len(phrase), found.get(phrase[0], 1))
+    return found
 
 
 def sentences(caption: str) -> list[Sentence]:
@@ -191,10 +195,10 @@ def sentences(caption: str) -> list[Sentence]:
 
 
 def _sentence(words: list[str], *, closed: bool) -> Sentence:
-    lexicon, lexemes, at = _lexicon(), [], 0
+    lexicon, longest, lexemes, at = _lexicon(), _longest(), [], 0
     lower = [word.lower() for word in words]
     while at < len(words):
-        for length in range(min(_longest(), len(words) - at), 0, -1):
+        for length in range(min(longest.get(lower[at], 1), len(words) - at), 0, -1):
             entry = lexicon.get(tuple(lower[at : at + length]))
             if entry is not None:
                 lexemes.append(Lexeme(*entry, " ".join(words[at : at + length])))

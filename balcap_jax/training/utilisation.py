@@ -19,9 +19,9 @@ MakeProgram = Callable[[VisionLanguagePolicy], Callable[..., Any]]
 class Utilisation:
     """Counts the flops of the programs that a step runs, once for each shape of their arguments.
 
-    Flops are the model's: matmuls and convolutions of all slots, padding included, without what is
-    computed twice to save memory. The peak is that of bfloat16, whatever the run computes in.
-    Where it is not known nothing is counted and `take` gives nothing.
+    Flops are the model's: matmuls and convolutions of all tokens that are computed, padding among
+    them, without what is computed twice to save memory. The peak is that of bfloat16, whatever the
+    run computes in. Where it is not known nothing is counted and `take` gives nothing.
 
     Args:
       tell: prints a line, where the devices are accelerators of an unknown kind.

@@ -36,8 +36,8 @@ def adapted(config, *, lora=LORA, targets=(), seed=1, **options):
     policy = dataclasses.replace(policy, lora=lora)
     shapes = adapter_shapes(policy, adapted_paths(policy, targets), rank=RANK)
     rng = np.random.default_rng(seed)
-    adapters = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), shapes)
-    return policy, tiny.random_params(policy), adapters
+    drawn = jax.tree.map(lambda x: (0.2 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+    return policy, tiny.random_params(policy), jax.device_put(drawn)
 
 
 def inputs_of(config):

@@ -59,9 +59,8 @@ class Pair:
         if zero:
             return policy, init_adapters(shapes, jax.random.key(0))
         rng = np.random.default_rng(2)
-        return policy, jax.tree.map(
-            lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32), shapes
-        )
+        drawn = jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), shapes)
+        return policy, jax.device_put(drawn)
 
     def ours(self, policy, params):
         inputs = self.inputs()

@@ -40,7 +40,13 @@ PARAGRAPHS = (
 
 
 ABSENT = smollm2.why_absent()
-pytestmark = [pytest.mark.torch, pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))]
+# Its folder alone takes as long to write as a quick file's tests.
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT)),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The LLM judge over the wire: what it asks after a failure, what that costs, what it says."""
 
+import functools
 import gzip
 import json
 import logging
@@ -308,6 +309,7 @@ def test_an_answer_packed_or_streamed_is_read(server, truth, tmp_path):
     assert spent["prompt_tokens"] == 1000
 
 
+@functools.cache
 def packed(megabytes, wrap=None):
     """A completion with so much of nothing before it, in a thousandth of the bytes."""
     packer = zlib.compressobj(wbits=31 if wrap is None else wrap)
@@ -316,18 +318,19 @@ def packed(megabytes, wrap=None):
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "made",  # not before it is used: all processes that share the tests read this file
     [
-        Sent(packed(64), headers="Content-Encoding: gzip\r\n"),
-        Sent(packed(64, 15), headers="Content-Encoding: deflate\r\n"),
-        Sent(packed(64, -15), headers="Content-Encoding: deflate\r\n"),
-        Sent(gzip.compress(packed(64)), headers="Content-Encoding: gzip, gzip\r\n"),
-        Sent(packed(64), 500, headers="Content-Encoding: gzip\r\n"),
-        Sent(packed(64), 400, headers="Content-Encoding: gzip\r\n"),
-        Sent(b" " * (8 * 2**20 + 1)),
+        lambda: Sent(packed(64), headers="Content-Encoding: gzip\r\n"),
+        lambda: Sent(packed(64, 15), headers="Content-Encoding: deflate\r\n"),
+        lambda: Sent(packed(64, -15), headers="Content-Encoding: deflate\r\n"),
+        lambda: Sent(gzip.compress(packed(64)), headers="Content-Encoding: gzip, gzip\r\n"),
+        lambda: Sent(packed(64), 500, headers="Content-Encoding: gzip\r\n"),
+        lambda: Sent(packed(64), 400, headers="Content-Encoding: gzip\r\n"),
+        lambda: Sent(b" " * (8 * 2**20 + 1)),
     ],
 )
-def test_no_reply_is_unpacked_beyond_a_limit(sent, server, truth, tmp_path):
+def test_no_reply_is_unpacked_beyond_a_limit(made, server, truth, tmp_path):
+    sent = made()
     server.reply = once(sent)
     tracemalloc.start()
     try:

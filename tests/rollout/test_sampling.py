@@ -16,14 +16,8 @@ from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 from balcap_jax.parallel.sharding import BATCH_AXES, make_mesh
 from balcap_jax.plan.hlo import Program
-from balcap_jax.rollout.sampling import (
-    Rollout,
-    caption_keys,
-    draw,
-    invert_cumulative,
-    nucleus,
-    sample,
-)
+from balcap_jax.rollout import sampling
+from balcap_jax.rollout.sampling import Rollout, draw, nucleus, sample
 
 BANNED = (tiny.VISION_START, tiny.VISION_END, tiny.IMAGE, tiny.VIDEO)
 STOPS = (tiny.STOP, 7, 8)  # three of 48 words, so that some captions end and some are truncated
@@ -33,6 +27,8 @@ LENGTH = 12
 POLICY, PARAMS = tiny.policy()
 # Jitted once: outside jit the scan over the layers would be compiled at every call.
 encode = jax.jit(POLICY.encode_images)
+caption_keys = jax.jit(sampling.caption_keys, static_argnames="group_size")
+invert_cumulative = jax.jit(sampling.invert_cumulative, static_argnames="block")
 
 
 def run(prompts: Prompts, keys=None, *, policy=POLICY, **options) -> Rollout:
@@ -55,7 +51,7 @@ def rollout() -> Rollout:
 
 
 def rows(tree, index):
-    return jax.tree.map(lambda x: x[np.asarray(index)], tree)
+    return jax.tree.map(lambda x: np.asarray(x)[np.asarray(index)], tree)
 
 
 def assert_same_captions(a: Rollout, b: Rollout):
@@ -92,13 +88,16 @@ def test_each_token_is_drawn_by_a_number_of_its_own():
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     found = np.zeros_like(tokens)
+    steps = jnp.arange(tokens.shape[-1])
+    one = jax.vmap(lambda key, step: jax.random.uniform(jax.random.fold_in(key, step)), (None, 0))
+    numbers = np.asarray(jax.jit(jax.vmap(jax.vmap(one, (0, None)), (0, None)))(keys, steps))
     for b, g, step in np.ndindex(tokens.shape):
         own = weights[b, g, step]
         order = np.argsort(-own)
         likelier = np.cumsum(own[order]) - own[order]
         kept = np.zeros_like(own)
         kept[order[likelier < 0.9]] = own[order[likelier < 0.9]]
-        number = float(jax.random.uniform(jax.random.fold_in(keys[b, g], step)))
+        number = numbers[b, g, step]
         found[b, g, step] = np.searchsorted(np.cumsum(kept), number * kept.sum(), side="right")
     np.testing.assert_array_equal(tokens, found)
 
@@ -153,7 +152,9 @@ def test_a_caption_does_not_depend_on_its_batch(rollout):
     # other neighbours: other prompts, other keys, a longer pad
     neighbours = tiny.prompts(3, seed=9, prefix=prompts.tokens.shape[1] + 5, patches=32)
     own = tiny.prompts(3, prefix=prompts.tokens.shape[1] + 5, patches=32)
-    mixed = jax.tree.map(lambda n, x: n.at[0].set(x[0]), neighbours, own)
+    mixed = jax.tree.map(
+        lambda n, x: np.concatenate([x[:1], n[1:]]), *jax.device_get((neighbours, own))
+    )
     other_keys = caption_keys(jax.random.key(8), np.arange(3), group_size=4)
     mixed_keys = jnp.concatenate([keys[:1], other_keys[1:]])
     assert_same_captions(rows(run(mixed, mixed_keys), [0]), rows(rollout, [0]))

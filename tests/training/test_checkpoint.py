@@ -439,20 +439,21 @@ def test_a_step_of_an_older_version_is_restored_unchecked(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "float16", "uint32"])
-def test_checksums_see_every_bit_and_every_move_but_no_mesh(dtype):
+def test_checksums_see_every_bit_and_every_move_but_no_mesh(dtype, monkeypatch):
     rng = np.random.default_rng(0)
     values = jnp.asarray(rng.integers(0, 2, (8, 16)) * 100).astype(dtype)
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
-    sums = {
-        checksums({"x": jax.device_put(values, place)})["x"]
-        for place in (
-            jax.devices()[3],
-            NamedSharding(mesh, PartitionSpec("a", "b")),
-            NamedSharding(mesh, PartitionSpec(None, "a")),
-            NamedSharding(mesh, PartitionSpec()),
-        )
-    }
+    places = (
+        jax.devices()[3],
+        NamedSharding(mesh, PartitionSpec("a", "b")),
+        NamedSharding(mesh, PartitionSpec(None, "a")),
+        NamedSharding(mesh, PartitionSpec()),
+    )
+    sums = {checksums({"x": jax.device_put(values, place)})["x"] for place in places}
     assert sums == {checksums({"x": np.asarray(values)})["x"]}
+    with monkeypatch.context() as patch:  # as of large ones, where they lie
+        patch.setattr("balcap_jax.training.checksums._SMALL", 0)
+        assert sums == {checksums({"x": jax.device_put(values, place)})["x"] for place in places}
     moved = {checksums({"x": np.roll(np.asarray(values), n, axis=n % 2)})["x"] for n in (1, 2, 3)}
     bits = np.asarray(values).view(f"uint{8 * values.dtype.itemsize}").copy()
     bits[3, 5] ^= 1

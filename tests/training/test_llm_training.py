@@ -61,6 +61,11 @@ def _no_pictures():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_device(one_device):
+    """Nothing here depends on the mesh."""
+
+
 @pytest.fixture(scope="module")
 def ahead(server, tmp_path_factory) -> Path:
     """Four steps without a fault or a stop, sampled ahead of the judge."""

@@ -19,7 +19,6 @@ from balcap_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
-    MeshConfig,
     RolloutConfig,
 )
 from balcap_jax.data.scene_source import export
@@ -34,13 +33,17 @@ from balcap_jax.training.trainer import Trainer, train
 def tiny_run(out: Path, **changes):
     changes = {
         "steps": 3,
-        "mesh": MeshConfig(data=-1, fsdp=1, tensor=1),
         "rollout": RolloutConfig(group_size=2, max_new_tokens=6),
         "prompts_per_step": 8,
         "checkpoint": CheckpointConfig(every=1, keep=9),
         **changes,
     }
     return small(out, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device(one_device):
+    """Nothing here depends on the mesh; test_meshes.py resumes on another one."""
 
 
 @pytest.fixture(scope="module")

@@ -287,6 +287,7 @@ def conversation_rows() -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_conversations_and_several_images_are_learned(tmp_path, one_device):
     config = of_rows(
         tmp_path,

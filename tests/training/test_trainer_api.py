@@ -310,7 +310,8 @@ def test_the_command_line_takes_functions(tmp_path, capsys):
     )
     flags = (
         f"--out {tmp_path} --steps 1 --prompts-per-step 2 --data.heldout 2 "
-        "--rollout.group-size 2 --rollout.max-new-tokens 8 --reward.weights 1 1 1 0.5 "
+        "--rollout.group-size 3 --rollout.max-new-tokens 12 --reward.weights 1 1 1 0.5 "
+        "--optim.learning-rate 1e-3 --optim.warmup-steps 1 --evaluation.batch-size 3 "
         f"--reward.functions {tmp_path}/mine.py:short"
     )
     assert main(["train", *flags.split()]) == 0

@@ -234,6 +234,12 @@ def _stored_shape(
     return shape
 
 
+@jax.jit
+def _layer_of(stacked: jax.Array, layer: int | jax.Array) -> jax.Array:
+    """One program for each shape, where plain indexing compiles four."""
+    return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+
+
 class _Exporting(NamedTuple):
     """A weight as it is about to be written.
 
@@ -267,7 +273,7 @@ class _Exporting(NamedTuple):
     @staticmethod
     def _part(leaf: Any, layer: int, *, stacked: bool) -> np.ndarray:
         if isinstance(leaf, jax.Array):
-            return np.asarray(leaf[layer] if stacked else jnp.copy(leaf))
+            return np.asarray(_layer_of(leaf, layer) if stacked else jnp.copy(leaf))
         return leaf[layer] if stacked else leaf
 
 
