@@ -232,15 +232,15 @@ def training(steps: int, **sizes: int) -> list[Row]:
 def _run_config(
     out: Path, steps: int, *, images: int = 8, heldout: int = 40, tokens: int = 112
 ) -> TrainConfig:
+    devices = jax.device_count()
     return TrainConfig.of(
         {
             "out": str(out),
             "steps": steps,
             "loggers": [],
-            "prompts_per_step": images,
+            "prompts_per_step": -(-images // devices) * devices,  # each has the same share
             "rollout.max_new_tokens": tokens,
             "data": DataConfig(heldout=heldout),
-            "mesh.data": 1,
         }
     )
 
