@@ -22,7 +22,7 @@ from balcap_jax.runs.progress import training_progress
 MADE, SETTINGS = "made.jsonl", "made.settings.json"
 _DEPEND = (
     "model", "revision", "checkpoint", "prompt", "max_new_tokens", "temperature", "top_p", "seed",
-    "max_pixels", "min_pixels",
+    "max_pixels", "min_pixels", "dtype",
 )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _sampled(
         params = jax.tree.map(lambda leaf: replicate(mesh, leaf), saved.params)
     else:
         source = policy_folder(config.model, revision=config.revision)
-        policy, params = load_pretrained(source, mesh=mesh)
+        policy, params = load_pretrained(source, dtype=config.dtype, mesh=mesh)
     captioner = Captioner(
         policy,
         Processor.load(source).limited(min_pixels=pixels.least, max_pixels=pixels.most),
