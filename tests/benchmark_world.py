@@ -30,9 +30,11 @@ class World(NamedTuple):
         return self.folder / "images"
 
     def captions_without_a_third(self, name: str) -> Path:
-        """A file of captions without one of their three sentences, which is drawn."""
+        """A file of captions without one of their three sentences. It is drawn of the two that tell
+        what no other does: the first, that there is a thing, is said again by both.
+        """
         path, rng = self.folder / name, random.Random(0)
-        said = {n: " ".join(rng.sample(s, len(s))[1:]) for n, s in self.sentences.items()}
+        said = {n: f"{s[0]} {rng.choice(s[1:])}" for n, s in self.sentences.items()}
         path.write_text(json.dumps(said))
         return path
 

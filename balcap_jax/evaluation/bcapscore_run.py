@@ -2,6 +2,7 @@
 on the devices.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from balcap_jax.config.sections import REWARDS, DataConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.sources import open_rows
+from balcap_jax.errors import UserError
 from balcap_jax.reporting.rows import assertion_row
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.judges import make_judge, resolve_kind
+from balcap_jax.rewards.llm.accounting import listing
 from balcap_jax.rewards.verdicts import FittedJudge, MeteredJudge, Verdict
 from balcap_jax.runs.progress import training_progress
 
@@ -39,7 +42,8 @@ def judge_captions(
     """(an item of each caption, the judge in words, what was spent).
 
     Raises:
-      UserError: see `make_judge`, or the judge tells too few true statements from false ones.
+      UserError: see `make_judge`; the judge tells too few true statements from false ones, or has
+        no verdict for too many captions.
     """
     config = resolve_kind(judge_config, examples[0])
     judge = make_judge(config, data=data, example=examples[0])
@@ -63,7 +67,19 @@ def judge_captions(
     finally:
         if isinstance(judge, MeteredJudge):
             judge.close()
+    _check_failures(items, config)
     return items, named, spent
+
+
+def _check_failures(items: Sequence[Mapping[str, Any]], judge: JudgeConfig) -> None:
+    reasons = Counter(item["failed"] for item in items if item["failed"] is not None)
+    if reasons.total() > judge.max_failure_share * len(items):
+        raise UserError(
+            f"{reasons.total()} of {len(items)} captions have no verdict of judge.kind="
+            f"{judge.kind!r} ({listing(reasons)}), more than the share judge.max_failure_share="
+            f"{judge.max_failure_share} that a result may lack; give data that this judge knows "
+            "(scene needs scenes, lexical references), fix its server, or set another --judge.kind."
+        )
 
 
 def _name_of(judge: JudgeConfig) -> str:

@@ -31,7 +31,9 @@ def world(tmp_path):
 def hub(world, tmp_path, monkeypatch):
     with HubServer({REPOSITORY: tmp_path / "repository"}) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("time.sleep", lambda _: None)  # of retries
         yield running
 
 

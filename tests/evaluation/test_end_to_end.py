@@ -171,17 +171,19 @@ def test_a_third_of_the_sentences_is_told_by_every_benchmark(server, tmp_path):
         ("same", many.captions("same.json")),
         ("less", many.captions_without_a_third("less.json")),
     ):
-        all_four(many, server, captions, tmp_path / name, cache=cache)
+        for benchmark in BENCHMARKS:
+            few = ("--matchings", 1, "--verifications", 1) if benchmark == "dcscore" else ()
+            assert run(many, server, benchmark, captions, tmp_path / name, *few, cache=cache) == 0
     for name in ("same", "less"):
         compared = compare([tmp_path / "whole", tmp_path / name])
         assert list(compared) == list(BENCHMARKS)
         for benchmark, sides in compared.items():
             apart = difference(*(side.results for side in sides), "strict", seed=0)
             if name == "same":
-                assert (apart.low, apart.value, apart.high) == (0, 0, 0)
+                assert (apart.interval.low, apart.value, apart.interval.high) == (0, 0, 0)
                 assert not apart.told
             else:
-                assert apart.low <= apart.value <= apart.high < 0, benchmark
+                assert apart.interval.low <= apart.value <= apart.interval.high < 0, benchmark
                 assert apart.told
 
 
@@ -287,7 +289,8 @@ def test_all_of_a_config_file_with_one_report(world, server, tmp_path, capsys, w
     assert "No benchmark has data; give one of" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # six processes of their own, five of which are killed
+@pytest.mark.long
+@pytest.mark.slow  # seven processes of their own, five of which are killed: a minute
 def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     images, at_once, rng = 8, 4, random.Random(0)
     world, out, cache = make_world(tmp_path / "w", images), tmp_path / "out", tmp_path / "c.sqlite"
@@ -348,6 +351,14 @@ def test_bcapscore_says_which_judge_of_training_it_was(kind, world, server, tmp_
     captions = world.captions("w.json")
     assert run(world, server, "bcapscore", captions, tmp_path, "--judge.kind", kind) == 0
     assert record(tmp_path, "bcapscore")["title"] == "b-CapScore (judge: lexical)"
+
+
+def test_a_judge_that_knows_none_of_the_images_is_no_result(world, server, tmp_path, capsys):
+    captions = world.captions("w.json")
+    assert run(world, server, "bcapscore", captions, tmp_path, "--judge.kind", "scene") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{IMAGES} of {IMAGES} captions have no verdict of judge.kind='scene'" in line
+    assert not (tmp_path / "bcapscore" / "result.json").exists()
 
 
 @pytest.mark.slow  # a policy is compiled
