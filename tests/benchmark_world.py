@@ -4,6 +4,7 @@ The rules read what a request says and nothing else, so that numbers can be told
 """
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,13 @@ class World(NamedTuple):
     @property
     def images(self) -> Path:
         return self.folder / "images"
+
+    def captions_without_a_third(self, name: str) -> Path:
+        """A file of captions without one of their three sentences, which is drawn."""
+        path, rng = self.folder / name, random.Random(0)
+        said = {n: " ".join(rng.sample(s, len(s))[1:]) for n, s in self.sentences.items()}
+        path.write_text(json.dumps(said))
+        return path
 
     def captions(self, name: str, *, drop: int = 0, keys: dict[str, str] | None = None) -> Path:
         """A file of captions without the last `drop` sentences of each."""

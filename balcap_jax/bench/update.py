@@ -37,12 +37,14 @@ class Side:
 
     Attributes:
       seconds: of each update that compiled nothing.
+      cpu_seconds: of processors that the same took, which other work on the machine prolongs less.
       compiled: seconds of those that did.
       losses: before each update.
     """
 
     state: TrainState
     seconds: list[float]
+    cpu_seconds: list[float]
     compiled: list[float]
     losses: list[float]
 
@@ -89,7 +91,7 @@ def run(config: TrainConfig, *, steps: int, rollouts: int) -> dict[str, Any]:
     def side() -> Side:
         trained = trained_of(config, opened.policy)
         state = init_state(mesh, opened.params, programs.optimizer, trained=trained)
-        return Side(state, [], [], [])
+        return Side(state, [], [], [], [])
 
     sides, rooms, shares, seen = {name: side() for name in SIDES}, Rooms(), [], set()
     for i in range(steps):
@@ -99,13 +101,16 @@ def run(config: TrainConfig, *, steps: int, rollouts: int) -> dict[str, Any]:
         shares.append(real_share(*lesson.counts, room, prefix_length=prefix_length, **sizes))
         for name in SIDES[:: -1 if i % 2 else 1]:
             taken = room if name == "packed" else None
-            start = time.perf_counter()
-            one = sides[name]
+            one, start, cpu = sides[name], time.perf_counter(), time.process_time()
             one.state, metrics = programs.update(one.state, lesson.batch, taken)
             one.losses.append(float(metrics["loss"]))
             seconds = time.perf_counter() - start
             first = (taken, prefix_length) not in seen
-            (one.compiled if first else one.seconds).append(seconds)
+            if first:
+                one.compiled.append(seconds)
+            else:
+                one.seconds.append(seconds)
+                one.cpu_seconds.append(time.process_time() - cpu)
             seen.add((taken, prefix_length))
     padded_share = statistics.mean(
         real_share(*x.counts, None, prefix_length=x.batch.prompts.mask.shape[1], **sizes)
@@ -148,10 +153,13 @@ def _report(sides: dict[str, Side], rooms: Rooms, shares: dict[str, float]) -> d
             report["sides"][name] |= {
                 "median": statistics.median(side.seconds),
                 "min": min(side.seconds),
+                "cpu_median": statistics.median(side.cpu_seconds),
             }
     padded, packed = (sides[name] for name in SIDES)
     if padded.seconds and packed.seconds:
-        report["ratio"] = statistics.median(padded.seconds) / statistics.median(packed.seconds)
+        numbers = report["sides"]
+        for ratio, key in (("ratio", "median"), ("cpu_ratio", "cpu_median")):
+            report[ratio] = numbers["padded"][key] / numbers["packed"][key]
     report["checksum"] = {
         "first loss, padded": padded.losses[0],
         "first loss, packed": packed.losses[0],
@@ -171,14 +179,18 @@ def run_and_print(*, steps: int = 100, rollouts: int = 20, json: bool = False) -
     console = Console()
     table = table_of(
         "updates of the default run: wall-clock seconds",
-        ("update", "median", "min", "programs", "compiling", "real tokens"),
+        ("update", "median", "min", "CPU", "programs", "compiling", "real tokens"),
     )
     for name, side in report["sides"].items():
-        times = (f"{side[key]:.3f}" if key in side else "" for key in ("median", "min"))
+        keys = ("median", "min", "cpu_median")
+        times = (f"{side[key]:.3f}" if key in side else "" for key in keys)
         compiling = f"{sum(side['compiled']):.1f}"
         table.add_row(name, *times, str(side["programs"]), compiling, f"{side['real_share']:.0%}")
     console.print(table)
     console.print(pairs_of("checksum", report["checksum"], ".7f"))
     if "ratio" in report:
-        console.print(f"The padded update takes {report['ratio']:.2f} times the packed one.")
+        console.print(
+            f"The padded update takes {report['ratio']:.2f} times the packed one, and "
+            f"{report['cpu_ratio']:.2f} times its CPU seconds."
+        )
     console.print("; ".join(f"{name} {value}" for name, value in report["versions"].items()))

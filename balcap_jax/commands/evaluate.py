@@ -244,18 +244,22 @@ def _captions_of_entries(
     if config.captions is not None:
         wanted = [Wanted(entry.id, None) for entry in entries]
         return captions_of(config, wanted, folder, data=data)
-    single = [entry for entry in entries if len(entry.images) == 1]
-    if len(single) < len(entries) and not config.allow_missing:
-        other = next(entry for entry in entries if len(entry.images) != 1)
+    shown = [entry for entry in entries if entry.images]
+    if len(shown) < len(entries) and not config.allow_missing:
+        other = next(entry for entry in entries if not entry.images)
         raise UserError(
-            f"data={data} has {len(entries) - len(single)} entries that do not show one image "
-            f"({other.id} shows {len(other.images)}), and the sampler captions one at a time; give "
+            f"data={data} names no image of {len(entries) - len(shown)} entries ({other.id}); give "
             "their captions with --captions, or leave them out with --allow-missing."
         )
-    files = {e.id: _opened(config.images, e.images[0]) for e in single}
-    paths = {name: file for name, file in files.items() if isinstance(file, Path)}
+    files = {e.id: [_opened(config.images, image) for image in e.images] for e in shown}
+    paths = {
+        name if len(of) == 1 else f"{name} ({file.name})": file
+        for name, of in files.items()
+        for file in of
+        if isinstance(file, Path)
+    }
     results.check_images(paths, folder=config.images or Path(), of=str(data))
-    wanted = [Wanted(name, image) for name, image in files.items()]
+    wanted = [Wanted(name, of[0], more=tuple(of[1:])) for name, of in files.items()]
     return captions_of(config, wanted, folder, data=data)
 
 

@@ -6,6 +6,7 @@ The comment beside a field is its text in `--help`.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from balcap_jax.config.base import Settings
 from balcap_jax.config.judge import JudgeConfig
@@ -27,13 +28,29 @@ _OF_OUR_JUDGE = (
 DETAIL = "Describe this image in detail."
 
 
-def _judge(benchmark: str, **changes) -> JudgeConfig:
+@dataclass(frozen=True)
+class TextJudgeConfig(JudgeConfig):
+    """The judge of a benchmark, which asks for text: a model behind an endpoint."""
+
+    def check(self) -> None:
+        if self.kind != "llm":
+            does = {"model": "answers only yes or no", "auto": "names no model to ask"}
+            raise UserError(
+                f"judge.kind={self.kind!r} {does.get(self.kind, 'goes by its own rules')}, and "
+                "this benchmark needs a judge that writes text; leave --judge.kind out and name a "
+                "model behind an endpoint with --judge.model (vLLM serves a folder), or take "
+                "`balcap eval bcapscore`, which any judge can score."
+            )
+        super().check()
+
+
+def _judge(benchmark: str, **changes) -> TextJudgeConfig:
     # 2048: what hosted models shrink an image of high detail to first.
     given = {
         "kind": "llm", "model": OFFICIAL_JUDGES[benchmark][0], "base_url": _OPENAI,
         "cache": _CACHE, "image_side": 2048,
     }  # fmt: skip
-    return JudgeConfig(**(given | changes))
+    return TextJudgeConfig(**(given | changes))
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class _Captions(Settings):
     # Seed of the captions, of the order in battles, and of the bootstrap.
     seed: int = 0
     batch_size: int = 8  # Images that are captioned at once.
+    # Type that the policy is kept and run in; of a checkpoint it is that of its run.
+    dtype: Literal["float32", "bfloat16"] = "float32"
     max_pixels: int = 1024 * 1024  # Most pixels of an image; a larger one is shrunk to it.
     min_pixels: int = 0  # Least pixels of an image; a smaller one is enlarged to it.
     max_file_pixels: int = 64_000_000  # Most pixels of an image file; a larger one is refused.
@@ -80,16 +99,17 @@ class _Captions(Settings):
             f"and model={self.model!r} both give captions",
             "leave one of --captions and --model out.",
         )
+        self._require(
+            not self.checkpoint or self.dtype == "float32",
+            "dtype",
+            f"has no effect with checkpoint={self.checkpoint!r}, which is run as its run was",
+            "leave one of --dtype and --checkpoint out.",
+        )
         self._require(self.name.isprintable(), "name", "holds characters that no name has")
 
 
 def _check_judge(judge: JudgeConfig, benchmark: str) -> None:
     """Refuses what the benchmark itself says."""
-    if judge.kind != "llm":
-        raise UserError(
-            f"judge.kind={judge.kind!r} answers no questions of {benchmark}; leave --judge.kind "
-            "out and name a model with --judge.model."
-        )
     for name in _OF_OUR_JUDGE:
         default = JudgeConfig.__dataclass_fields__[name].default
         judge._require(  # noqa: SLF001
@@ -110,7 +130,7 @@ class DCScoreConfig(_Captions):
     official: Path | None = None  # Checkout of MAGAer13/DeCapBench, whose prompts are taken.
     matchings: int = 3  # Matchings of the facts of each caption.
     verifications: int = 3  # Verifications of the facts of each caption.
-    judge: JudgeConfig = field(default_factory=lambda: _judge("dcscore"))
+    judge: TextJudgeConfig = field(default_factory=lambda: _judge("dcscore"))
 
     def check(self) -> None:
         super().check()
@@ -131,7 +151,7 @@ class CaptionQAConfig(_Captions):
     images: Path | None = None  # Folder of the images, where the data hold none and a model is run.
     official: Path | None = None  # Checkout of bronyayang/CaptionQA, whose prompts are taken.
     temperature: float = 0.7  # Temperature of the policy; 0 takes the most likely token.
-    judge: JudgeConfig = field(
+    judge: TextJudgeConfig = field(
         default_factory=lambda: _judge("captionqa", base_url="http://127.0.0.1:8000/v1")
     )
 
@@ -155,7 +175,7 @@ class CapArenaConfig(_Captions):
     official: Path | None = None  # Checkout of njucckevin/CapArena, whose prompts are taken.
     # Each battle in both orders, which tells how often the verdict changes with the order.
     both_orders: bool = False
-    judge: JudgeConfig = field(default_factory=lambda: _judge("caparena"))
+    judge: TextJudgeConfig = field(default_factory=lambda: _judge("caparena"))
 
     def check(self) -> None:
         super().check()

@@ -1,4 +1,6 @@
-"""b-CapScore of captions by the judges of training: lexical, scene, or a model."""
+"""b-CapScore of captions by the judges of training: lexical, scene, a model that is asked, or one
+on the devices.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +16,11 @@ from balcap_jax.data.sources import open_rows
 from balcap_jax.reporting.rows import assertion_row
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.judges import make_judge, resolve_kind
-from balcap_jax.rewards.verdicts import MeteredJudge, Verdict
+from balcap_jax.rewards.verdicts import FittedJudge, MeteredJudge, Verdict
 from balcap_jax.runs.progress import training_progress
 
 _BATCH = 64  # captions at once, times the calls of a judge that is asked
+_FITTED = 64  # first images that a judge on the devices is fitted to, as in training
 
 
 def open_examples(path: Path) -> Photos:
@@ -33,13 +36,19 @@ def open_examples(path: Path) -> Photos:
 def judge_captions(
     judge_config: JudgeConfig, captions: Mapping[str, str], examples: Photos, *, data: Path
 ) -> tuple[list[dict[str, Any]], str, dict[str, float]]:
-    """(an item of each caption, the judge in words, what was spent)."""
+    """(an item of each caption, the judge in words, what was spent).
+
+    Raises:
+      UserError: see `make_judge`, or the judge tells too few true statements from false ones.
+    """
     config = resolve_kind(judge_config, examples[0])
-    judge = make_judge(config, data=data)
-    named = config.model if config.kind == "llm" else config.kind
+    judge = make_judge(config, data=data, example=examples[0])
+    named = _name_of(config)
     places = [i for i in range(len(examples)) if examples.row(i).id in captions]
     items: list[dict[str, Any]] = []
     try:
+        if isinstance(judge, FittedJudge):
+            judge.fit([examples[place] for place in range(min(_FITTED, len(examples)))])
         with training_progress("bcapscore", len(places)) as advance:
             for start in range(0, len(places), _BATCH):
                 batch = [examples[place] for place in places[start : start + _BATCH]]
@@ -55,6 +64,13 @@ def judge_captions(
         if isinstance(judge, MeteredJudge):
             judge.close()
     return items, named, spent
+
+
+def _name_of(judge: JudgeConfig) -> str:
+    """As titles have it."""
+    if judge.kind == "model":
+        return f"{Path(judge.model).name} on the devices"
+    return judge.model if judge.kind == "llm" else judge.kind
 
 
 def _item(

@@ -22,21 +22,23 @@ from balcap_jax.runs.progress import training_progress
 MADE, SETTINGS = "made.jsonl", "made.settings.json"
 _DEPEND = (
     "model", "revision", "checkpoint", "prompt", "max_new_tokens", "temperature", "top_p", "seed",
-    "max_pixels", "min_pixels",
+    "max_pixels", "min_pixels", "dtype",
 )  # fmt: skip
 
 
 class Wanted(NamedTuple):
-    """An image to caption.
+    """An image to caption, or several related ones that have one caption.
 
     Attributes:
       image: its file or bytes.
       prompt: "" for that of the settings.
+      more: files or bytes of the images after the first.
     """
 
     name: str
     image: Any
     prompt: str = ""
+    more: tuple[Any, ...] = ()
 
 
 def make_captions(config: Any, wanted: Sequence[Wanted], folder: Path) -> dict[str, str]:
@@ -140,7 +142,7 @@ def _sampled(
         params = jax.tree.map(lambda leaf: replicate(mesh, leaf), saved.params)
     else:
         source = policy_folder(config.model, revision=config.revision)
-        policy, params = load_pretrained(source, mesh=mesh)
+        policy, params = load_pretrained(source, dtype=config.dtype, mesh=mesh)
     captioner = Captioner(
         policy,
         Processor.load(source).limited(min_pixels=pixels.least, max_pixels=pixels.most),
@@ -171,12 +173,20 @@ def _sampled(
 
 def _example(config: Any, one: Wanted, pixels: Pixels) -> Example:
     try:
-        image = open_image(one.image, pixels=pixels)
+        image, *more = (open_image(image, pixels=pixels) for image in (one.image, *one.more))
     except BadImageError as error:
         raise UserError(
             f"The image {one.name} cannot be captioned ({error}); give a readable RGB image file."
         ) from None
-    return Example(one.name, image, one.prompt or config.prompt, reference="")
+    prompt = one.prompt or config.prompt
+    if not more:
+        return Example(one.name, image, prompt, reference="")
+    count = 1 + len(more)
+    text = {"type": "text", "text": f"These are {count} related images. {prompt}"}
+    asked = {"role": "user", "content": [*({"type": "image"} for _ in range(count)), text]}
+    return Example(
+        one.name, image, text["text"], reference="", messages=(asked,), more_images=tuple(more)
+    )
 
 
 def captions_of(

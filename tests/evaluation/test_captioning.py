@@ -91,6 +91,48 @@ def test_captions_by_the_sampler_do_not_depend_on_where_it_stopped(world, tmp_pa
     assert [json.loads(line)["id"] for line in (part / MADE).open()] == world.names
 
 
+@pytest.mark.slow  # the policy of the package, compiled for two sizes of prompts
+def test_related_images_have_one_caption(world, tmp_path):
+    files = [world.images / name for name in world.names]
+    config = DCScoreConfig(model="base", max_new_tokens=8)
+    one, two = Wanted("a", files[0]), Wanted("a", files[0], more=(files[1],))
+    captions = [make_captions(config, [w], tmp_path / str(len(w.more))) for w in (one, two)]
+    assert all(found["a"].strip() for found in captions)
+
+
+def test_related_images_are_all_shown(world):
+    files = [world.images / name for name in world.names]
+    pixels = captioning.Pixels()
+    example = captioning._example(DCScoreConfig(), Wanted("a", files[0], more=(files[1],)), pixels)
+    assert [image.size for image in example.all_images] == [(48, 40), (49, 40)]
+    (message,) = example.messages
+    kinds = [part["type"] for part in message["content"]]
+    assert kinds == ["image", "image", "text"]
+    assert example.prompt == "These are 2 related images. Describe this image in detail."
+    assert captioning._example(DCScoreConfig(), Wanted("a", files[0]), pixels).messages == ()
+
+
+@pytest.mark.parametrize("which", ["best", "7"])
+def test_a_checkpoint_of_a_run_is_captioned(which, world, tmp_path, monkeypatch):
+    from balcap_jax.training import saved_policy as module
+
+    def opened(run, checkpoint):
+        raise UserError(f"{run} {checkpoint}")
+
+    monkeypatch.setattr(module, "saved_policy", opened)
+    with pytest.raises(UserError, match=f"^runs/a {which}$"):
+        make_captions(DCScoreConfig(model="runs/a", checkpoint=which), wanted(world), tmp_path)
+
+
+def test_a_checkpoint_that_no_run_has(world, tmp_path):
+    (tmp_path / "run").mkdir()
+    for model in ("base", str(tmp_path / "run")):
+        config = DCScoreConfig(model=model, checkpoint="best")
+        with pytest.raises(UserError) as error:
+            make_captions(config, wanted(world), tmp_path / "out")
+        assert "\n" not in str(error.value)
+
+
 def test_no_captions_are_named():
     with pytest.raises(UserError, match="name no captions to evaluate; give a policy with --model"):
         captioning.captions_of(DCScoreConfig(), [], Path("out"), data=Path("facts"))

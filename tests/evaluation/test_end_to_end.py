@@ -2,8 +2,8 @@
 
 import json
 import os
+import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +14,7 @@ from benchmark_world import answer, make_world
 from judge_server import JudgeServer
 
 from balcap_jax.cli.main import main
+from balcap_jax.config.evaluation import BENCHMARKS
 from balcap_jax.evaluation.report import compare, difference
 
 IMAGES = 12
@@ -162,20 +163,26 @@ def test_official_files(whole, world):
     assert sum(len(of) for of in stored.values()) == 3 * IMAGES
 
 
-def test_two_models_are_compared_on_the_same_images(whole, shorter, world, server, tmp_path):
-    out, _ = whole
-    same = tmp_path / "same"
-    all_four(world, server, world.folder / "whole.json", same, cache=out / "cache.sqlite")
-    for benchmark, sides in compare([out, same]).items():
-        apart = difference(*(side.results for side in sides), "strict", seed=0)
-        assert apart.value == 0
-        assert not apart.told, benchmark
-    for benchmark, sides in compare([out, shorter]).items():
-        apart = difference(*(side.results for side in sides), "strict", seed=0)
-        if benchmark == "captionqa":  # the sentence that is gone answers no question
-            continue
-        assert apart.value < 0
-        assert apart.told, benchmark
+def test_a_third_of_the_sentences_is_told_by_every_benchmark(server, tmp_path):
+    many = make_world(tmp_path / "w", 40)
+    cache = tmp_path / "cache.sqlite"
+    for name, captions in (
+        ("whole", many.captions("whole.json")),
+        ("same", many.captions("same.json")),
+        ("less", many.captions_without_a_third("less.json")),
+    ):
+        all_four(many, server, captions, tmp_path / name, cache=cache)
+    for name in ("same", "less"):
+        compared = compare([tmp_path / "whole", tmp_path / name])
+        assert list(compared) == list(BENCHMARKS)
+        for benchmark, sides in compared.items():
+            apart = difference(*(side.results for side in sides), "strict", seed=0)
+            if name == "same":
+                assert (apart.low, apart.value, apart.high) == (0, 0, 0)
+                assert not apart.told
+            else:
+                assert apart.low <= apart.value <= apart.high < 0, benchmark
+                assert apart.told
 
 
 def test_a_part_of_the_domains_has_the_orders_of_the_whole(whole, world, server, tmp_path):
@@ -193,35 +200,69 @@ def test_a_part_of_the_domains_has_the_orders_of_the_whole(whole, world, server,
     assert record(tmp_path / "part", "captionqa")["counts"]["questions"] == 3 * len(ecommerce)
 
 
-@pytest.mark.parametrize("benchmark", ["dcscore", "captionqa", "caparena"])
-def test_a_judge_that_fails_a_tenth_is_shown(benchmark, world, tmp_path, capsys):
-    kinds = ("500", "drop", "half_body", "400", "401", "429", "schema")
-    every = 17 if benchmark == "dcscore" else 5  # an image has seven calls there
-    fault = lambda n: kinds[n // every % 7] if n % every == 4 else None  # noqa: E731
-    with JudgeServer(answer=answer, fault=fault) as bad:
-        captions = world.captions("faulty.json")
+# Every way of the server to fail but the delay, which is a fault where it is longer than `timeout`.
+KINDS = ("500", "429", "400", "401", "drop", "half", "half_body", "schema", "stall")
+# Images of an invented benchmark, so that a tenth of its calls has every kind of fault.
+FAILING = {"dcscore": 22, "captionqa": 32, "caparena": 92, "bcapscore": 92}
+FULL = {"dcscore": 100 * 6 / 7, "captionqa": 100.0, "caparena": 100.0}
+
+
+class Tenth:
+    """Fault k of `KINDS` for call 10 k + 9, each in its turn."""
+
+    def __call__(self, number: int) -> str | None:
+        return KINDS[number // 10 % len(KINDS)] if number % 10 == 9 else None
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_a_judge_that_fails_a_tenth_in_every_way_is_shown(benchmark, tmp_path, capsys):
+    world = make_world(tmp_path / "w", FAILING[benchmark])
+    own = benchmark == "bcapscore"  # its judge is asked as that of training
+    by_rules = {} if own else {"answer": answer}
+    with JudgeServer(fault=Tenth(), **by_rules) as bad:
         out = tmp_path / "out"
-        args = (world, bad, benchmark, captions, out)
-        more = ("--judge.retries", "0", "--judge.max-failure-share", "1")
+        args = (world, bad, benchmark, world.captions("faulty.json"), out)
+        more = ["--judge.retries", "0", "--judge.max-failure-share", "1", "--judge.timeout", ".4",
+                "--judge.concurrency", "8"]  # fmt: skip
+        if own:
+            cache = str(out / "cache.sqlite")
+            more += ["--judge.kind", "llm", "--judge.model", "ruler", "--judge.base-url", bad.url,
+                     "--judge.backoff", "0.01", "--judge.cache", cache]  # fmt: skip
         assert run(*args, *more) == 0
+        assert set(bad.faults) == set(KINDS)
+        assert sum(bad.faults.values()) == bad.calls // 10
         found = record(out, benchmark)
-        assert found["counts"]["failed"] > 0
-        # What was answered is as without faults: nothing that failed became a zero.
-        full = {"dcscore": 100 * 6 / 7, "captionqa": 100.0, "caparena": 100.0}[benchmark]
-        unparsed = found["counts"].get("unparsed", 0)
-        if not unparsed:
-            assert found["values"]["strict"]["value"] == pytest.approx(full, abs=1e-3)
-        low, high = found["strict_between"]
-        assert low < found["values"]["strict"]["value"] <= high
-        said = capsys.readouterr().out
-        assert f"{found['counts']['failed']} failed" in said
+        items = [json.loads(line) for line in (out / benchmark / "items.jsonl").open()]
+        failed, said = found["counts"]["failed"], capsys.readouterr().out
+        assert failed > 0
+        assert f"{failed} failed" in said
         assert "strict is between" in said
+        low, high = found["strict_between"]
+        value = found["values"]["strict"]["value"]
+        assert low < value <= high
+        assert scores_of_the_failed(benchmark, items) == [None] * failed
+        if benchmark == "dcscore":
+            lost = sum(item["score"] is None for item in items)
+            assert failed == lost
+            assert found["values"]["official"]["value"] == pytest.approx(FULL[benchmark], abs=1e-3)
+        # What was answered is as without faults: nothing that failed became a zero.
+        if not found["counts"].get("unparsed") and not own:
+            assert value == pytest.approx(FULL[benchmark], abs=1e-3)
         # The same command asks for what failed alone.
         bad.fault = lambda _: None
+        before = bad.calls
         assert run(*args, *more) == 0
+        assert 0 < bad.calls - before <= failed * (4 if benchmark == "dcscore" else 1) + 1
         assert record(out, benchmark)["counts"]["failed"] == 0
-        if not unparsed:
-            assert values(out, benchmark)["strict"] == pytest.approx(full, abs=1e-3)
+
+
+def scores_of_the_failed(benchmark: str, items: list[dict]) -> list[float | None]:
+    if benchmark == "captionqa":
+        return [q["score"] for item in items for q in item["questions"] if q["failed"]]
+    if benchmark == "caparena":
+        return [b["value"] for item in items for b in item["battles"] if b["failed"]]
+    name = "score" if benchmark == "dcscore" else "precision"
+    return [item[name] for item in items if item["failed"]]
 
 
 def test_all_of_a_config_file_with_one_report(world, server, tmp_path, capsys, whole):
@@ -246,28 +287,79 @@ def test_all_of_a_config_file_with_one_report(world, server, tmp_path, capsys, w
     assert "No benchmark has data; give one of" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # processes of their own, one of which is killed
-def test_kill_9_loses_nothing(world, tmp_path):
-    captions, out = world.captions("killed.json"), tmp_path / "out"
+@pytest.mark.slow  # six processes of their own, five of which are killed
+def test_kill_9_at_any_moment_loses_nothing(tmp_path):
+    images, at_once, rng = 8, 4, random.Random(0)
+    world, out, cache = make_world(tmp_path / "w", images), tmp_path / "out", tmp_path / "c.sqlite"
+    captions, folder = world.captions("killed.json"), world.folder
     with JudgeServer(answer=answer, latency=0.1) as slow:
-        command = [
-            sys.executable, "-m", "balcap_jax", "eval", "dcscore", "--captions", captions,
-            "--out", out, "--facts", world.folder / "facts.jsonl", "--images", world.images,
-            "--judge.base-url", slow.url, "--judge.model", "ruler", "--judge.concurrency", "4",
-            "--judge.cache", out / "cache.sqlite",
-        ]  # fmt: skip
+
+        def config(name: str, url: str) -> list[str]:
+            data = {
+                "dcscore": f'facts = "{folder / "facts.jsonl"}"\nimages = "{world.images}"\n',
+                "captionqa": f'data = "{folder / "questions.jsonl"}"\n',
+                "caparena": f'data = "{folder / "battles.json"}"\nimages = "{world.images}"\n',
+                "bcapscore": f'data = "{folder / "photos.jsonl"}"\n',
+            }
+            judge = (
+                f'base_url = "{url}"\nmodel = "ruler"\nconcurrency = {at_once}\ncache = "{cache}"\n'
+            )
+            (tmp_path / f"{name}.toml").write_text(
+                f'name = "m"\nout = "{tmp_path / name}"\n'
+                + "".join(
+                    f'[{benchmark}]\n{of}captions = "{captions}"\n'
+                    + (f"[{benchmark}.judge]\n{judge}" if benchmark != "bcapscore" else "")
+                    for benchmark, of in data.items()
+                )
+            )
+            return [sys.executable, "-m", "balcap_jax", "eval", "all", "--config",
+                    str(tmp_path / f"{name}.toml")]  # fmt: skip
+
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        process = subprocess.Popen(list(map(str, command)), env=environment)
-        while slow.calls < 30:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done = subprocess.run(
-            list(map(str, command)), env=environment, capture_output=True, text=True, check=True
-        )
-        asked = [json.dumps([b["messages"], b["seed"]]) for b in slow.requests]
-        assert len(set(asked)) == IMAGES * 7
-        assert len(asked) - len(set(asked)) <= 4  # those that were under way
+        command, planned = config("out", slow.url), images * (7 + 3 + 1)
+        for share in range(5):
+            until = slow.calls + rng.randint(1, planned // 6)
+            process = subprocess.Popen(command, env=environment)
+            while slow.calls < until:
+                assert process.poll() is None, share
+                time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            process.wait()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        asked = [json.dumps([b["messages"], b.get("seed")]) for b in slow.requests]
+        assert len(set(asked)) == planned
+        assert len(asked) - len(set(asked)) <= 5 * at_once  # those that were under way
+        assert "answers from the cache" in done.stdout
+        before = slow.calls
+        subprocess.run(config("again", slow.url), env=environment, check=True)
+        assert slow.calls == before
+    # File by file as those of a start that nothing stopped.
+    files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    for file in sorted(files):
+        if file.suffix in (".json", ".jsonl") and file.name != "result.json":
+            assert (out / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+    for benchmark in BENCHMARKS:
+        assert values(out, benchmark) == values(tmp_path / "again", benchmark)
     assert values(out, "dcscore")["official"] == pytest.approx(100 * 6 / 7, abs=1e-4)
-    assert "answers from the cache" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["lexical", "auto"])
+def test_bcapscore_says_which_judge_of_training_it_was(kind, world, server, tmp_path):
+    captions = world.captions("w.json")
+    assert run(world, server, "bcapscore", captions, tmp_path, "--judge.kind", kind) == 0
+    assert record(tmp_path, "bcapscore")["title"] == "b-CapScore (judge: lexical)"
+
+
+@pytest.mark.slow  # a policy is compiled
+def test_bcapscore_by_a_judge_on_the_devices(world, server, tmp_path, monkeypatch, capsys):
+    captions = world.captions("w.json")
+    more = ("--judge.kind", "model", "--judge.model", "base")
+    # The policy of scenes sees little on these images, which is told before anything is judged.
+    assert run(world, server, "bcapscore", captions, tmp_path, *more) == 2
+    assert "judge.model='base' tells true statements" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr("balcap_jax.rewards.model.judge.ModelJudge.check", lambda _: None)
+    assert run(world, server, "bcapscore", captions, tmp_path, *more) == 0
+    found = record(tmp_path, "bcapscore")
+    assert found["title"] == "b-CapScore (judge: base on the devices)"
+    assert found["counts"]["failed"] == 0
+    assert 0 < found["values"]["strict"]["value"] < 100
