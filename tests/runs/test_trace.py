@@ -91,7 +91,9 @@ def test_a_resumed_run_traces_the_rest_or_says_that_it_is_past(tmp_path):
 
 def test_a_trace_that_cannot_be_made_is_a_line(tmp_path):
     refused = Steps(tmp_path / "refused", 1, 2)
-    jax.profiler.start_trace(tmp_path / "of the caller")
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # with many threads its start takes minutes
+    jax.profiler.start_trace(tmp_path / "of the caller", profiler_options=options)
     try:
         refused.make(1, 2)
     finally:
