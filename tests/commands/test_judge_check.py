@@ -187,6 +187,7 @@ def test_the_known_captions_are_fixed_and_apart():
     assert by_kind["fragments"][2] < 0.5
 
 
+@pytest.mark.slow
 def test_a_policy_folder_is_measured_and_its_area_comes_first(monkeypatch, capsys):
     monkeypatch.setattr(judge_check, "FITTED_ON", 4)
     command = ["judge-check", "--judge.kind", "model", "--judge.model", "base"]

@@ -114,10 +114,12 @@ def test_with_kl_and_micro_batches():
     compare("qwen2_5_vl", kl_coef=0.3, micro_batches=2)
 
 
+@pytest.mark.slow
 def test_with_a_tower_that_trains_and_rematerialisation():
     compare("llava", trained=EVERYTHING, remat="full")
 
 
+@pytest.mark.slow
 def test_adapters_on_eight_devices():
     compare("qwen2_5_vl", mesh=make_mesh(**EIGHT), trained=ADAPTERS)
 

@@ -109,6 +109,7 @@ def test_the_policy_as_its_own_judge_needs_a_flag(tmp_path, one_device):
     assert "--judge.own-policy true" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_judge_that_sees_too_little_is_refused(monkeypatch):
     monkeypatch.setattr(judge_of_run, "FITTED_ON", 8)
     monkeypatch.setattr(model_judge, "LEAST_AUC", LEAST_AUC)  # the run above lets it be anything

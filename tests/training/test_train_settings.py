@@ -29,7 +29,11 @@ pytestmark = pytest.mark.usefixtures("one_device")
             id="verl-dr_grpo-linear-tokens",
             marks=pytest.mark.slow,
         ),
-        pytest.param({"model": ModelConfig(train_vision=True, remat="full")}, id="vision-remat"),
+        pytest.param(
+            {"model": ModelConfig(train_vision=True, remat="full")},
+            id="vision-remat",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_settings_run_and_learn(changes, tmp_path):
