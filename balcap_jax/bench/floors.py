@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from balcap_jax.bench.step_ours import Ours, new_update
-from balcap_jax.plan.workloads.flops import count, without_remat
 from balcap_jax.plan.workloads.workload import abstract, size_of
 from balcap_jax.rl.train_state import split_trainable
 from balcap_jax.rollout.sampling import sample
+from balcap_jax.runs.flops import count, without_remat
 
 
 class Work(NamedTuple):

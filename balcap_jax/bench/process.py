@@ -1,28 +1,55 @@
 """Measurements in a process of its own, where nothing else has used memory."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from balcap_jax.runs.stopwatch import peak_memory_mb
 
 
-def in_process(module: str, *arguments: str) -> dict[str, Any]:
+def in_process(
+    module: str,
+    *arguments: str,
+    seconds: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """What `measure(*arguments)` of `module` prints as its last line, a JSON object.
 
+    Args:
+      seconds: after which it is ended, with all that it has started; None: it may take any time.
+      environment: variables beside those of this process.
+
     Raises:
-      RuntimeError: it failed; the message is the last line of its stderr.
+      RuntimeError: it failed or was ended; the message is the last line of its stderr.
     """
     code = f"import sys; from {module} import measure; measure(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,  # so that what it starts ends with it
     )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}"])[-1]
+    try:
+        out, err = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"ended after {seconds:.0f} s, the time that was left") from None
+    finally:
+        if child.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+    if child.returncode:
+        reason = (err.strip().splitlines() or [f"signal {-child.returncode}"])[-1]
         raise RuntimeError(reason)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(out.splitlines()[-1])
 
 
 def peak_bytes() -> int:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from balcap_jax.bench import floors
 from balcap_jax.bench.step_hf import HuggingFace, check_installed, write_inputs
-from balcap_jax.bench.step_memory import Memory, memory_of
+from balcap_jax.bench.step_memory import Memory, memory_here, memory_of
 from balcap_jax.bench.step_ours import Ours, plain_checksum
 from balcap_jax.bench.step_profile import rollout_parts, update_parts
 from balcap_jax.errors import UserError
@@ -83,17 +83,22 @@ def run(
     firsts: dict[str, dict[str, float]] = {ours.name: {"rollout": _seconds(ours.rollout)}}
     checksum = plain_checksum(ours) | ours.logprob_checksum()
     memory: dict[str, Memory] = {}
+    on_cpu = jax.devices()[0].platform == "cpu"
     with tempfile.TemporaryDirectory() as folder:
         if against is not None:
             write_inputs(ours, Path(folder))
-            memory["hf"] = memory_of("hf", name, Path(folder))
+            if on_cpu:
+                memory["hf"] = memory_of("hf", name, Path(folder))
             sides["hf"] = HuggingFace(preset, Path(folder))
             firsts["hf"] = {"rollout": _seconds(sides["hf"].rollout)}
-        memory["balcap"] = memory_of("balcap", name, Path(folder))
+        if on_cpu:
+            memory["balcap"] = memory_of("balcap", name, Path(folder))
     for label, side in sides.items():
         firsts[label]["update"] = _seconds(
             lambda side=side, label=label: checksum.update({f"{label}_loss": side.update()})
         )
+    if not on_cpu:  # a second process would want the same memory
+        memory = {label: memory_here(label) for label in sides}
     timings = _timings(sides, firsts, rounds)
     medians = {part: timings["balcap"][part].median for part in PARTS}
     parts = rollout_parts(ours, medians["rollout"])
@@ -106,7 +111,7 @@ def run(
     }
     if against is not None:
         report["ratios"] = {part: timings["hf"][part].median / medians[part] for part in PARTS} | {
-            "memory": memory["hf"].peak_bytes / memory["balcap"].peak_bytes
+            "memory": memory["hf"].peak_bytes / max(memory["balcap"].peak_bytes, 1)
         }
     if profile:
         report["profile"] = parts | update_parts(ours, medians["update"])
@@ -153,11 +158,11 @@ def run_and_print(
 
 def tables(report: dict[str, Any]) -> list[Table]:
     """The report for people."""
-    times = _table(
+    times = table_of(
         f"{report['preset']}: wall-clock seconds",
         ("side", "part", "median", "min", "max", "CPU", "tokens/s"),
     )
-    once = _table(
+    once = table_of(
         "first calls, in seconds, and memory",
         ("side", *(f"first {part}" for part in PARTS), "peak memory"),
     )
@@ -172,7 +177,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
             )
         firsts = (f"{side[part]['first']:.1f}" for part in PARTS)
         once.add_row(label, *firsts, f"{side['peak_bytes'] / 1e9:.2f} GB")
-    limits = _table(
+    limits = table_of(
         "beside the limits of this device, as measured: "
         f"{report['limits']['bytes_per_second'] / 1e9:.1f} GB/s, "
         f"{report['limits']['flops_per_second'] / 1e9:.0f} GFLOP/s",
@@ -193,10 +198,10 @@ def tables(report: dict[str, Any]) -> list[Table]:
         times,
         once,
         limits,
-        _pairs("checksum, before the first update", report["checksum"], ".7f"),
+        pairs_of("checksum, before the first update", report["checksum"], ".7f"),
     ]
     if "profile" in report:
-        made.append(_pairs("parts, seconds", report["profile"], ".4f"))
+        made.append(pairs_of("parts, seconds", report["profile"], ".4f"))
     return made
 
 
@@ -267,14 +272,16 @@ def _seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _table(title: str, columns: tuple[str, ...]) -> Table:
+def table_of(title: str, columns: tuple[str, ...]) -> Table:
+    """An empty table."""
     made = Table(title=title, box=box.SIMPLE)
     for column in columns:
         made.add_column(column, justify="right", no_wrap=True)
     return made
 
 
-def _pairs(title: str, numbers: dict[str, float], form: str) -> Table:
+def pairs_of(title: str, numbers: dict[str, float], form: str) -> Table:
+    """Names and numbers."""
     made = Table(title=title, box=box.SIMPLE, show_header=False)
     made.add_column()
     made.add_column(justify="right", no_wrap=True)

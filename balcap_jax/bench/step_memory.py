@@ -38,6 +38,19 @@ def memory_of(side: str, preset: str, folder: Path) -> Memory:
         ) from error
 
 
+def memory_here(side: str) -> Memory:
+    """What a side has held of an accelerator so far in this process; each has an allocator of its
+    own.
+    """
+    if side == "balcap":
+        import jax
+
+        return Memory(0, (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
+    import torch
+
+    return Memory(0, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
 def measure(side: str, preset: str, folder: str) -> None:
     """One rollout and one update; prints a `Memory` as JSON.
 

@@ -76,6 +76,65 @@ class StepBenchFlags(Settings):
         )
 
 
+@dataclass(frozen=True)
+class TrainerBenchFlags(Settings):
+    """Whole steps of `balcap train` beside those of TRL's own GRPOTrainer, in turns."""
+
+    against: Literal["trl"] = "trl"  # The other trainer.
+    model: str = "base"  # Policy of both: "base", or a folder of Qwen2.5-VL.
+    data: str = "scenes"  # Images and prompts of both: what --data.path of `balcap train` takes.
+    images: int = 8  # Images of a step.
+    captions: int = 8  # Captions of an image.
+    tokens: int = 112  # Most tokens of a caption.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Type of the computation on both sides.
+    # Values of a layer that our update keeps; with "attention" and "full" TRL checkpoints layers.
+    remat: Literal["none", "dots", "attention", "full"] = "none"
+    rounds: int = 5  # Steps by each side after a first one.
+    memory: bool = True  # Peak memory, too: two more steps by each side, in processes of their own.
+    json: bool = False  # One line of JSON instead of a few for people.
+
+    def check(self) -> None:
+        self._at_least(1, "images", "tokens", "rounds")
+        self._at_least(2, "captions")
+
+
+@dataclass(frozen=True)
+class DeviceBenchFlags(Settings):
+    """All that is worth measuring on an accelerator in ten minutes, as a table for the docs.
+
+    Kernels of attention, decoding and update beside the limits of the device, a run, Hugging Face.
+    """
+
+    out: Path = Path("device_bench")  # Folder for device.json and device.md, written as it goes.
+    # Presets of `balcap bench step`; none given: cpu-small on a CPU, else qwen3b.
+    presets: tuple[str, ...] = ()
+    # Parts in their order: "attention", "step", "run" (of balcap train), "hf" (Hugging Face).
+    parts: tuple[Literal["attention", "step", "run", "hf"], ...] = (
+        "attention", "step", "run", "hf",
+    )  # fmt: skip
+    rounds: int = 5  # Calls of what is timed, after a first one.
+    steps: int = 20  # Steps of the run.
+    minutes: float = 10.0  # Time for all; what does not fit is ended or not begun, and says so.
+
+    def check(self) -> None:
+        self._at_least(1, "rounds", "steps")
+        self._positive("minutes")
+        self._at_most(10**4, "minutes")
+        self._require(len(self.parts) > 0, "parts", "is empty", "name one, or leave it out.")
+
+
+@dataclass(frozen=True)
+class UpdateBenchFlags(Settings):
+    """Times of updates of packed tokens beside padded ones, on captions of the default run."""
+
+    steps: int = 100  # Updates by each side, in turns.
+    rollouts: int = 20  # Batches of captions of the base policy that they learn from.
+    json: bool = False  # One line of JSON instead of tables.
+
+    def check(self) -> None:
+        self._at_least(1, "steps", "rollouts")
+
+
 def bench(arguments: list[str]) -> None:
     """`balcap bench ARGUMENTS`."""
     if arguments[:1] in ([], ["--help"], ["-h"]):
@@ -151,15 +210,72 @@ def _step(arguments: list[str]) -> None:
     )
 
 
-_BENCHMARKS = {"advantages": _advantages, "judge": _judge, "load": _load, "step": _step}
+def _trainer(arguments: list[str]) -> None:
+    flags = parse(TrainerBenchFlags, arguments, "bench trainer")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # as in `_step`
+
+    from balcap_jax.bench.trainer import Sizes, run_and_print
+
+    sizes = Sizes(
+        model=flags.model,
+        data=flags.data,
+        images=flags.images,
+        captions=flags.captions,
+        tokens=flags.tokens,
+        dtype=flags.dtype,
+        remat=flags.remat,
+        rounds=flags.rounds,
+    )
+    run_and_print(sizes, memory=flags.memory, json=flags.json)
+
+
+def _device(arguments: list[str]) -> None:
+    flags = parse(DeviceBenchFlags, arguments, "bench device")
+
+    from balcap_jax.bench.device import Plan, run_and_print
+
+    plan = Plan(
+        flags.out,
+        presets=flags.presets,
+        parts=flags.parts,
+        rounds=flags.rounds,
+        steps=flags.steps,
+        minutes=flags.minutes,
+    )
+    run_and_print(plan, arguments)
+
+
+def _update(arguments: list[str]) -> None:
+    flags = parse(UpdateBenchFlags, arguments, "bench update")
+
+    from balcap_jax.bench.update import run_and_print
+
+    run_and_print(steps=flags.steps, rollouts=flags.rollouts, json=flags.json)
+
+
+_BENCHMARKS = {
+    "advantages": _advantages,
+    "device": _device,
+    "judge": _judge,
+    "load": _load,
+    "step": _step,
+    "trainer": _trainer,
+    "update": _update,
+}
 
 _HELP = """\
 usage: balcap bench advantages [FLAGS]
+       balcap bench device [FLAGS]
        balcap bench judge DATA [FLAGS]
        balcap bench load FOLDER [FLAGS]
        balcap bench step [FLAGS]
+       balcap bench trainer [FLAGS]
+       balcap bench update [FLAGS]
 
   advantages  the advantage kernels against numpy and, where installed, TRL's torch code
+  device      all that is worth measuring on an accelerator in ten minutes, as a table
   judge       the offline judge against people's labels, beside a bag of words
   load        seconds and peak memory of loading a folder, beside transformers
-  step        rollout and update of a policy, beside transformers and the limits of the device"""
+  step        rollout and update of a policy, beside transformers and the limits of the device
+  trainer     whole steps of `balcap train` beside TRL's own trainer
+  update      updates of packed tokens beside padded ones, on captions of the default run"""

@@ -46,6 +46,9 @@ class TrainConfig(Settings):
     sample_every: int = 10  # Steps between samples of captions with their verdicts.
     # Places where rows of metrics go beside metrics.jsonl: "tensorboard", "wandb".
     loggers: tuple[str, ...] = ("tensorboard",)
+    # Steps that jax.profiler traces to OUT/NAME/profile: one, or the first and the last. Counted
+    # from 1, which compiles; none given: no trace.
+    profile: tuple[int, ...] = ()
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -119,6 +122,9 @@ class SFTConfig(Settings):
     sample_every: int = 0  # Steps between captions of held-out images in samples.jsonl; 0: none.
     # Places where rows of metrics go beside metrics.jsonl: "tensorboard", "wandb".
     loggers: tuple[str, ...] = ("tensorboard",)
+    # Steps that jax.profiler traces to OUT/NAME/profile: one, or the first and the last. Counted
+    # from 1, which compiles; none given: no trace.
+    profile: tuple[int, ...] = ()
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(path="scratch", train_vision=True)
     )
@@ -359,6 +365,7 @@ class ScenesConfig(Settings):
 def _check_run(config: Any) -> None:
     """Checks what the configs of runs share: name, seed, steps and their schedule."""
     config._at_least(1, "steps")
+    _check_profile(config)
     config._require(
         config.optim.schedule == "constant" or config.steps > config.optim.warmup_steps,
         "steps",
@@ -372,6 +379,29 @@ def _check_run(config: Any) -> None:
         "name",
         "must be the name of one folder",
         "put the path into --out.",
+    )
+
+
+def _check_profile(config: Any) -> None:
+    window = config.profile
+    example = "such as --profile 3 5."
+    config._require(
+        len(window) <= 2,
+        "profile",
+        "must be one step, or the first and the last",
+        f"write {example}",
+    )
+    config._require(
+        not window or 1 <= window[0] <= window[-1],
+        "profile",
+        "must hold steps from 1 on, the first before the last",
+        f"write {example}",
+    )
+    config._require(
+        not window or window[-1] <= config.steps,
+        "profile",
+        f"must lie within steps={config.steps}",
+        f"name steps up to {config.steps}, or set --steps {max(window, default=0)} or more.",
     )
 
 

@@ -21,6 +21,7 @@ RESUMABLE = frozenset(
         "log_every",
         "loggers",
         "sample_every",
+        "profile",
         "model.attention",
         "model.remat",
         "data.max_bad_images",

@@ -308,6 +308,9 @@ class RLConfig(Settings):
     updates_per_rollout: int = 1  # Optimizer steps on the captions of one rollout.
     # Parts that the batch of an update is split into to save memory; the result is the same.
     micro_batches: int = 1
+    # Packing of real tokens, so that padding of captions and prompts is not computed; without it
+    # the update is the same within rounding, and slower.
+    packing: bool = True
     room = "rl."
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from balcap_jax.models.inputs import AnyArray, Prompts
+from balcap_jax.models.packing import Packing
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import over_batch
 
@@ -218,19 +219,31 @@ def completion_logprobs(
     banned_tokens: tuple[int, ...] = (),
     chunk: int = 32,
     frozen_head: bool = False,
+    packing: Packing | None = None,
 ) -> tuple[Float[Array, "b g c"], Float[Array, "b g c"]]:
     """Logprob and entropy of every token of the completions, the prompt shared by its group.
 
     Positions after the end of a completion hold numbers without meaning; mask them.
+
+    Args:
+      packing: of the real tokens, which alone are computed; the others' numbers are 0. Tokens that
+        do not fit into its room make all numbers NaN: none is left out without a word.
     """
-    hidden = policy.completion_hidden(params, prompts, features, completions)
-    return token_logprobs(
-        policy,
-        params,
-        hidden,
-        completions,
-        temperature=temperature,
-        banned_tokens=banned_tokens,
-        chunk=chunk,
-        frozen_head=frozen_head,
+    hidden = policy.completion_hidden(params, prompts, features, completions, packing)
+    options = {
+        "temperature": temperature,
+        "banned_tokens": banned_tokens,
+        "frozen_head": frozen_head,
+    }
+    if packing is None:
+        return token_logprobs(policy, params, hidden, completions, chunk=chunk, **options)
+    B, G, _ = completions.shape
+    targets = packing.pack_own(jnp.asarray(completions))
+    # As many logits at a time as without packing.
+    chunk = chunk * B * G // len(targets)
+    packed = token_logprobs(
+        policy, params, hidden[:, None], targets[:, None], chunk=chunk, **options
     )
+    # A factor, so that gradients are NaN, too, and the step is skipped.
+    fits = jnp.where(packing.fits, 1.0, jnp.nan)
+    return jax.tree.map(lambda x: packing.unpack_own(x[:, 0], completions.shape) * fits, packed)

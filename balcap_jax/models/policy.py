@@ -6,7 +6,7 @@ stacked on a leading axis and scanned; decoding (`decoding`) loops over a list o
 because a scanned cache is copied every step.
 
 Letters: b batch, g group, t and c tokens, p prefix, s patches, m image features, d width,
-v vocabulary.
+v vocabulary; r rows and n places of packed tokens, see `packing`.
 """
 
 from abc import ABC, abstractmethod
@@ -43,6 +43,7 @@ from balcap_jax.models.decoder.rotary import axis_angles, rotary_frequencies, te
 from balcap_jax.models.hf.inputs import PaddedPrompts, padded_prompts
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.layout import Layout
+from balcap_jax.models.packing import Packing
 from balcap_jax.parallel.sharding import (
     BATCH_AXES,
     constrain,
@@ -256,13 +257,18 @@ class VisionLanguagePolicy(ABC):
         prompts: Prompts,
         features: Float[Array, "b m d"],
         completions: Int[AnyArray, "b g c"],
-    ) -> Float[Array, "b g c d"]:
+        packing: Packing | None = None,
+    ) -> Float[Array, "b g c d"] | Float[Array, "r own d"]:
         """Final-norm hidden states of G completions; the t-th predicts the completion's token t.
 
         The inputs are [last_token, completions[..., :-1]]. Prefix and completions go through the
         layers as one sequence of p + g * c tokens, of which attention alone knows the parts: a
         layer's prefix keys and values serve all G completions and are not kept. Equal to the
         forward of each prompt joined with each completion, gradients included.
+
+        Args:
+          packing: of the real tokens of these prompts and completions; the rest is not computed,
+            and the hidden states stay packed.
         """
         completions = jnp.asarray(completions)
         B, G, C = completions.shape
@@ -272,20 +278,29 @@ class VisionLanguagePolicy(ABC):
         positions = jnp.broadcast_to(positions, (B, G, C))
         prefix_mask = jnp.asarray(prompts.mask)
         angles = join_group(self.prompt_angles(prompts.positions), self._text_angles(positions))
+        if packing is not None:
+            angles = packing.pack(angles)
 
         def body(x, weights):
             layer = self.definitions["language_model.layers"](weights)
             q, kv = layer.project(x, angles)
-            return layer.finish(x, self.attends.group(q, kv, prefix_mask, G)), None
+            if packing is None:
+                attended = self.attends.group(q, kv, prefix_mask, G)
+            else:
+                attended = self.attends.packed(q, kv, prefix_mask, packing)
+            return layer.finish(x, attended), None
 
-        x = constrain_stream(
-            join_group(
-                self._embed_prompt(params, prompts.tokens, features), self._embed(params, inputs)
-            )
-        )
+        if packing is None:
+            prompt = self._embed_prompt(params, prompts.tokens, features)
+            x = join_group(prompt, self._embed(params, inputs))
+        else:
+            x = self._embed_packed(params, prompts.tokens, inputs, features, packing)
         layers = params["language_model"]["layers"]
-        x, _ = jax.lax.scan(rematerialise(self.remat, body), x, layers)
-        _, own = parts_of_group(x, prefix_mask.shape[1], G)
+        x, _ = jax.lax.scan(rematerialise(self.remat, body), constrain_stream(x), layers)
+        if packing is None:
+            own = parts_of_group(x, prefix_mask.shape[1], G)[1]
+        else:
+            own = x[:, : packing.room.own]
         return self._norm(params, own)
 
     # ---- rollout
@@ -424,14 +439,48 @@ class VisionLanguagePolicy(ABC):
         A gather, not a scatter: its cost does not depend on where the placeholders are.
         """
         tokens = jnp.asarray(tokens)
-        if features.shape[1] == 0:
-            return self._embed(params, tokens)
+        return self._embed_mixed(params, tokens, self._features_at(tokens), features)
+
+    def _embed_packed(
+        self,
+        params: Params,
+        prompts: Int[AnyArray, "b p"],
+        inputs: Int[Array, "b g c"],
+        features: Float[Array, "b m d"],
+        packing: Packing,
+    ) -> Float[Array, "r n d"]:
+        """Prompts with their image features, and inputs of completions, packed before they are
+        embedded.
+        """
+        B, rows, count = len(prompts), len(packing.slots), features.shape[1]
+        prompts = jnp.asarray(prompts)
+        at = self._features_at(prompts)
+        of_prompt = (jnp.arange(B, dtype=at.dtype) % (B // rows) * count)[:, None]
+        at = jnp.where(at < 0, 0, at + of_prompt + 1)  # counted from 1, as padding is 0
+        at = join_group(at, jnp.zeros_like(inputs))
+        tokens = packing.pack(join_group(prompts.astype(inputs.dtype), inputs))
+        features = features.reshape(rows, -1, features.shape[-1])
+        return self._embed_mixed(params, tokens, packing.pack(at) - 1, features)
+
+    def _features_at(self, tokens: Int[Array, "b t"]) -> Int[Array, "b t"]:
+        """Which image feature of its prompt stands at each token, -1 at words."""
         is_image = tokens == self.config.image_token_id
-        index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+        return jnp.where(is_image, jnp.cumsum(is_image, axis=1, dtype=jnp.int32) - 1, -1)
+
+    def _embed_mixed(
+        self,
+        params: Params,
+        tokens: Int[Array, "b t"],
+        at: Int[Array, "b t"],
+        features: Float[Array, "b m d"],
+    ) -> Float[Array, "b t d"]:
+        """Embeddings of tokens; where `at` is not -1, that feature instead."""
+        words = self._embed(params, tokens)
+        if features.shape[1] == 0:
+            return words
+        index = jnp.clip(at, 0, features.shape[1] - 1)
         placed = jnp.take_along_axis(features.astype(self.dtype), index[..., None], axis=1)
-        return jnp.where(
-            is_image[..., None], placed.astype(jnp.float32), self._embed(params, tokens)
-        )
+        return jnp.where((at >= 0)[..., None], placed.astype(jnp.float32), words)
 
     def _norm(self, params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return self.definitions["language_model.norm"](params["language_model"]["norm"])(x)

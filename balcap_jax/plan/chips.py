@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
+from balcap_jax.runs.device_rates import PEAK_FLOPS
 
 GIB = 2**30
 RESERVED = GIB / 4  # what the compiler keeps of a chip's memory for itself
@@ -52,11 +53,11 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1228e9, 300e9, 3, 4096, devices=2),
-        Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 2, 256),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 3, 8960),
-        Chip("v6e", 918e12, 32 * GIB, 1640e9, 400e9, 2, 256),
-        Chip("tpu7x", 2307e12, 192 * GIB, 7380e9, 600e9, 3, 9216, devices=2),
+        Chip("v4", PEAK_FLOPS["v4"], 32 * GIB, 1228e9, 300e9, 3, 4096, devices=2),
+        Chip("v5e", PEAK_FLOPS["v5e"], 16 * GIB, 819e9, 200e9, 2, 256),
+        Chip("v5p", PEAK_FLOPS["v5p"], 95 * GIB, 2765e9, 600e9, 3, 8960),
+        Chip("v6e", PEAK_FLOPS["v6e"], 32 * GIB, 1640e9, 400e9, 2, 256),
+        Chip("tpu7x", PEAK_FLOPS["tpu7x"], 192 * GIB, 7380e9, 600e9, 3, 9216, devices=2),
     )
 }
 

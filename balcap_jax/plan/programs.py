@@ -21,12 +21,12 @@ from balcap_jax.models.param_tree import shapes_of
 from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
 from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel.sharding import BATCH_AXES, batch_shards, make_mesh, param_shardings
-from balcap_jax.plan.workloads.flops import count, without_remat
 from balcap_jax.plan.workloads.presets import Preset
 from balcap_jax.plan.workloads.workload import RandomProcessor
 from balcap_jax.rl.train_state import TrainState, state_shapes, state_shardings
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.sampling import caption_keys, sample
+from balcap_jax.runs.flops import count, without_remat
 from balcap_jax.training.programs import optimizer_of, update_of
 from balcap_jax.training.trained import param_shapes, trained_of, with_lora
 

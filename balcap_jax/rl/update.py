@@ -1,5 +1,6 @@
 """The update of the policy: clipped objective over micro-batches and one optimizer step, jitted."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -15,9 +16,11 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.decoder.lora import with_dropout_keys
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
+from balcap_jax.models.packing import Packing, Room
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid, selects, trains_vision
 from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
+from balcap_jax.rl.balance import balanced_order, inverse, reordered
 from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
 
@@ -77,6 +80,8 @@ class Scorer:
     Attributes:
       temperature, banned_tokens: as in the sampler.
       chunk, frozen_head: see `token_logprobs`.
+      room: of each row of packed tokens; None: all slots are computed, padding too.
+      rows: in how many parts the mesh splits a batch.
     """
 
     policy: VisionLanguagePolicy
@@ -84,14 +89,22 @@ class Scorer:
     banned_tokens: tuple[int, ...] = ()
     chunk: int = 32
     frozen_head: bool = False
+    room: Room | None = None
+    rows: int = 1
 
     def __call__(
         self, params: dict, batch: Batch
     ) -> tuple[Float[Array, "b g c"], Float[Array, "b g c"]]:
-        """Logprobs and entropies; the images are encoded where `batch.features` is None."""
+        """Logprobs and entropies; the images are encoded where `batch.features` is None. Tokens
+        that are masked, or of a caption without signal, have numbers without meaning.
+        """
         features = batch.features
         if features is None:
             features = self.policy.encode_images(params, batch.prompts.images)
+        packing = None
+        if self.room is not None:
+            live = batch.mask & batch.valid[..., None]
+            packing = Packing.of(self.room, batch.prompts.mask, live, rows=self.rows)
         return completion_logprobs(
             self.policy,
             params,
@@ -102,6 +115,7 @@ class Scorer:
             banned_tokens=self.banned_tokens,
             chunk=self.chunk,
             frozen_head=self.frozen_head,
+            packing=packing,
         )
 
 
@@ -130,8 +144,11 @@ def make_update(
     trained: Sequence[str] | None = None,
     chunk: int = 32,
     seed: int = 0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The step `update(state, batch) -> (state, metrics)`, compiled, its state donated.
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The step `update(state, batch, room=None) -> (state, metrics)`, compiled, its state donated.
+
+    `room`, see `models.packing.room_for`, is of the rows of real tokens that are computed; without
+    it all slots are, padding too. The result is the same within rounding.
 
     Gradients and counts are summed over micro-batches and devices and divided once, so the split
     does not change the result. A step whose gradients are not finite, or in which no caption has a
@@ -159,7 +176,7 @@ def make_update(
     """
     patterns = policy.parts["decoder"] if trained is None else tuple(trained)
     frozen_head = not selects(patterns, policy.head_path)
-    scorer = Scorer(policy, temperature, banned_tokens, chunk, frozen_head)
+    plain = Scorer(policy, temperature, banned_tokens, chunk, frozen_head, rows=batch_shards(mesh))
     objective = partial(
         policy_loss,
         clip_low=clip_low,
@@ -168,8 +185,11 @@ def make_update(
         kl_coefficient=kl_coef,
     )
 
-    def update(state: TrainState, batch: Batch):
+    def update(state: TrainState, batch: Batch, room: Room | None = None):
+        scorer = dataclasses.replace(plain, room=room)
         check_split(batch.tokens.shape[0], micro_batches, mesh)
+        if room is not None:
+            batch, _ = _balanced(batch, mesh, micro_batches)
         if trains_vision(policy, state.params, patterns):
             batch = batch._replace(features=None)
         gradients, totals = summed_gradients(
@@ -191,7 +211,7 @@ def make_update(
         # Out as it came in, or the next call would compile again.
         return like_parameters(mesh, state), metrics
 
-    return on_mesh(mesh, jax.jit(update, donate_argnums=0))
+    return on_mesh(mesh, jax.jit(update, donate_argnums=0, static_argnums=2))
 
 
 def dropout_key(
@@ -301,20 +321,36 @@ def make_reference_logprobs(
     banned_tokens: tuple[int, ...] = (),
     micro_batches: int = 1,
     chunk: int = 32,
-) -> Callable[[dict, Batch], Float[Array, "b g c"]]:
-    """`reference(params, batch)`: the logprobs for `Batch.reference_logprobs`, compiled.
+) -> Callable[..., Float[Array, "b g c"]]:
+    """`reference(params, batch, room=None)`: the logprobs for `Batch.reference_logprobs`, compiled.
 
     Images are encoded with the reference's own tower where `Batch.features` is None. Only needed
-    where the KL term is on.
+    where the KL term is on. `room`: as of the update.
     """
-    scorer = Scorer(policy, temperature, banned_tokens, chunk)
+    plain = Scorer(policy, temperature, banned_tokens, chunk, rows=batch_shards(mesh))
 
-    def reference(params: dict, batch: Batch):
+    def reference(params: dict, batch: Batch, room: Room | None = None):
+        scorer = dataclasses.replace(plain, room=room)
         check_split(batch.tokens.shape[0], micro_batches, mesh)
+        order = None
+        if room is not None:
+            batch, order = _balanced(batch, mesh, micro_batches)
         parts = split_micro_batches(batch, micro_batches)
-        return join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
+        found = join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
+        return found if order is None else reordered(found, inverse(order))
 
-    return on_mesh(mesh, jax.jit(reference))
+    return on_mesh(mesh, jax.jit(reference, static_argnums=2))
+
+
+def _balanced(
+    batch: Batch, mesh: Mesh, micro_batches: int
+) -> tuple[Batch, Int[Array, "r m"] | None]:
+    """The batch in the order of `balanced_order`, which `room_for` counts with; and that order."""
+    if micro_batches == 1:
+        return batch, None
+    counts = jnp.sum(batch.mask & batch.valid[..., None], axis=(1, 2), dtype=jnp.int32)
+    order = balanced_order(counts, rows=batch_shards(mesh), micro_batches=micro_batches)
+    return reordered(batch, order), order
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:

@@ -1,6 +1,6 @@
 """Examples in, sampled captions out: the host's side of the rollout."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -75,16 +75,23 @@ class Captioner:
         self.shapes: set[tuple[int, int, int]] = set()
         self._encode = jax.jit(policy.encode_images)
         self._keys = jax.jit(partial(caption_keys, group_size=group_size))
-        self._sample = partial(
-            sample,
-            policy,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            banned_tokens=policy.config.banned_tokens,
-            stop_tokens=processor.stop_tokens,
-            pad_token_id=processor.pad_token_id,
-        )
+        self._sampling = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "banned_tokens": policy.config.banned_tokens,
+            "stop_tokens": processor.stop_tokens,
+            "pad_token_id": processor.pad_token_id,
+        }
+        self._sample = self.sampler(policy)
+
+    def sampler(self, policy: VisionLanguagePolicy) -> Callable[..., Rollout]:
+        """`sample` of this policy with these settings."""
+        return partial(sample, policy, **self._sampling)
+
+    def key_shapes(self, images: int) -> jax.ShapeDtypeStruct:
+        """Of the keys that `sample` draws the captions of so many images by."""
+        return jax.eval_shape(self._keys, jax.random.key(0), np.zeros(images, np.int32))
 
     def generate(
         self,

@@ -11,6 +11,8 @@ WALL_CLOCK = (
     "seconds/",
     "tokens_per_second",
     "peak_memory_mb",
+    "device_memory_mb",
+    "mfu/",
     "device_idle_share",
     "judge/",
 )

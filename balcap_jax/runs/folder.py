@@ -6,6 +6,7 @@ Layout of `runs/<name>/`; each file is written by the room named beside it:
     metrics.jsonl            logs.MetricsLog, one row per step
     samples.jsonl            logs.SampleLog, sampled captions with verdicts
     tensorboard/, wandb/     loggers, the same rows once more
+    profile/                 trace.Trace, where steps are traced
     evaluation/*.jsonl       one row per held-out image, before and after
     summary.json             the before / after table
 """

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 _LAST = ("learning_rate", "epoch", "judge/price_total", "judge/price_projected")
-_MOST = ("peak_memory_mb",)
+_MOST = ("peak_memory_mb", "device_memory_mb")
 
 
 class StepAverage:
@@ -15,7 +15,7 @@ class StepAverage:
 
     Of each field, over the rows that have it: numbers are averaged without NaN; lists, which are
     counts per bin, are summed; what counts for the whole run so far (`learning_rate`, `epoch`,
-    prices) and `heldout/...` keep their last value; `peak_memory_mb` its greatest.
+    prices) and `heldout/...` keep their last value; peaks of memory their greatest.
     """
 
     def __init__(self) -> None:

@@ -4,7 +4,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,18 @@ class Stopwatch:
     """Seconds per stage of a step: `with watch.stage("rollout"): ...`.
 
     The caller blocks on device results inside the stage, or the time shows up in the next one.
+
+    Args:
+      mark: enters a context of this name around each stage, such as one of a profiler.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        mark: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    ):
+        self._clock, self._mark = clock, mark
         self._seconds: dict[str, float] = {}
         self._began = clock()
 
@@ -25,7 +34,8 @@ class Stopwatch:
         """Adds the time of the block to `name`, also when the block raises."""
         began = self._clock()
         try:
-            yield
+            with self._mark(name):
+                yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - began
 

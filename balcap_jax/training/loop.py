@@ -1,19 +1,22 @@
 """One run of reinforcement learning: rollout, judge, advantages, update, again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from balcap_jax.data.loading import Loader
 from balcap_jax.models.decoder.lora import without_adapters
 from balcap_jax.models.hf.weights import load_pretrained
+from balcap_jax.models.packing import Room
+from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
-from balcap_jax.parallel.sharding import local_rows, shard_batch
+from balcap_jax.parallel.sharding import batch_shards, local_rows, shard_batch
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
 from balcap_jax.rewards.judges import judge_record
 from balcap_jax.rewards.model.judge import ModelJudge
@@ -21,7 +24,6 @@ from balcap_jax.rewards.verdicts import FittedJudge
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.progress import waiting
-from balcap_jax.runs.stopwatch import peak_memory_mb
 from balcap_jax.training import experience
 from balcap_jax.training.evaluate import evaluate, write_evaluation
 from balcap_jax.training.failure_window import FailureWindow
@@ -33,8 +35,9 @@ from balcap_jax.training.model_judge import (
     fit_judge,
     on_own_captions,
 )
-from balcap_jax.training.programs import learning_rate_of, make_programs
+from balcap_jax.training.programs import learning_rate_of, make_programs, update_of
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
+from balcap_jax.training.rooms import Rooms, least_room, real_share
 from balcap_jax.training.seams import open_audit, open_data, open_judge
 from balcap_jax.training.task_run import TaskRun
 
@@ -103,6 +106,7 @@ class TrainingLoop(TaskRun):
         self.failures = FailureWindow(
             self.run, limit=config.judge.max_failure_share, window=config.judge.failure_window
         )
+        self.rooms = Rooms()
         self.loader = Loader(
             self.source,
             self.processor,
@@ -143,8 +147,13 @@ class TrainingLoop(TaskRun):
     def _extra(self) -> dict[str, Any]:
         audit = {} if self.audit is None else {"audit": self.audit.state()}
         judge = {} if self.fitted_judge is None else {"judge": self.fitted_judge.state()}
-        failures = list(self.failures.shares)
-        return {"spent": self.judge.totals, "failures": failures, **audit, **judge}
+        return {
+            "spent": self.judge.totals,
+            "failures": list(self.failures.shares),
+            "rooms": self.rooms.state(),
+            **audit,
+            **judge,
+        }
 
     def _restore_extra(self, extra: Mapping[str, Any], pending: Any) -> None:
         if self.fitted_judge is not None:
@@ -153,6 +162,8 @@ class TrainingLoop(TaskRun):
                 self.say(line)
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
+        if "rooms" in extra:  # an older checkpoint has none
+            self.rooms.restore(extra["rooms"])
         if self.audit is not None and "audit" in extra:
             self.audit.restore(extra["audit"])
         self.queue.restore(self.step, self.state.params, pending)
@@ -173,30 +184,30 @@ class TrainingLoop(TaskRun):
         now = self._next_rollout()
         with watch.stage("judge"):  # what the device waits for the judge
             answered = self._answer(now)
-            judged, ended = self._reward(now, answered)
+            judged, ended, prefix = self._reward(now, answered)
         with watch.stage("other_hosts"):
             whole = experience.of_whole_batch(judged, self.rows)
-            ended = processes.gather_rows(self.rows, ended)
+            ended, prefix = processes.gather_rows(self.rows, (ended, prefix))
         self._check_signal(whole.lost, answered.reasons)
         with watch.stage("update"):
             advantages = np.asarray(
                 jax.device_get(experience.advantages_of(whole, config.reward, config.rl))
             )
             learning_rate = self._learning_rate()
-            update_metrics = self._updates(self._batch(now.generation, whole, advantages))
+            room, real_share = self._packed(now.generation, whole, prefix)
+            batch = self._batch(now.generation, whole, advantages, room)
+            update_metrics = self._updates(batch, room)
         self.queue.advance()
         row = experience.rollout_metrics(whole, ended, advantages, config.reward)
         row |= {name: value.item() for name, value in update_metrics.items()}
         row |= {
+            "tokens/real_share": real_share,
             "learning_rate": learning_rate,
             "epoch": (self.step + 1) * config.prompts_per_step / len(self.source),
         }
         row |= self.judge.costs(answered.spent, step=self.step + 1, steps=config.steps)
-        row |= watch.lap(tokens=int(whole.token_counts.sum()))
-        row |= {
-            "device_idle_share": self.clock.idle_share(),
-            "peak_memory_mb": peak_memory_mb(),
-        }
+        self._count_rollout(now.generation, longest=int(whole.token_counts.max()))
+        row |= self._times_and_memory(tokens=int(whole.token_counts.sum()))
         row = self._with_function_metrics(row, answered)
         return row | self._audited(judged), judged
 
@@ -235,10 +246,13 @@ class TrainingLoop(TaskRun):
 
     def _reward(
         self, now: Pending, answered: Answered
-    ) -> tuple[experience.Judged, Bool[np.ndarray, "b g"]]:
-        """This host's captions with their rewards, and which of them ended by themselves."""
+    ) -> tuple[experience.Judged, Bool[np.ndarray, "b g"], Int[np.ndarray, " b"]]:
+        """This host's captions with their rewards, which of them ended by themselves, and the
+        lengths of their prompts.
+        """
         rollout, places = now.generation.rollout, self.rows.judged_places
-        mask, ended = (x[places] for x in local_rows(self.mesh, (rollout.mask, rollout.ended)))
+        masks = rollout.mask, rollout.ended, now.generation.prompts.mask
+        mask, ended, prompt = (x[places] for x in local_rows(self.mesh, masks))
         judged = experience.reward_captions(
             answered,
             now.examples,
@@ -247,7 +261,7 @@ class TrainingLoop(TaskRun):
             reference_tokens=self._reference_tokens(now.examples),
             reward=self.config.reward,
         )
-        return judged, ended
+        return judged, ended, prompt.sum(axis=-1, dtype=np.int32)
 
     def _with_function_metrics(self, row: dict[str, Any], answered: Answered) -> dict[str, Any]:
         """`row` with what reward functions gave `log_metric`, the mean over the hosts."""
@@ -280,8 +294,34 @@ class TrainingLoop(TaskRun):
         with self.saved_if_data_are_bad():
             return self.queue.current(self.step, self.state.params)
 
+    def _packed(
+        self, generation: Generation, whole: experience.Judged, prefix: Int[np.ndarray, " b"]
+    ) -> tuple[Room | None, float]:
+        """The room of the update's rows, None for slots; and the share of real tokens in it."""
+        sizes = {
+            "length": generation.rollout.mask.shape[-1],
+            "prefix_length": generation.prompts.mask.shape[-1],
+            "rows": batch_shards(self.mesh),
+            "micro_batches": self.config.rl.micro_batches,
+        }
+        counts = whole.token_counts, whole.valid, prefix
+        room = least_room(*counts, **sizes) if self.config.rl.packing else None
+        if room is not None:
+            known = len(self.rooms.made)
+            room = self.rooms.choose(room)
+            if known and len(self.rooms.made) > known:
+                self.say(
+                    f"compiling the update for rows of {room.own:,} + {room.prefix:,} tokens "
+                    f"(program {known + 1})"
+                )
+        return room, real_share(*counts, room, **sizes)
+
     def _batch(
-        self, generation: Generation, whole: experience.Judged, advantages: Float[np.ndarray, "b g"]
+        self,
+        generation: Generation,
+        whole: experience.Judged,
+        advantages: Float[np.ndarray, "b g"],
+        room: Room | None,
     ) -> Batch:
         """What the update learns from; `whole` and `advantages` are those of all hosts."""
         rollout, local = generation.rollout, self.rows.local_rows
@@ -298,20 +338,47 @@ class TrainingLoop(TaskRun):
         if self.config.rl.kl_coef:
             start = self.clock.start()
             reference = self.reference_params or without_adapters(self.state.params)
-            logprobs = self.programs.reference_logprobs(reference, batch)
+            logprobs = self.programs.reference_logprobs(reference, batch, room)
             self.clock.ran(start, logprobs)
             batch = batch._replace(reference_logprobs=logprobs)
         return batch
 
-    def _updates(self, batch: Batch) -> dict[str, np.ndarray]:
+    def _updates(self, batch: Batch, room: Room | None) -> dict[str, np.ndarray]:
         """The optimizer steps on one rollout; metrics are of the last one."""
         metrics: dict[str, Any] = {}
         start = self.clock.start()
         with jax.transfer_guard("disallow"):  # nothing may go through the host inside a step
             for _ in range(self.config.rl.updates_per_rollout):
-                self.state, metrics = self.programs.update(self.state, batch)
+                self.state, metrics = self.programs.update(self.state, batch, room)
         self.clock.ran(start, metrics)
-        return jax.device_get(metrics)
+        metrics = jax.device_get(metrics)
+        self.utilisation.ran(
+            "update",
+            f"update of {room}",
+            lambda policy: self._update_of(policy, room),
+            self.state,
+            batch,
+            times=self.config.rl.updates_per_rollout,
+        )
+        return metrics
+
+    def _update_of(self, policy: VisionLanguagePolicy, room: Room | None) -> Callable[..., Any]:
+        update = update_of(self.config, policy, self.programs.optimizer, self.mesh)
+        return partial(update.__wrapped__, room=room)
+
+    def _count_rollout(self, generation: Generation, *, longest: int) -> None:
+        """The flops of the rollout that this step learns from; of `longest` tokens at most."""
+        captioner, prompts = self.programs.captioner, generation.prompts
+        arguments = (
+            self.state.params,
+            prompts,
+            generation.features,
+            captioner.key_shapes(len(prompts.tokens)),
+        )
+        self.utilisation.ran(
+            "rollout", "encode", lambda plain: plain.encode_images, arguments[0], prompts.images
+        )
+        self.utilisation.ran("rollout", "sample", captioner.sampler, *arguments, trips=longest)
 
     def _reference_tokens(self, examples: list) -> np.ndarray:
         if self.config.reward.length_unit == "words":

@@ -7,7 +7,7 @@ was made.
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from balcap_jax.data.supervised import Supervised, SupervisedLoader, join, prepa
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.folders import POLICY, SCRATCH, START
 from balcap_jax.models.padding import pad_to_sizes, sizes_of
+from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import BatchRows, batch_shards, shard_batch
@@ -46,7 +47,6 @@ from balcap_jax.rl.supervised import (
 from balcap_jax.rl.train_state import init_state
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.folder import SUMMARY
-from balcap_jax.runs.stopwatch import peak_memory_mb
 from balcap_jax.scenes.captions import FaultRates
 from balcap_jax.training.opening import Opened, open_processor
 from balcap_jax.training.outcome import finish, tell
@@ -54,7 +54,6 @@ from balcap_jax.training.programs import learning_rate_of, optimizer_of
 from balcap_jax.training.seams import Seams, open_data
 from balcap_jax.training.start import run_task
 from balcap_jax.training.task_run import TaskRun
-from balcap_jax.training.trained import trained_of
 from balcap_jax.training.vision_lessons import pretrain_vision
 
 SAMPLED_IMAGES = 4  # held-out ones, in samples.jsonl
@@ -135,14 +134,7 @@ class SupervisedRun(TaskRun):
     def _make_programs(self) -> optax.GradientTransformation:
         config = self.config
         self._optimizer = optimizer_of(config, self.policy)
-        self._update = make_supervised_update(
-            self.policy,
-            self._optimizer,
-            self.mesh,
-            micro_batches=config.micro_batches,
-            trained=trained_of(config, self.policy),
-            seed=config.seed,
-        )
+        self._update = self._update_of(self.policy)
         self._sums = make_supervised_sums(self.policy, self.mesh)
         self._answer_pairs = None
         if self._asks():
@@ -160,6 +152,16 @@ class SupervisedRun(TaskRun):
         self.encoder = AnswerEncoder(self.processor, length=config.max_new_tokens)
         self.shapes: set[tuple[int, int, int]] = set()
         return self._optimizer
+
+    def _update_of(self, policy: VisionLanguagePolicy) -> Callable[..., Any]:
+        return make_supervised_update(
+            policy,
+            self._optimizer,
+            self.mesh,
+            micro_batches=self.config.micro_batches,
+            trained=self.trained,
+            seed=self.config.seed,
+        )
 
     def _open_task(self) -> None:
         config, count = self.config, self.config.captions_per_image
@@ -230,11 +232,10 @@ class SupervisedRun(TaskRun):
             "learning_rate": learning_rate_of(self.config, int(step - skipped)),
             "epoch": (self.step + 1) * self.config.batch_size / len(self.source),
         }
-        row |= watch.lap(tokens=int(row["tokens"]))
-        row |= {
-            "device_idle_share": self.clock.idle_share(),
-            "peak_memory_mb": peak_memory_mb(),
-        }
+        self.utilisation.ran(
+            "update", "update", lambda p: self._update_of(p).__wrapped__, self.state, lesson
+        )
+        row |= self._times_and_memory(tokens=int(row["tokens"]))
         return row, None
 
     def _on_mesh(self, batch: Supervised) -> Lesson:

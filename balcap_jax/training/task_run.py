@@ -28,12 +28,14 @@ from balcap_jax.rl.train_state import TrainState, init_state
 from balcap_jax.rl.update import check_split
 from balcap_jax.runs.compilation import Compilations
 from balcap_jax.runs.device_clock import DeviceClock
+from balcap_jax.runs.device_rates import peak_device_bytes
 from balcap_jax.runs.folder import write_json_atomic
 from balcap_jax.runs.loggers import make_loggers
 from balcap_jax.runs.logs import MetricsLog, NoLog, SampleLog
 from balcap_jax.runs.progress import announce, training_progress, waiting
 from balcap_jax.runs.step_average import StepAverage
-from balcap_jax.runs.stopwatch import Stopwatch
+from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
+from balcap_jax.runs.trace import Trace
 from balcap_jax.training.adapter_run import base_digest, restored_state, state_to_save
 from balcap_jax.training.callbacks import Callbacks
 from balcap_jax.training.checkpoint import Checkpoints, Restored
@@ -42,6 +44,7 @@ from balcap_jax.training.opening import Opened, open_policy
 from balcap_jax.training.same_run import check_same_run, look_at_data
 from balcap_jax.training.seams import Seams
 from balcap_jax.training.trained import trained_of
+from balcap_jax.training.utilisation import Utilisation
 
 
 class TaskRun(ABC):
@@ -162,7 +165,8 @@ class TaskRun(ABC):
     # ---- opening
 
     def _open(self) -> None:
-        self.compilations, self.clock, self.stopwatch = Compilations(), DeviceClock(), Stopwatch()
+        self.compilations, self.clock = Compilations(), DeviceClock()
+        self.stopwatch = Stopwatch(mark=jax.profiler.TraceAnnotation)  # costs nothing untraced
         self._closers += [self.compilations.close, self.clock.close]
         self._open_mesh()
         self._open_data()
@@ -192,6 +196,7 @@ class TaskRun(ABC):
         self.folder, self.processor, self.policy = opened.folder, opened.processor, opened.policy
         self.base_digest = base_digest(self.policy, opened.params)
         self.trained = trained_of(self.config, self.policy)  # patterns of paths
+        self.utilisation = Utilisation(self.mesh, self.policy, tell=self.say)
         self.state = init_state(
             self.mesh,
             opened.params,
@@ -216,6 +221,12 @@ class TaskRun(ABC):
         )
         self._closers.append(self.checkpoints.close)
         self.average = StepAverage()
+        process = None if processes.is_alone() else jax.process_index()
+        # Each on its own terminal: other processes write other traces.
+        self.trace = Trace(
+            self.run, config.profile, process=process, tell=announce, after=self._forget_time
+        )
+        self._closers.append(self.trace.close)
 
     def _open_logs(self, settings: dict[str, Any]) -> None:
         wanted = (*self.config.loggers, *self.seams.loggers)
@@ -294,12 +305,14 @@ class TaskRun(ABC):
             ) as advance,
             self.interrupts.held(),
         ):
+            self.trace.begin_at(self.step)
             with suppress(Stopped):
                 while self.owed or not (self.done or self._is_interrupted()):
                     if self.owed is None:
                         self._step()
                     row = self._finish_step()
                     advance(self.step, self._note(row))
+            self.trace.close()
             if self.step:
                 self._save_and_wait()
 
@@ -310,6 +323,26 @@ class TaskRun(ABC):
         doing = f"{self.evaluating.format(len(self.heldout))}, {when} training"
         with waiting(doing, shown=processes.is_process_zero()):
             self.summary[when] = self._evaluate(when, between=False)
+        self._forget_time()
+
+    def _times_and_memory(self, *, tokens: int) -> dict[str, float]:
+        """Of the step that ends here, the same fields on all hosts; see docs/loggers.md.
+
+        Args:
+          tokens: see `Stopwatch.lap`.
+        """
+        seconds = self.stopwatch.lap(tokens=tokens)
+        row = {
+            **seconds,
+            **self.utilisation.take(seconds),
+            "device_idle_share": self.clock.idle_share(),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        [peak] = processes.largest([peak_device_bytes(self.mesh.local_devices)])
+        return row | ({"device_memory_mb": peak / 1e6} if peak else {})
+
+    def _forget_time(self) -> None:
+        """The time since the last step counts for none."""
         self.stopwatch.lap(tokens=0)
         self.clock.idle_share()
 
@@ -326,7 +359,8 @@ class TaskRun(ABC):
 
     def _step(self) -> None:
         """One step without its evaluation, which it owes from here on."""
-        row, samples = self.train_step()
+        with self.trace.step(self.step + 1):
+            row, samples = self.train_step()
         self.step += 1
         self.average.add(row)
         self.owed = row

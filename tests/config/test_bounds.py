@@ -4,7 +4,7 @@ import typing
 
 import pytest
 
-from balcap_jax.cli.bench import LoadBenchFlags, StepBenchFlags
+from balcap_jax.cli.bench import DeviceBenchFlags, LoadBenchFlags, StepBenchFlags, TrainerBenchFlags
 from balcap_jax.cli.flags import parse
 from balcap_jax.cli.main import main
 from balcap_jax.cli.plan import PlanFlags
@@ -33,6 +33,8 @@ NEEDED = {
     PlanFlags: {"config": "a.toml"},
     LoadBenchFlags: {"folder": "a"},
     StepBenchFlags: {},
+    TrainerBenchFlags: {},
+    DeviceBenchFlags: {},
 }
 READ_WITH = {
     "judge": {"judge.kind": "llm", "judge.model": "m"},

@@ -118,6 +118,11 @@ PACKAGE = Path(rooms.__file__).parents[1]
         (TrainConfig, {"loggers": ["mlflow"]}, "known are tensorboard, wandb."),
         (TrainConfig, {"loggers": ["wandb", "wandb"]}, "names a logger twice"),
         (SFTConfig, {"batch_size": 0}, "must be at least 1"),
+        (TrainConfig, {"profile": [1, 2, 3]}, "must be one step, or the first and the last"),
+        (TrainConfig, {"profile": [0, 2]}, "must hold steps from 1 on"),
+        (SFTConfig, {"profile": [-3]}, "must hold steps from 1 on"),
+        (SFTConfig, {"profile": [5, 4]}, "must hold steps from 1 on, the first before the last"),
+        (TrainConfig, {"steps": 9, "profile": [8, 10]}, "must lie within steps=9; name steps up"),
     ],
 )
 def test_bad_values_say_value_rule_and_remedy(kind, values, said, monkeypatch):
@@ -158,6 +163,7 @@ OTHER = {
     "name": "other",
     "out": Path("elsewhere"),
     "loggers": ("wandb", "tensorboard"),
+    "profile": (3, 5),
     "model.path": "folder",
     "model.revision": "v2",
     "model.dtype": "bfloat16",
@@ -367,6 +373,7 @@ MAY_CHANGE = {
     "log_every",
     "sample_every",
     "loggers",
+    "profile",
     "model.attention",
     "model.remat",
     "data.max_bad_images",

@@ -20,6 +20,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.attention.backends import Attention, choose, cudnn, splash, xla
 from balcap_jax.models.attention.plain import KV, join_group, parts_of_group
 from balcap_jax.models.logprobs import completion_logprobs
+from balcap_jax.models.packing import Packing, Room
 from balcap_jax.parallel.sharding import make_mesh
 
 FAST = {"cudnn": cudnn(implementation="xla"), "splash": splash(interpret=True)}
@@ -81,6 +82,31 @@ def test_group(name, kv_heads):
 
     of = partial(group_in_parts, mask=mask)
     check(of(FAST[name]), of(xla()), arguments, real=(mask[..., None, None], True))
+
+
+@pytest.mark.parametrize("name", ["xla", *FAST])
+@pytest.mark.parametrize("room", [Room(30, 17), Room(30, 26)], ids=["packed prompts", "all slots"])
+def test_packed(name, room):
+    """Attention of packed tokens is `group` of their slots; a completion is empty, one full."""
+    B, G, P, C, N, K, H = 2, 3, 13, 7, 4, 2, 8
+    mask = jnp.arange(P)[None] < jnp.array([[P], [4]])
+    lengths = jnp.array([[7, 0, 3], [1, 7, 5]])
+    live = jnp.arange(C)[None, None] < lengths[..., None]
+    packing = Packing.of(room, mask, live, rows=1)
+    assert packing.fits
+    T = P + G * C
+    arguments = normal(B, T, N, H), normal(B, T, K, H, seed=1), normal(B, T, K, H, seed=2)
+    backend = {"xla": xla(), **FAST}[name]
+
+    def packed(q, k, v):
+        q, k, v = map(packing.pack, (q, k, v))
+        return packing.unpack(backend.packed(q, KV(k, v), mask, packing), B)
+
+    def plain(q, k, v):
+        return xla().group(q, KV(k, v), mask, G)
+
+    real = jnp.concatenate([mask, live.reshape(B, -1)], axis=1)[..., None, None]
+    check(packed, plain, arguments, real=real)
 
 
 @fast_backend
@@ -272,7 +298,8 @@ def test_policy_refuses_at_once():
 # ---- programs for other machines
 
 
-def test_cudnn_lowers_for_cuda(monkeypatch):
+@pytest.mark.parametrize("packed", [False, True])
+def test_cudnn_lowers_for_cuda(monkeypatch, packed):
     """What the compiler for a GPU is given: fused kernels forward and backward for each call."""
     kernels = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     if not hasattr(kernels, "check_cudnn_version"):
@@ -281,9 +308,13 @@ def test_cudnn_lowers_for_cuda(monkeypatch):
     model, params = tiny.policy(attention=cudnn(), dtype=jnp.bfloat16)
     prompts, completions = tiny.prompts(2), tiny.completions(2)
 
+    mask = jnp.ones(completions.shape, bool)
+
     def objective(params):
         features = model.encode_images(params, prompts.images)
-        return jnp.sum(completion_logprobs(model, params, prompts, features, completions)[0])
+        inputs = params, prompts, features, completions
+        packing = Packing.of(Room(32, 32), prompts.mask, mask, rows=1) if packed else None
+        return jnp.sum(completion_logprobs(model, *inputs, packing=packing)[0])
 
     text = jax.jit(jax.grad(objective)).trace(params).lower(lowering_platforms=("cuda",)).as_text()
     # Prefix, completions, windows, images by lengths; completions and images by mask have a bias.
@@ -294,7 +325,8 @@ def test_cudnn_lowers_for_cuda(monkeypatch):
 
 
 @pytest.mark.slow
-def test_splash_compiles_for_tpu():
+@pytest.mark.parametrize("packed", [False, True])
+def test_splash_compiles_for_tpu(packed):
     """Loss and gradient of a policy with heads of 128, in its tower of 80, by the real compiler."""
     config = tiny.config(
         text={"hidden_size": 512, "num_attention_heads": 4, "mrope_section": (16, 24, 24)},
@@ -312,7 +344,10 @@ def test_splash_compiles_for_tpu():
 
     def objective(params, prompts, completions):
         features = model.encode_images(params, prompts.images)
-        return jnp.sum(completion_logprobs(model, params, prompts, features, completions)[0])
+        mask = jnp.ones(completions.shape, bool)
+        packing = Packing.of(Room(256, 320), prompts.mask, mask, rows=1) if packed else None
+        inputs = params, prompts, features, completions
+        return jnp.sum(completion_logprobs(model, *inputs, packing=packing)[0])
 
     with jax.default_matmul_precision("default"):  # the kernel takes no other with bfloat16
         compiled = jax.jit(jax.value_and_grad(objective)).lower(*arguments).compile()

@@ -9,7 +9,8 @@ import numpy as np
 from balcap_jax.models.attention.plain import attend_rows, attend_segments
 from balcap_jax.models.geometry import window_ids, window_patches
 from balcap_jax.models.padding import pad_windows
-from balcap_jax.models.qwen2_5_vl.windows import attend_windows, index_windows, rearrange
+from balcap_jax.models.qwen2_5_vl.windows import attend_windows, index_windows
+from balcap_jax.models.rearrange import rearrange
 
 PATCHES = 48
 

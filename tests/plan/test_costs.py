@@ -13,7 +13,7 @@ from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.plan.collectives import Collective, group_size
 from balcap_jax.plan.costs import costs_of, saved_for_backward
 from balcap_jax.plan.hlo import Array, Program, parse_instruction, parse_shape
-from balcap_jax.plan.workloads.flops import flops_of
+from balcap_jax.runs.flops import flops_of
 
 # A loop of 5 over layers, in it a matmul by a convolution, a gather of weights and a sum over the
 # wires; after it a kernel, a collective in two fragments and a sum of which each device keeps a

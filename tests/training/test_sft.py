@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from traces import names_in, steps_in
 
 from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.config.files import load_run
@@ -29,6 +30,8 @@ from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
+from balcap_jax.runs.trace import traces_in
+from balcap_jax.training import utilisation
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 from balcap_jax.training.saved_policy import saved_policy
 from balcap_jax.training.sft import sft
@@ -75,7 +78,7 @@ def of_rows(tmp_path, **changes) -> SFTConfig:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return sft(dataclasses.replace(SMALL, out=tmp_path_factory.mktemp("sft")))
+    return sft(dataclasses.replace(SMALL, out=tmp_path_factory.mktemp("sft"), profile=(6,)))
 
 
 def test_learns_from_nothing_and_writes_a_folder(run):
@@ -88,6 +91,19 @@ def test_learns_from_nothing_and_writes_a_folder(run):
     policy, params = load_pretrained(run / "policy")
     assert sum(x.size for x in jax.tree.leaves(params)) == 2_123_136
     assert policy.config.stop_tokens == Processor.load(run / "policy").stop_tokens
+
+
+def test_rows_of_a_machine_of_unknown_rate_have_times_and_no_utilisation(run):
+    for row in read_jsonl(run / "metrics.jsonl"):
+        assert 0 < row["seconds/data"] + row["seconds/update"] <= row["seconds/step"]
+        assert row["peak_memory_mb"] > 0
+        assert not [name for name in row if name.startswith(("mfu/", "device_memory_mb"))]
+
+
+def test_the_last_step_is_traced(run):
+    [trace] = traces_in(run / "profile")
+    assert {"PjitFunction(update)", "data", "update"} <= names_in(trace)
+    assert steps_in(trace) == {6}
 
 
 def test_validation_falls_and_is_logged_with_samples(run):
@@ -147,7 +163,8 @@ def test_a_checkpoint_of_a_new_policy_has_its_files(run):
     assert sum(x.size for x in jax.tree.leaves(found.params)) == 2_123_136
 
 
-def test_goes_on_from_a_folder_on_files(run, tmp_path):
+def test_goes_on_from_a_folder_on_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(utilisation, "peak_flops", lambda devices: 1e12)
     data = export(tmp_path / "data", split="train", count=5)
     config = dataclasses.replace(
         SMALL,
@@ -158,9 +175,14 @@ def test_goes_on_from_a_folder_on_files(run, tmp_path):
         model=ModelConfig(path=str(run), train_vision=False),
     )
     after = sft(config)
-    loss = read_jsonl(after / "metrics.jsonl")[0]["loss"]
-    assert loss < np.log(768) - 0.5  # it did not start anew
+    [row] = read_jsonl(after / "metrics.jsonl")
+    assert row["loss"] < np.log(768) - 0.5  # it did not start anew
     old, new = (load_pretrained(folder / "policy")[1] for folder in (run, after))
+    flops = row["mfu/update"] * row["seconds/update"] * 1e12
+    assert flops == pytest.approx(row["mfu/step"] * row["seconds/step"] * 1e12)
+    # A matmul's weight is multiplied with each token once forward and twice backward.
+    matrices = sum(x.size for x in jax.tree.leaves(new["language_model"]["layers"]) if x.ndim > 2)
+    assert flops > 6 * matrices * row["tokens"]
     jax.tree.map(np.testing.assert_array_equal, old["visual"], new["visual"])
 
 

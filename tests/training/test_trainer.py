@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import jax
@@ -9,28 +10,38 @@ import numpy as np
 import pytest
 import tiny
 from small_run import BASE, params_of, small
+from traces import names_in, steps_in
 
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.data import photos
 from balcap_jax.data.order import step_places
-from balcap_jax.data.scene_source import export
+from balcap_jax.data.prompts.processor import Processor
+from balcap_jax.data.scene_source import SceneSource, export
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained
+from balcap_jax.plan.programs import Step
 from balcap_jax.reporting import report
 from balcap_jax.reporting.plots import draw_curves, draw_lengths
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
-from balcap_jax.training.trainer import train
+from balcap_jax.runs.trace import traces_in
+from balcap_jax.training import task_run, utilisation
+from balcap_jax.training.callbacks import Callback
+from balcap_jax.training.trainer import Trainer, train
+
+PEAK = 1e9  # operations per second of a device, as if that were known
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
-    """Four steps without a stop, and with their curves."""
+    """Four steps without a stop, and with their curves; two of them traced."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_curves", draw_curves)
         patch.setattr(report, "draw_lengths", draw_lengths)
-        return train(small(tmp_path_factory.mktemp("unbroken")))
+        patch.setattr(utilisation, "peak_flops", lambda devices: PEAK * len(devices))
+        patch.setattr(task_run, "peak_device_bytes", lambda devices: 3_000_000 + len(devices))
+        return train(small(tmp_path_factory.mktemp("unbroken"), profile=(2, 3)))
 
 
 def test_run_leaves_everything_it_promises(unbroken):
@@ -67,6 +78,62 @@ def test_metrics_rows_are_complete(unbroken):
         assert rows[0][name] is not None, name
     # The trainer computes again what the sampler drew from.
     assert max(row["logprob_gap"] for row in rows) < 1e-4
+
+
+def test_every_row_has_times_memory_and_utilisation(unbroken, tmp_path):
+    """The flops are those that `balcap plan` counts for this configuration."""
+    config, processor = small(tmp_path), Processor.load(BASE)
+    example = SceneSource("train", 1)[0]
+    text_tokens = int((processor.row(example).tokens != processor.config.image_token_id).sum())
+    plan = Step(
+        config, processor.config, jax.devices(), image=(112, 112), text_tokens=text_tokens
+    )  # fmt: skip
+    [shape] = {tuple(shape) for shape in json.loads(
+        (unbroken / "summary.json").read_text())["prompt_shapes"]}  # fmt: skip
+    assert shape[0] == plan.prompt.tokens.shape[1]
+    update, rollout = (
+        plan.model_flops("update"),
+        plan.model_flops("encode") + plan.model_flops("rollout"),
+    )
+    rows = read_jsonl(unbroken / "metrics.jsonl")
+    for row in rows:
+        stages = ("data", "rollout", "judge", "other_hosts", "update")
+        assert 0 < sum(row[f"seconds/{stage}"] for stage in stages) <= row["seconds/step"]
+        assert row["device_memory_mb"] == 3.000008
+        assert row["truncated"] > 0  # so the decode loop ran all its steps
+        found = {
+            stage: row[f"mfu/{stage}"] * row[f"seconds/{stage}"] * 8 * PEAK
+            for stage in ("update", "rollout", "step")
+        }
+        expected = {"update": update, "rollout": rollout, "step": update + rollout}
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_trace_names_programs_stages_and_steps(unbroken):
+    [trace] = traces_in(unbroken / "profile")
+    named = names_in(trace)
+    assert {"PjitFunction(update)", "PjitFunction(sample)", "PjitFunction(encode_images)"} <= named
+    assert {"data", "rollout", "judge", "update", "step"} <= named
+    assert steps_in(trace) == {2, 3}
+
+
+class Ends(Callback):
+    """A signal comes while a step is made."""
+
+    def on_step(self, run, step, row):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_run_that_is_interrupted_within_a_trace_leaves_it_readable(unbroken, tmp_path, capsys):
+    config = small(tmp_path, profile=(2, 4))
+    run = Trainer(config, callbacks=[Ends()]).train()
+    [trace] = traces_in(run / "profile")
+    assert steps_in(trace) == {2}
+    assert "PjitFunction(update)" in names_in(trace)
+    printed = capsys.readouterr()
+    assert f"steps 2 to 2 are traced in {trace}" in " ".join(printed.err.split())
+    assert "stopped at step 2 of 4" in printed.out
 
 
 def test_samples_carry_verdicts(unbroken):

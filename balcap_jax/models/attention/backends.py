@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from balcap_jax.errors import UserError
 from balcap_jax.models.attention import cudnn as cudnn_attention
 from balcap_jax.models.attention import plain
+from balcap_jax.models.attention.packed import attend_tiles, through_slots
 
 NAMES = ("auto", "xla", "cudnn", "splash")
 
@@ -28,19 +29,21 @@ class Attention(NamedTuple):
     Attributes:
       causal: `attend_causal` of prompts, which are padded on the right.
       group: `attend_group`.
+      packed: the same of packed tokens, which `packing.Packing` says the places of.
       segments: `attend_segments` of ids that count up from 0, padded on the right.
       rows: `attend_rows`.
     """
 
     causal: Callable
     group: Callable
+    packed: Callable
     segments: Callable
     rows: Callable
 
 
 def xla() -> Attention:
     """Runs everywhere, and is what the others are compared with."""
-    return _of(plain)
+    return _of(plain)._replace(packed=attend_tiles)
 
 
 def cudnn(*, implementation: str = cudnn_attention.CUDNN) -> Attention:
@@ -57,9 +60,20 @@ def splash(*, interpret: bool = False) -> Attention:
 
 
 def _of(module: ModuleType, **options: Any) -> Attention:
-    """The functions of a module that has all four, with these options."""
-    functions = (getattr(module, f"attend_{field}") for field in Attention._fields)
-    return Attention(*(partial(f, **options) if options else f for f in functions))
+    """The functions of a module, with these options."""
+
+    def function(kind: str) -> Callable:
+        plain = getattr(module, f"attend_{kind}")
+        return partial(plain, **options) if options else plain
+
+    group = function("group")
+    return Attention(
+        causal=function("causal"),
+        group=group,
+        packed=through_slots(group),
+        segments=function("segments"),
+        rows=function("rows"),
+    )
 
 
 def choose(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from balcap_jax.models.inputs import AnyArray
+from balcap_jax.models.rearrange import rearrange
 
 
 class WindowIndex(NamedTuple):
@@ -55,30 +56,3 @@ def attend_windows(
     sizes = jnp.sum(index.patches >= 0, axis=-1).reshape(b * w)
     out = attend_rows(*rows, sizes)
     return rearrange(out.reshape(b, w * slots, *q.shape[2:]), index.slots, flat)
-
-
-@jax.custom_vjp
-def rearrange(
-    x: Float[Array, "b s n h"], source: Int[Array, "b t"], target: Int[Array, "b s"]
-) -> Float[Array, "b t n h"]:
-    """`x[source]`, 0 where the source is -1; the gradient is `gradient[target]`.
-
-    A gather both ways, where JAX's own gradient of a gather is a scatter: slow on accelerators.
-
-    Args:
-      target: the inverse of `source`: where each row of `x` goes, -1 for those that go nowhere.
-    """
-    taken = jnp.take_along_axis(x, jnp.maximum(source, 0)[..., None, None], axis=1, mode="clip")
-    return jnp.where(source[..., None, None] >= 0, taken, 0)
-
-
-def _rearrange_forward(x: Array, source: Array, target: Array) -> tuple[Array, tuple]:
-    return rearrange(x, source, target), (source, target)
-
-
-def _rearrange_backward(saved: tuple, gradient: Array) -> tuple[Array, None, None]:
-    source, target = saved
-    return rearrange(gradient, target, source), None, None
-
-
-rearrange.defvjp(_rearrange_forward, _rearrange_backward)

@@ -42,7 +42,6 @@ class ModelJudge:
         self._scorer, self._beside, self.name = scorer, beside, name
         self.calibration = Calibration()
         self.last_failures = ""
-        self._blank_row: Row | None = None
         self._blank: dict[str, float] = {}
         self._spent: Counter[str] = Counter()
 
@@ -231,14 +230,9 @@ class ModelJudge:
         """The logit of each text behind an empty image."""
         new = sorted(text for text in texts if text not in self._blank)
         if new:
-            if self._blank_row is None:
-                self._blank_row = self._scorer.blank()
             if len(self._blank) > _KEPT:
                 self._blank = {text: self._blank[text] for text in texts if text in self._blank}
-            # As many in a row as texts are padded to, so that one size is compiled.
-            parts = [new[i : i + 32] for i in range(0, len(new), 32)]
-            logits = self._scorer([self._blank_row] * len(parts), parts)
-            self._blank |= dict(zip(new, np.concatenate(logits).tolist(), strict=True))
+            self._blank |= dict(zip(new, self._scorer.without_image(new).tolist(), strict=True))
         return {text: self._blank[text] for text in texts}
 
     def _chances(

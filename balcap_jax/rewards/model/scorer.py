@@ -1,7 +1,7 @@
 """A policy that is asked statements about images: its logits of yes against no."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -17,17 +17,21 @@ from balcap_jax.data.prompts.questions import QuestionEncoder
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.models.inputs import Prompts, Row
+from balcap_jax.models.packing import Packing, Room, room_for
 from balcap_jax.models.padding import bucket
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.models.yes_no import yes_no_logits
+from balcap_jax.models.yes_no import read_by, yes_no_logits
 from balcap_jax.parallel.sharding import batch_shards, shard_batch
 from balcap_jax.rl.update import on_mesh
 
 _BLANK_SIDE = 224  # pixels of the empty image
 _GREY = (128, 128, 128)
-# Texts of an image and tokens of a text are padded to multiples of these, and a pass has always the
-# same number of images: what is asked differs from step to step, and each size is compiled once.
-_TEXT_STEP, _TOKEN_STEP = 32, 8
+# What is asked differs from step to step, and each size is compiled once, so sizes are few: tokens
+# of a text are multiples of 16, texts of an image 32 times a power of four (what has no token costs
+# hardly anything), and tokens of a pass 4 or 6 times a power of two.
+_TOKEN_STEP = 16
+_FEWEST_TEXTS = 32
+_ROW_STEPS = (4, 6)
 
 
 class StatementScorer:
@@ -57,7 +61,9 @@ class StatementScorer:
         self._images = -(-images // shards) * shards
         self._most = processor.config.text.max_position_embeddings
         yes, no = self.questions.answers
-        self._program = on_mesh(mesh, jax.jit(partial(_forward, policy=policy, yes=yes, no=no)))
+        self._shards = shards
+        forward = partial(_forward, policy=policy, yes=yes, no=no, rows=shards)
+        self._program = on_mesh(mesh, jax.jit(forward, static_argnums=4))
         self.forwards = self.tokens = 0
 
     @classmethod
@@ -86,10 +92,28 @@ class StatementScorer:
         asked = Example(example.id, example.image, QUESTION_PROMPT, "")
         return self.questions.row(asked)
 
+    @cached_property
     def blank(self) -> Row:
         """The prefix of an empty image."""
         empty = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE), _GREY)
         return self.row(Example("the empty image", empty, QUESTION_PROMPT, ""))
+
+    def without_image(self, statements: Sequence[str]) -> Float[np.ndarray, " n"]:
+        """The same of statements behind an empty image, whose prefix all of them share.
+
+        Raises:
+          UserError: as `__call__`.
+        """
+        encoded = [self.questions.ids(text) for text in statements]
+        if not encoded:
+            return np.zeros(0, np.float32)
+        # As many prefixes as there are parts of the batch.
+        parts = [encoded[i :: self._shards] for i in range(self._shards)]
+        logits = self._ask([self.blank] * self._shards, parts)
+        found = np.zeros(len(encoded), np.float32)
+        for i, part in enumerate(parts):
+            found[i :: self._shards] = logits[i, : len(part)]
+        return found
 
     def __call__(
         self, rows: Sequence[Row], statements: Sequence[Sequence[str]]
@@ -108,7 +132,12 @@ class StatementScorer:
         order = sorted((i for i in range(len(rows)) if encoded[i]), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), self._images):
             places = order[start : start + self._images]
-            logits = self._ask([rows[i] for i in places], [encoded[i] for i in places])
+            # Always as many images, the last ones asked nothing.
+            empty = self._images - len(places)
+            logits = self._ask(
+                [rows[i] for i in places] + [rows[places[-1]]] * empty,
+                [encoded[i] for i in places] + [[]] * empty,
+            )
             for row, i in enumerate(places):
                 found[i] = logits[row, : len(encoded[i])]
         return found
@@ -121,19 +150,29 @@ class StatementScorer:
                 f"a statement of {longest} tokens does not fit behind an image in the "
                 f"{self._most} positions of the judge; shrink images with --judge.image-side."
             )
-        count = bucket(max(map(len, texts)), _TEXT_STEP)
+        count = _FEWEST_TEXTS
+        while count < max(map(len, texts)):
+            count *= 4
         length = bucket(longest + 1, _TOKEN_STEP)
-        filled = [*rows, *[rows[-1]] * (self._images - len(rows))]
-        tokens = np.full((self._images, count, length), self._processor.pad_token_id, np.int32)
-        lengths = np.zeros((self._images, count), np.int32)
+        tokens = np.full((len(rows), count, length), self._processor.pad_token_id, np.int32)
+        lengths = np.zeros((len(rows), count), np.int32)
         for b, of_image in enumerate(texts):
             for g, ids in enumerate(of_image):
                 tokens[b, g, : len(ids)] = ids
                 lengths[b, g] = len(ids)
         self.forwards += 1
         self.tokens += int(lengths.sum())
-        batch = shard_batch(self._mesh, (self._processor.pad(filled), tokens, lengths))
-        return np.asarray(jax.device_get(self._program(self._params, *batch)))
+        prompts = self._processor.pad(rows)
+        room = room_for(
+            (lengths + (lengths > 0)).sum(axis=1).reshape(self._shards, -1),
+            prompts.mask.sum(axis=1).reshape(self._shards, -1),
+            group=count,
+            length=length,
+            prefix_length=prompts.mask.shape[1],
+            steps=_ROW_STEPS,
+        )
+        batch = shard_batch(self._mesh, (prompts, tokens, lengths))
+        return np.asarray(jax.device_get(self._program(self._params, *batch, room)))
 
 
 def _forward(
@@ -141,10 +180,18 @@ def _forward(
     prompts: Prompts,
     texts: jax.Array,
     lengths: jax.Array,
+    room: Room | None,
     *,
     policy: VisionLanguagePolicy,
     yes: tuple[int, ...],
     no: tuple[int, ...],
+    rows: int,
 ) -> jax.Array:
     features = policy.encode_images(params, prompts.images)
-    return yes_no_logits(policy, params, prompts, features, texts, lengths, yes=yes, no=no)
+    packing = None
+    if room is not None:
+        read = read_by(lengths, length=texts.shape[2])
+        packing = Packing.of(room, prompts.mask, read, rows=rows)
+    return yes_no_logits(
+        policy, params, prompts, features, texts, lengths, yes=yes, no=no, packing=packing
+    )

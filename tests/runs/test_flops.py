@@ -10,9 +10,9 @@ from abstract import MESH, abstract_batch
 
 from balcap_jax.models.families import make_policy
 from balcap_jax.plan.workloads import random_folder
-from balcap_jax.plan.workloads.flops import count, flops_of, without_remat
 from balcap_jax.rl.train_state import make_optimizer, state_shapes
 from balcap_jax.rl.update import make_update
+from balcap_jax.runs.flops import count, flops_of, without_remat
 
 X, W = jnp.ones((3, 4)), jnp.ones((4, 4))
 MATMUL = 2 * 3 * 4 * 4
