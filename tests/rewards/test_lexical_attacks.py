@@ -84,6 +84,7 @@ def test_no_suffix_pays():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_long_searches_find_nothing_that_is_paid():
     """Of words at random, on the real captions below alone: 24 photos are few enough to fit."""
     _lies_below(PHOTOS, HONEST, constant_of_sentences(PHOTOS, TEXTS, trials=2000))
