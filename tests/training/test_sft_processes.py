@@ -134,6 +134,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_to_the_same_bits(data, alone, 
     assert logs(back) == logs(alone)
 
 
+@pytest.mark.long  # test_hosts has several processes, which share all but the loss
 def test_two_processes_are_one(data, alone, tmp_path):
     flags = command(tmp_path, data)
     with Hosts(tmp_path / "two", 2, *flags, command="sft") as hosts:
