@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from balcap_jax.errors import UserError
 from balcap_jax.runs import safe_json
 from balcap_jax.runs.safe_json import DuplicateKeyError, duplicate_key
 
@@ -25,3 +26,22 @@ def is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def json_lines(text: str, *, name: str, remedy: str) -> list[Any]:
+    """The value of each line that is not empty.
+
+    Args:
+      name, remedy: of the text, for the error.
+
+    Raises:
+      UserError: a line is not JSON.
+    """
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(read_json(line))
+            except ValueError as error:
+                raise UserError(f"{name}, line {number} is not JSON ({error}); {remedy}.") from None
+    return rows

@@ -17,13 +17,12 @@ from balcap_jax.data.sources import open_rows
 from balcap_jax.errors import UserError
 from balcap_jax.reporting.rows import assertion_row
 from balcap_jax.rewards.captions import rewards_of
-from balcap_jax.rewards.judges import make_judge, resolve_kind
+from balcap_jax.rewards.judges import fit_judge, make_judge, resolve_kind
 from balcap_jax.rewards.llm.accounting import listing
 from balcap_jax.rewards.verdicts import FittedJudge, MeteredJudge, Verdict
 from balcap_jax.runs.progress import training_progress
 
 _BATCH = 64  # captions at once, times the calls of a judge that is asked
-_FITTED = 64  # first images that a judge on the devices is fitted to, as in training
 
 
 def open_examples(path: Path) -> Photos:
@@ -52,7 +51,7 @@ def judge_captions(
     items: list[dict[str, Any]] = []
     try:
         if isinstance(judge, FittedJudge):
-            judge.fit([examples[place] for place in range(min(_FITTED, len(examples)))])
+            fit_judge(judge, examples)
         with training_progress("bcapscore", len(places)) as advance:
             for start in range(0, len(places), _BATCH):
                 batch = [examples[place] for place in places[start : start + _BATCH]]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from balcap_jax.data.json_text import DuplicateKeyError, is_encodable, read_json
+from balcap_jax.data.json_text import DuplicateKeyError, is_encodable, json_lines, read_json
 from balcap_jax.errors import UserError
 
 # Names of an image in the rows of DeCapBench, of ours and of others.
@@ -57,17 +57,13 @@ def read_captions(path: Path) -> dict[str, str]:
 
 
 def _rows(path: Path, text: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(read_json(line))
-            except ValueError as error:
-                raise UserError(
-                    f"captions={path}, line {number} is not JSON ({error}); give a JSON object "
-                    "{image: caption}, or a row with an id and a caption in each line."
-                ) from None
-    return rows
+    return json_lines(
+        text,
+        name=f"captions={path}",
+        remedy=(
+            "give a JSON object {image: caption}, or a row with an id and a caption in each line"
+        ),
+    )
 
 
 def _pair(path: Path, number: int, row: Any) -> tuple[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from balcap_jax.data.json_text import read_json
+from balcap_jax.data.json_text import json_lines, read_json
 from balcap_jax.errors import UserError
 from balcap_jax.evaluation.captionqa import DOMAINS, Entry, question_of
 
@@ -115,16 +115,7 @@ def _of_text(path: Path) -> Sequence[Any]:
         if "questions" in whole or "question" in whole:
             return [whole]
         return [{"id": name, "questions": asked} for name, asked in whole.items()]
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(read_json(line))
-            except ValueError as error:
-                raise UserError(
-                    f"data={path}, line {number} is not JSON ({error}); give JSON or JSONL."
-                ) from None
-    return rows
+    return json_lines(text, name=f"data={path}", remedy="give JSON or JSONL")
 
 
 def _entry(path: Path, number: int, row: Any, *, domain: str) -> Entry:

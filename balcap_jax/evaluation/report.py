@@ -4,13 +4,10 @@ What the page looks like is `report.html.jinja`, which escapes all that it is gi
 """
 
 import base64
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from balcap_jax.errors import UserError
 from balcap_jax.evaluation.report_cards import CARDS, number
@@ -18,6 +15,7 @@ from balcap_jax.evaluation.results import TITLES, Results, read
 from balcap_jax.evaluation.statistics import Interval, paired_interval
 from balcap_jax.reporting.pictures import picture_file, picture_uri
 from balcap_jax.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
+from balcap_jax.reporting.templates import template
 from balcap_jax.runs.folder import write_text_atomic
 
 if TYPE_CHECKING:
@@ -161,19 +159,13 @@ def write_report(
         for name, sides in compare(folders).items()
     ]
     models = list(dict.fromkeys(model for b in benchmarks for model in b["models"]))
-    write_text_atomic(path, _template().render(models=models, benchmarks=benchmarks))
+    write_text_atomic(
+        path,
+        template("balcap_jax.evaluation", "report.html.jinja").render(
+            models=models, benchmarks=benchmarks
+        ),
+    )
     return path
-
-
-@functools.cache
-def _template() -> Template:
-    return Environment(
-        loader=PackageLoader("balcap_jax.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.jinja")
 
 
 def _titles(sides: Sequence[Side]) -> list[str]:

@@ -3,12 +3,9 @@
 What the page looks like is `gallery.html.jinja`, which escapes all that it is given.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from balcap_jax.config.sections import REWARDS
 from balcap_jax.reporting.pairs import (
@@ -22,6 +19,7 @@ from balcap_jax.reporting.pairs import (
 )
 from balcap_jax.reporting.pictures import picture_file, picture_uri
 from balcap_jax.reporting.scores import caption_score, summary_rows
+from balcap_jax.reporting.templates import template
 
 
 def gallery_html(
@@ -41,7 +39,7 @@ def gallery_html(
     """
     shown = pairs[:limit]
     judged = was_judged(shown)
-    return _template().render(
+    return template("balcap_jax.reporting", "gallery.html.jinja").render(
         name=run.name,
         shown=len(shown),
         total=len(pairs),
@@ -51,17 +49,6 @@ def gallery_html(
         summary=[] if summary is None else summary_rows(summary),
         cards=[_card(run, pair, judged=judged) for pair in shown],
     )
-
-
-@functools.cache
-def _template() -> Template:
-    return Environment(
-        loader=PackageLoader("balcap_jax.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("gallery.html.jinja")
 
 
 def _has_chances(pairs: Sequence[Mapping[str, Any]]) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balcap_jax.config.judge import POLICY, RULES, JudgeConfig
-from balcap_jax.data.examples import Example
+from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.sources import SCENES
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.scene.judge import SceneJudge
-from balcap_jax.rewards.verdicts import Judge
+from balcap_jax.rewards.verdicts import FITTED_ON, FittedJudge, Judge
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -145,6 +145,15 @@ def _named(setting: str, value: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"judge.{setting}={value!r}: {error}") from error
+
+
+def fit_judge(judge: FittedJudge, source: Source) -> None:
+    """Fits a judge to the first examples of the data that it is going to judge.
+
+    Raises:
+      UserError: see `FittedJudge.fit`.
+    """
+    judge.fit([source[i] for i in range(min(len(source), FITTED_ON))])
 
 
 def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, Any]:

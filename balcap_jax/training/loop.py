@@ -18,7 +18,7 @@ from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import batch_shards, local_rows, shard_batch
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
-from balcap_jax.rewards.judges import judge_record
+from balcap_jax.rewards.judges import fit_judge, judge_record
 from balcap_jax.rewards.model.judge import ModelJudge
 from balcap_jax.rewards.verdicts import FittedJudge
 from balcap_jax.rl.update import Batch
@@ -32,7 +32,6 @@ from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
 from balcap_jax.training.model_judge import (
     check_own_policy,
-    fit_judge,
     on_own_captions,
 )
 from balcap_jax.training.programs import learning_rate_of, make_programs, update_of

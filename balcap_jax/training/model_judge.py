@@ -1,17 +1,16 @@
-"""Judges that are models, in a run: fitted before the first step, and seen beside the truth."""
+"""A judge of kind "model" in a run: whether it may be the policy itself, and how it sees."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from balcap_jax.config.commands import TrainConfig
-from balcap_jax.data.examples import Example, Source
+from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.rewards.model.judge import ModelJudge
 from balcap_jax.rewards.model.scene_questions import is_true
 from balcap_jax.rewards.model.statements import statements
-from balcap_jax.rewards.verdicts import FITTED_ON, FittedJudge
 
 
 def check_own_policy(config: TrainConfig) -> None:
@@ -26,15 +25,6 @@ def check_own_policy(config: TrainConfig) -> None:
             f"judge.model={judge.model!r} is the policy that is trained, which believes its own "
             "inventions; name another policy, or set --judge.own-policy true."
         )
-
-
-def fit_judge(judge: FittedJudge, source: Source) -> None:
-    """Fits a judge to the first examples to train on.
-
-    Raises:
-      UserError: see `FittedJudge.fit`.
-    """
-    judge.fit([source[i] for i in range(min(len(source), FITTED_ON))])
 
 
 def on_own_captions(

@@ -14,13 +14,13 @@ from balcap_jax.config.sections import CheckpointConfig, MeshConfig, RewardConfi
 from balcap_jax.data.examples import Example
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError
+from balcap_jax.rewards import judges as judge_of_run
 from balcap_jax.rewards.judges import make_judge
 from balcap_jax.rewards.model import judge as model_judge
 from balcap_jax.rewards.model.calibration import LEAST_AUC
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
-from balcap_jax.training import model_judge as judge_of_run
 from balcap_jax.training.audit import Audit
 from balcap_jax.training.experience import Judged
 from balcap_jax.training.trainer import train
