@@ -23,6 +23,7 @@ from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.training.audit import Audit
 from balcap_jax.training.experience import Judged
+from balcap_jax.training.model_judge import on_own_captions
 from balcap_jax.training.trainer import train
 
 OWN = JudgeConfig(kind="model", model="base", own_policy=True, dtype="float32")
@@ -117,9 +118,9 @@ def test_a_judge_that_sees_too_little_is_refused(monkeypatch):
     with pytest.raises(UserError) as error:
         judge_of_run.fit_judge(judge, SceneSource("train", 10**9))
     assert "where 0.70 is the least" in str(error.value)
-    line = judge_of_run.on_own_captions(judge, [EXAMPLE], [WORSE[1]])
+    line = on_own_captions(judge, [EXAMPLE], [WORSE[1]])
     assert "on the policy's own captions" in line
-    assert judge_of_run.on_own_captions(judge, [EXAMPLE._replace(scene=None)], [TRUE]) is None
+    assert on_own_captions(judge, [EXAMPLE._replace(scene=None)], [TRUE]) is None
 
 
 # ---- the audit alone
