@@ -84,14 +84,16 @@ class Control:
         global _left
         _left = True
         if not self._closed.is_set():
+            self._closed.set()  # first: process 0 passes the message on, to this process too
             self._tell_all({"ended": printable(f"process {self.process} has ended: {reason}")})
-            self._close()
+            self._finish()
             time.sleep(_LAST_WORDS)
 
     def close(self) -> None:
         """Ends the line when all is done; the others see no loss in it."""
+        self._closed.set()
         self._tell_all({"bye": True})
-        self._close()
+        self._finish()
 
     def wait_for_loss(self, seconds: float) -> None:
         """Gives `on_lost` time: an error of a collective comes before its cause is known."""
@@ -139,8 +141,7 @@ class Control:
             with suppress(OSError):  # that peer's listener has seen it or will
                 peer.send(message, wait=1)
 
-    def _close(self) -> None:
-        self._closed.set()
+    def _finish(self) -> None:
         for peer in self._peers.values():
             peer.finish()
 
