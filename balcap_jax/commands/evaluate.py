@@ -1,6 +1,6 @@
 """`balcap eval`: captions of a model on a benchmark, judged and scored; nothing is asked twice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -49,22 +49,24 @@ def evaluate(benchmark: str, config: Any) -> results.Results:
     return _STORIES[benchmark](config)
 
 
-def evaluate_all(config: EvalAllConfig) -> list[results.Results]:
+def evaluate_all(config: EvalAllConfig, *, done: Callable[[results.Results], None]) -> None:
     """Every benchmark whose data are given, one after another.
+
+    Args:
+      done: called with what each found, as soon as it is there.
 
     Raises:
       UserError: as `evaluate`, after the others are done: one benchmark that fails costs no other.
     """
-    found, errors = [], []
+    errors = []
     for benchmark, inner in config.benchmarks().items():
         try:
-            found.append(evaluate(benchmark, inner))
+            done(evaluate(benchmark, inner))
         except UserError as error:
             announce(f"{results.TITLES[benchmark]}: {error}")
             errors.append(error)
     if errors:
         raise errors[0]
-    return found
 
 
 def folder_of(config: Any) -> Path:
@@ -96,7 +98,7 @@ def _dcscore(config: DCScoreConfig) -> results.Results:
     oracles = dcscore_run.read_facts(facts)
     files = {name: images / name for name in oracles}
     captions = _captions(config, files, images, folder, data=facts)
-    with closing(Asker(config.judge, asked, benchmark="dcscore")) as asker:
+    with _asker(config, asked, "dcscore", folder) as asker:
         began = clocks()
         items = dcscore_run.judge_images(
             asker,
@@ -130,8 +132,9 @@ def _captionqa(config: CaptionQAConfig) -> results.Results:
         announce(f"{lost} questions are skipped, as the official code does; {first}")
     permutations = captionqa.permutations(entries)
     chosen = _of_domains(entries, config.domains, data)
-    captions = _captions_of_entries(config, chosen, folder, data=data)
-    with closing(Asker(config.judge, asked, benchmark="captionqa")) as asker:
+    others = {entry.id for entry in entries} - {entry.id for entry in chosen}
+    captions = _captions_of_entries(config, chosen, folder, data=data, passed_over=others)
+    with _asker(config, asked, "captionqa", folder) as asker:
         began = clocks()
         items = captionqa_run.judge_questions(asker, captions, chosen, permutations=permutations)
         spent, failures = asker.spent(since=began), asker.failures
@@ -149,16 +152,20 @@ def _caparena(config: CapArenaConfig) -> results.Results:
     data = _given(config.data, "data", "the battles of caparena_auto_600.json")
     images = _given(config.images, "images", "the folder of the images")
     folder, asked = _start(config, "caparena")
-    battles = {
-        name: battle
-        for name, battle in caparena_run.read_battles(data).items()
-        if battle.baseline != name_of(config)  # a baseline does not battle itself
-    }
+    every, model = caparena_run.read_battles(data), caparena.baseline_of(name_of(config))
+    # A baseline does not battle itself.
+    battles = {name: battle for name, battle in every.items() if battle.baseline != model}
+    if not battles:
+        raise UserError(
+            f"data={data} has battles against {model} alone, and name={name_of(config)!r} says "
+            "that the captions are its own; give another --name, or all battles."
+        )
     files = {name: images / name for name in battles}
-    captions = _captions(config, files, images, folder, data=data)
+    own = every.keys() - battles.keys()
+    captions = _captions(config, files, images, folder, data=data, passed_over=own)
     first = caparena.orders(list(battles), seed=config.seed)
     write_json_atomic(folder / "orders.json", {"seed": config.seed, "ours_first": first})
-    with closing(Asker(config.judge, asked, benchmark="caparena")) as asker:
+    with _asker(config, asked, "caparena", folder) as asker:
         began = clocks()
         items = caparena_run.judge_battles(
             asker, captions, battles, files, first=first, both_orders=config.both_orders
@@ -178,6 +185,7 @@ def _bcapscore(config: BCapScoreConfig) -> results.Results:
     rows = [examples.row(place) for place in range(len(examples))]
     wanted = [Wanted(row.id, row.image, row.prompt) for row in rows]
     captions = captions_of(config, wanted, folder, data=data)
+    results.make_folder(folder)
     began = clocks()
     items, named, ledger = bcapscore_run.judge_captions(
         config.judge, captions, examples, data=data
@@ -225,25 +233,42 @@ def _start(config: Any, benchmark: str) -> tuple[Path, Prompts]:
     return folder_of(config) / benchmark, official_prompts(benchmark, config.official)
 
 
+def _asker(config: Any, asked: Prompts, benchmark: str, folder: Path) -> closing[Asker]:
+    """What asks the judge, once the results can be written."""
+    results.make_folder(folder)
+    return closing(Asker(config.judge, asked, benchmark=benchmark))
+
+
 def _captions(
-    config: Any, files: Mapping[str, Path], images: Path, folder: Path, *, data: Path
+    config: Any,
+    files: Mapping[str, Path],
+    images: Path,
+    folder: Path,
+    *,
+    data: Path,
+    passed_over: Collection[str] = (),
 ) -> Mapping[str, str]:
     """The captions of the images, all of which can be read."""
     wanted = [Wanted(name, path) for name, path in files.items()]
     if config.captions is None:
         results.check_images(files, folder=images, of=str(data))
-    captions = captions_of(config, wanted, folder, data=data)
+    captions = captions_of(config, wanted, folder, data=data, passed_over=passed_over)
     if config.captions is not None:
         results.check_images({n: files[n] for n in captions}, folder=images, of=str(data))
     return captions
 
 
 def _captions_of_entries(
-    config: CaptionQAConfig, entries: list[captionqa.Entry], folder: Path, *, data: Path
+    config: CaptionQAConfig,
+    entries: list[captionqa.Entry],
+    folder: Path,
+    *,
+    data: Path,
+    passed_over: Collection[str],
 ) -> Mapping[str, str]:
     if config.captions is not None:
         wanted = [Wanted(entry.id, None) for entry in entries]
-        return captions_of(config, wanted, folder, data=data)
+        return captions_of(config, wanted, folder, data=data, passed_over=passed_over)
     shown = [entry for entry in entries if entry.images]
     if len(shown) < len(entries) and not config.allow_missing:
         other = next(entry for entry in entries if not entry.images)
@@ -352,10 +377,11 @@ def lines(found: results.Results) -> list[str]:
         )
     if spent := record.get("spent"):
         price = f", price {spent['price']:.4f}" if spent["price"] else ""
+        each = f", {spent['cpu_ms_per_call']:.2f} ms of CPU per call" if spent["calls"] else ""
         said.append(
             f"{spent['calls']:.0f} calls, {spent['cache_hits']:.0f} answers from the cache, "
             f"{spent['prompt_tokens']:.0f} + {spent['completion_tokens']:.0f} tokens{price}, "
-            f"{spent['seconds']:.1f} s, {spent['cpu_ms_per_call']:.2f} ms of CPU per call"
+            f"{spent['seconds']:.1f} s{each}"
         )
     return said
 

@@ -1,7 +1,7 @@
 """Captions of a benchmark's images by our sampler; what was made is not made again."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,9 +190,17 @@ def _example(config: Any, one: Wanted, pixels: Pixels) -> Example:
 
 
 def captions_of(
-    config: Any, wanted: Sequence[Wanted], folder: Path, *, data: Path
+    config: Any,
+    wanted: Sequence[Wanted],
+    folder: Path,
+    *,
+    data: Path,
+    passed_over: Collection[str] = (),
 ) -> Mapping[str, str]:
     """The captions that the settings give: those of a file, or of a policy.
+
+    Args:
+      passed_over: images of the data that are not asked about; a file may have their captions.
 
     Raises:
       UserError: neither is named, or see `make_captions`, `read_captions` and `matched`.
@@ -206,6 +214,7 @@ def captions_of(
             path=config.captions,
             data=data,
             allow_missing=config.allow_missing,
+            passed_over=passed_over,
         )
     if not config.model:
         raise UserError(
