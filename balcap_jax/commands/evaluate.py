@@ -30,7 +30,7 @@ from balcap_jax.evaluation import (
     results,
 )
 from balcap_jax.evaluation.asking import Asker, Spent, clocks
-from balcap_jax.evaluation.captioning import Wanted, captions_of
+from balcap_jax.evaluation.captioning import Wanted, captions_of, cut_captions
 from balcap_jax.evaluation.official import official_prompts
 from balcap_jax.evaluation.prompts import Prompts
 from balcap_jax.rewards.llm.accounting import listing
@@ -109,7 +109,7 @@ def _dcscore(config: DCScoreConfig) -> results.Results:
             verifications=config.verifications,
         )
         spent, failures = asker.spent(since=began), asker.failures
-    counts = _counts(files, captions, dcscore_run.counts(items))
+    counts = _counts(files, captions, dcscore_run.counts(items), cut_captions(config, folder))
     record = _record("dcscore", config, asked, items, counts, spent, failures,
                      trials=[config.matchings, config.verifications], data=str(facts))  # fmt: skip
     dcscore_run.write_official(folder, items)
@@ -138,7 +138,12 @@ def _captionqa(config: CaptionQAConfig) -> results.Results:
         began = clocks()
         items = captionqa_run.judge_questions(asker, captions, chosen, permutations=permutations)
         spent, failures = asker.spent(since=began), asker.failures
-    counts = _counts({e.id: e for e in chosen}, captions, captionqa_run.counts(items))
+    counts = _counts(
+        {e.id: e for e in chosen},
+        captions,
+        captionqa_run.counts(items),
+        cut_captions(config, folder),
+    )
     counts["skipped"] = lost
     record = _record("captionqa", config, asked, items, counts, spent, failures,
                      domains=captionqa.groups(items, "domain"),
@@ -171,7 +176,7 @@ def _caparena(config: CapArenaConfig) -> results.Results:
             asker, captions, battles, files, first=first, both_orders=config.both_orders
         )
         spent, failures = asker.spent(since=began), asker.failures
-    counts = _counts(files, captions, caparena_run.counts(items))
+    counts = _counts(files, captions, caparena_run.counts(items), cut_captions(config, folder))
     record = _record("caparena", config, asked, items, counts, spent, failures,
                      against=caparena.against(items), data=str(data))  # fmt: skip
     caparena_run.write_official(folder, items, model=name_of(config))
@@ -192,7 +197,12 @@ def _bcapscore(config: BCapScoreConfig) -> results.Results:
     )  # fmt: skip
     wall, cpu = (now - then for now, then in zip(clocks(), began, strict=True))
     spent = Spent(ledger, wall, 1000 * cpu / max(ledger.get("calls", 0), 1)) if ledger else None
-    counts = _counts({row.id: row for row in rows}, captions, bcapscore_run.counts(items))
+    counts = _counts(
+        {row.id: row for row in rows},
+        captions,
+        bcapscore_run.counts(items),
+        cut_captions(config, folder),
+    )
     record = results.record_of(
         "bcapscore",
         items,
@@ -306,9 +316,12 @@ def _of_domains(
 
 
 def _counts(
-    planned: Mapping[str, Any], captions: Mapping[str, str], more: Mapping[str, int]
+    planned: Mapping[str, Any], captions: Mapping[str, str], *more: Mapping[str, int]
 ) -> dict[str, int]:
-    return {"planned": len(planned), "missing": len(planned) - len(captions), **more}
+    found = {"planned": len(planned), "missing": len(planned) - len(captions)}
+    for counts in more:
+        found |= counts
+    return found
 
 
 def _record(

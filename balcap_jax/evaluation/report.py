@@ -42,7 +42,7 @@ class Difference(NamedTuple):
     """Of a number, between the first model and another.
 
     Attributes:
-      told: whether the interval leaves out 0.
+      told: whether the interval leaves out 0, as far as it is printed.
     """
 
     value: float
@@ -50,7 +50,7 @@ class Difference(NamedTuple):
 
     @property
     def told(self) -> bool:
-        return self.interval.low > 0 or self.interval.high < 0
+        return round(self.interval.low, 2) > 0 or round(self.interval.high, 2) < 0
 
 
 def compare(folders: Sequence[Path]) -> dict[str, list[Side]]:

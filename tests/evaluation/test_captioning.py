@@ -28,12 +28,12 @@ def sampled(monkeypatch):
     class Sampler(list):
         stop = None
 
-        def __call__(self, config, images, missing):
+        def __call__(self, config, images, missing, source):
             for count, place in enumerate(missing):
                 if count == self.stop:
                     raise KeyboardInterrupt
                 self.append(place)
-                yield place, f"Caption of {images[place].name}."
+                yield place, f"Caption of {images[place].name}.", place < 3
 
     sampler = Sampler()
     monkeypatch.setattr(captioning, "_sampled", sampler)
@@ -56,6 +56,7 @@ def test_captions_are_made_once(world, sampled, tmp_path):
     assert len((out / MADE).read_text().splitlines()) == 5
     assert make_captions(config, wanted(world), out) == found
     assert len(sampled) == 5
+    assert captioning.cut_captions(config, out) == {"cut": 2}  # by both starts
 
 
 def test_captions_of_other_settings_are_not_mixed(world, sampled, tmp_path):
