@@ -109,6 +109,7 @@ def record_of(
         "title": title,
         "model": model,
         "date": today(),
+        "images": len(items),
         "values": values,
         "counts": dict(counts),
         "words": {
@@ -211,7 +212,8 @@ def _read(folder: Path) -> Results:
                 raise ValueError
         for name in ("title", "model", "values", "counts", "words", "date"):
             record[name]
-        if len({item["id"] for item in items if isinstance(item["caption"], str)}) < len(items):
+        names = {item["id"] for item in items if isinstance(item["caption"], str)}
+        if len(items) != record.get("images", len(items)) or len(names) != len(items):
             raise ValueError
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 from benchmark_world import answer, make_world
@@ -10,8 +11,8 @@ from judge_server import JudgeServer, Sent
 from balcap_jax.cli.main import main
 from balcap_jax.errors import UserError
 from balcap_jax.evaluation.caparena_run import read_battles
-from balcap_jax.evaluation.caption_files import read_captions
-from balcap_jax.evaluation.captionqa_data import read_entries
+from balcap_jax.evaluation.caption_files import matched, read_captions
+from balcap_jax.evaluation.captionqa_data import read_entries, skipped
 from balcap_jax.evaluation.dcscore_run import read_facts
 from balcap_jax.evaluation.fact_lists import extracted, judged, listed, parsed
 from balcap_jax.evaluation.official import official_prompts
@@ -34,6 +35,7 @@ def server():
 def said(world, server, capsys, captions, *more, benchmark="dcscore"):
     data = {
         "dcscore": ["--facts", world.folder / "facts.jsonl"],
+        "captionqa": ["--data", world.folder / "questions.jsonl"],
         "caparena": ["--data", world.folder / "battles.json"],
     }[benchmark]
     arguments = ["eval", benchmark, "--captions", captions, *data, "--images", world.images,
@@ -68,6 +70,56 @@ def test_captions_that_do_not_fit(world, server, capsys, tmp_path):
     assert server.calls == 0
     found = said(world, server, capsys, tmp_path / "c.json", "--allow-missing") if of(two) else ""
     assert "1 missing" in found
+
+
+def test_captions_of_images_that_are_not_asked_about(world, server, capsys):
+    whole = world.captions("whole.json")
+    found = said(world, server, capsys, whole, "--domains", "document", benchmark="captionqa")
+    assert "1 planned, 0 missing, 3 questions" in found
+    for name in ("gpt", "GPT-4o-0806"):  # a baseline's own image
+        found = said(world, server, capsys, whole, "--name", name, benchmark="caparena")
+        assert "2 planned, 0 missing, 2 battles" in found
+    battles = json.loads((world.folder / "battles.json").read_text())
+    own = {name: row for name, row in battles.items() if row["ref_model"] == "GPT-4o-0806"}
+    (world.folder / "own.json").write_text(json.dumps(own))
+    more = ("--data", world.folder / "own.json", "--name", "gpt")
+    error = said(world, server, capsys, whole, *more, benchmark="caparena")
+    assert "has battles against GPT-4o-0806 alone, and name='gpt' says that the captions" in error
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shown"),
+    [
+        ("a b.jpg", "a%20b.jpg", "'a%20b.jpg' where DATA has 'a b.jpg'"),
+        ("\u00e9.jpg", "e\u0301.jpg", r"'e\u0301.jpg' where DATA has '\xe9.jpg'"),
+        ("x/1.jpg", "1.png", "'1.png' where DATA has 'x/1.jpg'"),
+    ],
+)
+def test_names_in_another_form(ours, theirs, shown):
+    given = {"path": Path("C"), "data": Path("DATA"), "allow_missing": True}
+    # Others may have the right names.
+    with pytest.raises(UserError) as error:
+        matched({"z.jpg": "", theirs: ""}, ["z.jpg", ours], **given)
+    assert f"captions=C names images as {shown}; write the names" in str(error.value)
+    assert matched({"z.jpg": "", ours: "x"}, [ours], passed_over=["z.jpg"], **given) == {ours: "x"}
+
+
+def test_a_place_that_cannot_be_written_costs_nothing(world, server, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    captions, before = world.captions("never_judged.json", drop=1), server.calls
+    for benchmark in ("dcscore", "captionqa", "caparena"):
+        more = ("--out", tmp_path / "file", "--judge.cache", tmp_path / "empty.sqlite")
+        error = said(world, server, capsys, captions, *more, benchmark=benchmark)
+        assert "file/" in error
+        assert "Not a directory; what was saved before is intact" in error
+        assert "give the same command again" in error
+    assert server.calls == before
+
+
+def test_a_model_with_a_long_name(world, server, capsys, tmp_path):
+    more = ("--name", "n" * 300, "--out", tmp_path)
+    said(world, server, capsys, world.captions("whole.json"), *more, benchmark="caparena")
+    assert json.loads((tmp_path / "caparena" / f"{'n' * 200}.battles.json").read_text())
 
 
 def test_images_that_cannot_be_read(world, server, capsys, tmp_path):
@@ -110,15 +162,35 @@ def test_reports_of_other_images(world, server, capsys, tmp_path):
     (tmp_path / "two.json").write_text(json.dumps(two))
     more = ("--out", tmp_path / "b", "--allow-missing")
     said(world, server, capsys, tmp_path / "two.json", *more)
+    # Other facts, of the same images.
+    facts = (world.folder / "facts.jsonl").read_text().replace("The sky is grey.", "It is night.")
+    (tmp_path / "facts.jsonl").write_text(facts)
+    more = ("--facts", tmp_path / "facts.jsonl", "--out", tmp_path / "c")
+    said(world, server, capsys, captions, *more)
+    asked = (world.folder / "questions.jsonl").read_text().replace("What is shown?", "What now?")
+    (tmp_path / "asked.jsonl").write_text(asked)
+    said(world, server, capsys, captions, "--out", tmp_path / "d", benchmark="captionqa")
+    more = ("--data", tmp_path / "asked.jsonl", "--out", tmp_path / "e")
+    said(world, server, capsys, captions, *more, benchmark="captionqa")
     for folders, words in (
         (["a", "b"], "are of other images: 1, such as 'test_00002.jpg'"),
+        (["a", "c"], "are of other data: the list of oracle facts of 'test_00000.jpg' differs"),
+        (["d", "e"], "are of other data: the list of questions of 'test_00000.jpg' differs"),
         (["none"], "holds no results of `balcap eval`"),
+        (["a"] * 6, "at most 5 models"),
     ):
         assert main(["eval", "report", *(str(tmp_path / f) for f in folders)]) == 2
         assert words in capsys.readouterr().err
-    (tmp_path / "a" / "dcscore" / "items.jsonl").write_text('{"id": 1}\n')
-    assert main(["eval", "report", str(tmp_path / "a")]) == 2
-    assert "are not as `balcap eval` writes them" in capsys.readouterr().err
+    # Of different benchmarks there is nothing to compare.
+    assert main(["eval", "report", str(tmp_path / "a"), str(tmp_path / "d")]) == 0
+    shown = capsys.readouterr().out
+    assert "Not every folder has results of DCScore, CaptionQA: no difference is told" in shown
+    items = tmp_path / "a" / "dcscore" / "items.jsonl"
+    rows = items.read_text().splitlines()
+    for spoilt in ([], rows[:2], [*rows, rows[0]], [rows[0]] * 3, ['{"id": 1}']):
+        items.write_text("".join(f"{row}\n" for row in spoilt))
+        assert main(["eval", "report", str(tmp_path / "a")]) == 2
+        assert "are not as `balcap eval` writes them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -189,6 +261,40 @@ def test_caption_files_that_are_none(text, words, tmp_path):
             'has no "ref_model" with its caption',
         ),
         (read_entries, '{"id": 3, "questions": []}', "entry 1 has no id with a list of questions"),
+        *(
+            (
+                read_entries,
+                json.dumps({"id": "a", "questions": [{"question": "q", "answer": "x"} | row]}),
+                "a, question 0 is no text with a list of choices, each a text or a number",
+            )
+            for row in (
+                {"choices": 5},
+                {"choices": "xyz"},
+                {"choices": {"x": 1, "y": 2}},
+                {"choices": [None, "x"]},
+                {"choices": ["x", "y"], "question": None},
+                {"choices": ["x", "y"], "question": " "},
+                {"choices": [["x"], "y"]},
+            )
+        ),
+        (
+            read_entries,
+            json.dumps(
+                [
+                    {
+                        "id": "a",
+                        "questions": [
+                            {
+                                "question": "q",
+                                "choices": [f"x{i}" for i in range(26)],
+                                "answer": "x0",
+                            }
+                        ],
+                    }
+                ]
+            ),
+            "a, question 0 has 27 options, and the judge answers with one of 26 letters",
+        ),
         (
             read_entries,
             '{"id": "a", "questions": [{"question": "q", "choices": ["x", "y"], "answer": "z"}]}',
@@ -204,13 +310,23 @@ def test_benchmark_files_that_are_none(read, text, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_questions_without_a_list_of_choices_are_skipped(tmp_path):
+    asked = [
+        {"question": "q", "answer": "x"},
+        {"question": "q", "choices": [1, "x"], "answer": "x"},
+    ]
+    (tmp_path / "f").write_text(json.dumps({"a": asked}))
+    entries = read_entries(tmp_path / "f")
+    assert skipped(entries) == (1, "a, question 0: it has fewer than two choices")
+
+
 def test_baselines_under_short_and_full_names(tmp_path):
     rows = {
         "a": {"ref_model": "cog", "captions": {"human": "h", "cog": "c"}},
         "b": {"ref_model": "MiniCPM-V2.6-8B", "captions": {"human": "h", "cpm": "m"}},
         "c": {"ref_model": "gpt", "captions": {"human": "h", "GPT-4o-0806": "g"}},
     }
-    (tmp_path / "f").write_text(json.dumps(rows))
+    (tmp_path / "f").write_text(json.dumps(rows), encoding="utf-8-sig")
     found = read_battles(tmp_path / "f")
     assert [b.baseline for b in found.values()] == [
         "CogVLM2-llama3-chat-19B", "MiniCPM-V2.6-8B", "GPT-4o-0806",
@@ -323,8 +439,9 @@ def test_official_prompts_are_read_from_a_checkout(benchmark, tmp_path):
     path.write_text(source + "\nVERSION = 2\n")
     assert official_prompts(benchmark, tmp_path).version == found.version  # of the texts
     path.write_text("x = 1\n")
-    with pytest.raises(UserError, match="give the folder of a checkout of github.com/"):
+    with pytest.raises(UserError, match="give the folder of a checkout of github.com/") as error:
         official_prompts(benchmark, tmp_path)
+    assert f"official={tmp_path}: {name} has no " in str(error.value)
 
 
 def test_the_name_says_prompts_and_judge():

@@ -338,6 +338,16 @@ def test_all_of_a_config_file_with_one_report(world, server, tmp_path, capsys, w
     assert "DCScore (balcap prompts, judge ruler)" in page
     assert "mine" in page
     assert "85.71" in capsys.readouterr().out
+    # What fails costs no other: the rest is printed, and in the report.
+    config.write_text(config.read_text() + f'[caparena]\ndata = "{tmp_path / "none"}"\n'
+                      f'images = "{world.images}"\ncaptions = "{captions}"\n')  # fmt: skip
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["eval", "all", "--config", str(config)]) == 2
+    printed = capsys.readouterr()
+    assert "85.71" in printed.out
+    assert "CaptionQA (balcap prompts, judge ruler): mine" in printed.out
+    assert "none cannot be read (No such file" in printed.err.splitlines()[-1]
+    assert "DCScore (balcap" in (tmp_path / "out" / "report.html").read_text()
     assert main(["eval", "all"]) == 2
     assert "No benchmark has data; give one of" in capsys.readouterr().err
 
