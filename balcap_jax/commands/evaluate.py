@@ -144,7 +144,7 @@ def _captionqa(config: CaptionQAConfig) -> results.Results:
         captionqa_run.counts(items),
         cut_captions(config, folder),
     )
-    counts["skipped"] = lost
+    counts["skipped"], _ = captionqa_data.skipped([e for e in chosen if e.id in captions])
     record = _record("captionqa", config, asked, items, counts, spent, failures,
                      domains=captionqa.groups(items, "domain"),
                      categories=captionqa.groups(items, "category"), data=str(data))  # fmt: skip

@@ -75,7 +75,7 @@ def test_captions_that_do_not_fit(world, server, capsys, tmp_path):
 def test_captions_of_images_that_are_not_asked_about(world, server, capsys):
     whole = world.captions("whole.json")
     found = said(world, server, capsys, whole, "--domains", "document", benchmark="captionqa")
-    assert "1 planned, 0 missing, 3 questions" in found
+    assert "1 planned, 0 missing, 3 questions, 0 unparsed, 0 failed, 1 skipped" in found
     for name in ("gpt", "GPT-4o-0806"):  # a baseline's own image
         found = said(world, server, capsys, whole, "--name", name, benchmark="caparena")
         assert "2 planned, 0 missing, 2 battles" in found
