@@ -34,7 +34,7 @@ from balcap_jax.evaluation.captioning import Wanted, captions_of, cut_captions
 from balcap_jax.evaluation.official import official_prompts
 from balcap_jax.evaluation.prompts import Prompts
 from balcap_jax.rewards.llm.accounting import listing
-from balcap_jax.runs.folder import write_json_atomic
+from balcap_jax.runs.folder import plain, write_json_atomic
 from balcap_jax.runs.progress import announce
 
 _OURS = {"dcscore": prompts.DCSCORE, "captionqa": prompts.CAPTIONQA, "caparena": prompts.CAPARENA}
@@ -178,7 +178,8 @@ def _caparena(config: CapArenaConfig) -> results.Results:
         spent, failures = asker.spent(since=began), asker.failures
     counts = _counts(files, captions, caparena_run.counts(items), cut_captions(config, folder))
     record = _record("caparena", config, asked, items, counts, spent, failures,
-                     against=caparena.against(items), data=str(data))  # fmt: skip
+                     against=caparena.against(items), flip_share=caparena.flip_share(items),
+                     data=str(data))  # fmt: skip
     caparena_run.write_official(folder, items, model=name_of(config))
     return _written(folder, record, items, files, config)
 
@@ -190,7 +191,7 @@ def _bcapscore(config: BCapScoreConfig) -> results.Results:
     rows = [examples.row(place) for place in range(len(examples))]
     wanted = [Wanted(row.id, row.image, row.prompt) for row in rows]
     captions = captions_of(config, wanted, folder, data=data)
-    results.make_folder(folder)
+    _make_folder(config, folder)
     began = clocks()
     items, named, ledger = bcapscore_run.judge_captions(
         config.judge, captions, examples, data=data
@@ -245,8 +246,19 @@ def _start(config: Any, benchmark: str) -> tuple[Path, Prompts]:
 
 def _asker(config: Any, asked: Prompts, benchmark: str, folder: Path) -> closing[Asker]:
     """What asks the judge, once the results can be written."""
-    results.make_folder(folder)
+    _make_folder(config, folder)
     return closing(Asker(config.judge, asked, benchmark=benchmark))
+
+
+def _make_folder(config: Any, folder: Path) -> None:
+    """The folder of the results, and a line where it has those of other captions."""
+    results.make_folder(folder)
+    there = results.captions_of(folder)
+    if there is not None and there != plain(_source(config)):
+        told = there.get("file") or there.get("model")
+        announce(
+            f"{folder} has results of other captions ({told}), which these are going to replace"
+        )
 
 
 def _captions(
@@ -383,6 +395,8 @@ def lines(found: results.Results) -> list[str]:
                        record["counts"].items())  # fmt: skip
     words = record["words"]
     said = [counts, f"{words['split']:.1f} words ({words['arena']:.1f} by single blanks)"]
+    if (share := record.get("flip_share")) is not None:
+        said.append(f"{100 * share:.1f} % of verdicts change with the order of the captions")
     if between := record.get("strict_between"):
         said.append(
             f"strict is between {_number(between[0])} and {_number(between[1])}, whatever the "

@@ -85,6 +85,14 @@ def flips(items: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return sum(one != other for one, other in both), len(both)
 
 
+def flip_share(items: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of images, of those with verdicts in both orders, whose verdict changes; None where
+    there are none.
+    """
+    flipped, both = flips(items)
+    return flipped / both if both else None
+
+
 def measures(items: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
     """The mean over the three baselines of the score against each.
 

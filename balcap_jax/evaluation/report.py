@@ -222,6 +222,7 @@ def _notes(record: Mapping[str, Any]) -> dict[str, Any]:
         "words": f"{number(record['words']['split'])} words",
         "between": [number(value) for value in record.get("strict_between", ())],
         "failures": record.get("failures", ""),
+        "flips": None if (share := record.get("flip_share")) is None else f"{100 * share:.1f}",
     }
 
 

@@ -145,6 +145,13 @@ def make_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
 
 
+def captions_of(folder: Path) -> dict[str, Any] | None:
+    """Where the captions come from whose results the folder has; None where it has none."""
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads((folder / RESULT).read_text(encoding="utf-8")).get("captions")
+    return None
+
+
 def write(
     folder: Path,
     record: Mapping[str, Any],

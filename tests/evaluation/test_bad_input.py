@@ -116,6 +116,26 @@ def test_a_place_that_cannot_be_written_costs_nothing(world, server, capsys, tmp
     assert server.calls == before
 
 
+def test_results_of_other_captions_are_replaced_with_a_word(world, server, capsys, tmp_path):
+    def told(captions, *more) -> str:
+        arguments = ["eval", "dcscore", "--captions", captions, "--images", world.images,
+                     "--facts", world.folder / "facts.jsonl", "--out", tmp_path,
+                     "--judge.base-url", server.url, "--judge.model", "m",
+                     "--judge.cache", world.folder / "c.sqlite", *more]  # fmt: skip
+        assert main(list(map(str, arguments))) == 0
+        return capsys.readouterr().err
+
+    whole, words = world.captions("whole.json"), "has results of other captions ("
+    assert words not in told(whole)
+    assert words not in told(whole)
+    two = world.folder / "two.json"
+    two.write_text(json.dumps(dict(list(json.loads(whole.read_text()).items())[:2])))
+    assert f"{tmp_path / 'dcscore'} {words}{whole})" in told(two, "--allow-missing")
+    # No file of the third caption is left for the official code to count.
+    written = sorted(path.name for path in (tmp_path / "dcscore" / "results").iterdir())
+    assert written == ["0.json", "1.json"]
+
+
 def test_a_model_with_a_long_name(world, server, capsys, tmp_path):
     more = ("--name", "n" * 300, "--out", tmp_path)
     said(world, server, capsys, world.captions("whole.json"), *more, benchmark="caparena")

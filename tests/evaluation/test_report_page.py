@@ -65,7 +65,7 @@ def test_the_page_shows_what_was_found(folders, tmp_path):
     for text in (
         "DCScore (balcap prompts, judge ruler)", "The sky is grey.", "85.71", "What is shown?",
         "against GPT-4o-0806: There is a", "it tells more of the reference.", "strict macro",
-        "flipped", "categories", "as 'There is a kite.'",
+        "flipped", "0.0 % of verdicts change with the order", "categories", "as 'There is a kite.'",
     ):  # fmt: skip
         assert text in page.words, text
     # Of 6 images: a tells 3 facts that people told, b 2; both miss what nobody tells.

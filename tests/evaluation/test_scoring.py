@@ -344,5 +344,7 @@ def test_orders_are_a_seeded_coin_of_each_image():
 def test_flips_and_words():
     both = lambda one, other: {"battles": [{"value": one}, {"value": other}]}  # noqa: E731
     assert caparena.flips([both(1, 1), both(1, -1), both(0, 1), both(None, 1)]) == (2, 3)
+    assert caparena.flip_share([both(1, 1), both(1, -1), both(0, 1), both(None, 1)]) == 2 / 3
+    assert caparena.flip_share([both(None, 1), {"battles": [{"value": 1}]}]) is None
     assert caparena.arena_words("") == 1
     assert caparena.arena_words("a  b\nc") == 3  # "a", "", "b\nc"
