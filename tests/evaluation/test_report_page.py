@@ -150,9 +150,13 @@ def every(folders, tmp_path_factory):
 @pytest.mark.slow  # a browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_overflows_in_a_browser(every, width, tmp_path):
-    browser = next((b for b in map(shutil.which, ("chromium", "google-chrome")) if b), None)
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    browser = next((found for found in map(shutil.which, names) if found), None)
     if browser is None:
-        pytest.skip("there is no chromium on this machine")
+        pytest.skip(
+            f"NO BROWSER ({', '.join(names)}): the page of a report was opened at no width, "
+            "only its rules were looked at"
+        )
     write_report(every, html=tmp_path / "report.html")
     (tmp_path / "outer.html").write_text(
         f'<iframe id="f" src="report.html" style="width:{width}px;height:900px;border:0"></iframe>'
