@@ -98,7 +98,7 @@ def _report(arguments: list[str]) -> None:
 def _print(found: Any) -> None:
     from rich.console import Console
 
-    from balcap_jax.commands.evaluate import lines, table
+    from balcap_jax.commands.evaluation_lines import lines, table
 
     console = Console()
     console.print(table(found))
