@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import strangers
+from addresses import free_address
 from host_processes import Hosts
 from judge_server import JudgeServer
 from small_run import small
@@ -226,8 +226,7 @@ def test_a_process_is_killed_and_started_again_while_others_are_awaited(tmp_path
 
 
 def test_processes_with_other_settings_are_refused_before_anything_starts(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = free_address()
     place = ("--dist.coordinator", address, "--dist.processes", "2", "--dist.start-timeout", "60")
     processes = [
         subprocess.Popen(
