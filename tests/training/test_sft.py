@@ -77,7 +77,7 @@ def of_rows(tmp_path, **changes) -> SFTConfig:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, one_device):
     return sft(dataclasses.replace(SMALL, out=tmp_path_factory.mktemp("sft"), profile=(6,)))
 
 
