@@ -40,6 +40,16 @@ class Layout(ABC):
     def patch_dim(self) -> int:
         """Numbers in one flattened patch."""
 
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of an image."""
+
+    @property
+    def frames(self) -> int:
+        """How often a flattened patch of a still image repeats it."""
+        return 1
+
     @abstractmethod
     def features(self, grid: Grid) -> int:
         """Features, and so placeholders, of an image."""
@@ -128,4 +138,5 @@ class Layout(ABC):
             positions=np.concatenate(positions).astype(np.int32),
             image_ids=np.repeat(np.arange(len(images), dtype=np.int32), sizes),
             windows=np.concatenate(windows).astype(np.int32),
+            levels=images[0].levels,
         )

@@ -29,6 +29,7 @@ def pad_rows(
 def pad_images(rows: Sequence[Row], patch_step: int) -> ImagePatches:
     """The images of a batch, patches padded on the right to the next bucket."""
     patches = bucket(max(len(row.images.pixels) for row in rows), patch_step)
+    levels = [row.images.levels for row in rows]
 
     def stack(name: str, value: int) -> np.ndarray:
         return np.stack([_pad(getattr(row.images, name), patches, value) for row in rows])
@@ -38,6 +39,7 @@ def pad_images(rows: Sequence[Row], patch_step: int) -> ImagePatches:
         positions=stack("positions", 0),
         image_ids=stack("image_ids", -1),
         windows=pad_windows([row.images.windows for row in rows], patches),
+        levels=None if levels[0] is None else np.stack(levels),  # those of one processor
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from balcap_jax.data.examples import Example
@@ -23,6 +23,7 @@ from balcap_jax.data.prompts.folder_parts import (
     load_image_processor,
     load_tokenizer,
 )
+from balcap_jax.data.prompts.pixel_levels import AS_BYTES, levels_of, to_bytes
 from balcap_jax.data.prompts.time_limit import within
 from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
@@ -32,6 +33,7 @@ from balcap_jax.models.hf.adapter_config import base_folder
 from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.layout import Layout
 from balcap_jax.models.padding import pad_rows
+from balcap_jax.models.pixels import one_frame
 
 # Of a chat template for one row, which takes a thousandth of it; others may wait for the processor.
 TEMPLATE_SECONDS = 10.0
@@ -129,7 +131,8 @@ class Processor:
                 )
             ):
                 images = self._cut(_trial_examples()[0].image)
-            if not all(np.isfinite(image.pixels).all() for image in images):
+            shown = [image.pixels if image.levels is None else image.levels for image in images]
+            if not all(np.isfinite(numbers).all() for numbers in shown):
                 raise UserError(
                     "the image processor makes pixels that are no numbers; take the "
                     "preprocessor_config.json that was published with the weights."
@@ -245,14 +248,51 @@ class Processor:
         """This one with other bounds of images, see `data.min_pixels` and `data.max_pixels`."""
         return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
 
+    @cached_property
+    def levels(self) -> Float[np.ndarray, "k 256"] | None:
+        """The float that each byte of a pixel stands for, by channel; None: pixels are floats."""
+
+        def process(image: Image.Image, **options: Any) -> Float[np.ndarray, "s k c"]:
+            (cut,) = self._processed([image], **options)
+            return cut.pixels.reshape(len(cut.pixels), self.layout.channels, -1)
+
+        return levels_of(self.image_processor, process, channels=self.layout.channels)
+
     def _cut(self, *images: Image.Image) -> list[CutImage]:
+        if self.levels is None:
+            return [self._one_frame(cut) for cut in self._processed(images)]
+        cuts = [self._one_frame(cut) for cut in self._processed(images, **AS_BYTES)]
+        return [CutImage(to_bytes(cut.pixels), cut.grid, self.levels) for cut in cuts]
+
+    def _one_frame(self, cut: CutImage) -> CutImage:
+        layout = self.layout
+        pixels = one_frame(cut.pixels, channels=layout.channels, frames=layout.frames)
+        return cut._replace(pixels=pixels)
+
+    def _processed(self, images: Sequence[Image.Image], **options: Any) -> list[CutImage]:
+        """What the image processor returns for still images, all of its frames equal."""
         return self.layout.cut(
             self.image_processor(
                 images=[image.convert("RGB") for image in images],
                 return_tensors="np",
                 **self._size_options(),
+                **options,
             )
         )
+
+    def image_tokens(self, size: tuple[int, int]) -> int:
+        """Features, and so tokens of the prefix, of an image of (width, height); none is needed.
+
+        Raises:
+          UserError: no prompt can be made of it, as in `row`.
+        """
+        patches = getattr(self.image_processor, "get_number_of_image_patches", None)
+        if not hasattr(self.image_processor, "merge_size") or patches is None:
+            side = 1  # one size for all, and one number
+            return self.layout.features((side, side))
+        bounds = self._size_options().get("size") or self.image_processor.size
+        options = {"min_pixels": bounds["shortest_edge"], "max_pixels": bounds["longest_edge"]}
+        return patches(size[1], size[0], options) // self.layout.granule
 
     def _size_options(self) -> dict[str, Any]:
         """The bounds as the image processor takes them; none where it has one size for all."""

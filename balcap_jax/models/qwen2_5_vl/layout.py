@@ -58,6 +58,14 @@ class QwenLayout(Layout):
     def patch_dim(self) -> int:
         return self.config.vision.patch_dim
 
+    @property
+    def channels(self) -> int:
+        return self.config.vision.in_channels
+
+    @property
+    def frames(self) -> int:
+        return self.config.vision.temporal_patch_size
+
     def features(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.granule
 
