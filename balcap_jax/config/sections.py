@@ -138,7 +138,7 @@ class DataConfig(Settings):
     max_file_pixels: int = 64_000_000
     # Batches among which photos of similar size are brought together, so that little is padded; an
     # epoch has the same photos. 0: batches by chance alone.
-    group_by_length: int = 16
+    group_by_length: int = 32
     workers: int = 4  # Threads that read and process images ahead of the device.
     room = "data."
 

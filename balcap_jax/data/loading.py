@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from balcap_jax.data.examples import Example, Source
-from balcap_jax.data.order import Order
+from balcap_jax.data.order import Extent, Order
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
@@ -85,7 +85,7 @@ class StepLoader(ABC, Generic[T]):
             count=count,
             seed=seed,
             window=group_by_length,
-            lengths=self._lengths if isinstance(source, Photos) else None,
+            extents=self._extents if isinstance(source, Photos) else None,
         )
 
     def step(self, number: int) -> T:
@@ -123,12 +123,13 @@ class StepLoader(ABC, Generic[T]):
                 "are formed; give all of them the same files, or set --data.group-by-length 0."
             )
 
-    def _lengths(self, places: Sequence[int]) -> list[int]:
-        return list(self._workers.map(self._length, places))
+    def _extents(self, places: Sequence[int]) -> list[Extent]:
+        return list(self._workers.map(self._extent, places))
 
-    def _length(self, place: int) -> int:
-        """Tokens of an example's images; 0 where a bad one is found when its turn comes."""
-        return sum(map(self.processor.image_tokens, self.source.image_sizes(place)))
+    def _extent(self, place: int) -> Extent:
+        """Of the images of an example; none where a bad one is found when its turn comes."""
+        assert isinstance(self.source, Photos)
+        return self.processor.extent(self.source.image_sizes(place))
 
     def close(self) -> None:
         """Stops the threads; what they are at is finished, the rest is given up."""
@@ -156,15 +157,15 @@ class StepLoader(ABC, Generic[T]):
             )
             for row in self.rows
         ]
-        return self._padder.submit(self._join, parts)
+        return self._padder.submit(self._join, parts, self.order.extent(step))
 
     @abstractmethod
     def _prepare(self, draw: Draw) -> Any:
         """One row, by a thread of its own."""
 
     @abstractmethod
-    def _join(self, parts: list[Future[Any]]) -> T:
-        """The batch of such rows."""
+    def _join(self, parts: list[Future[Any]], least: Extent) -> T:
+        """The batch of such rows, padded to `least` or more."""
 
 
 class Loader(StepLoader[Loaded]):
@@ -174,6 +175,7 @@ class Loader(StepLoader[Loaded]):
         example = self.source[draw.place]
         return example, self.processor.row(example)
 
-    def _join(self, parts: list[Future[tuple[Example, Row]]]) -> Loaded:
+    def _join(self, parts: list[Future[tuple[Example, Row]]], least: Extent) -> Loaded:
         pairs = [part.result() for part in parts]
-        return Loaded([example for example, _ in pairs], self.processor.pad([r for _, r in pairs]))
+        prompts = self.processor.pad([row for _, row in pairs], least=least)
+        return Loaded([example for example, _ in pairs], prompts)

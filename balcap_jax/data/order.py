@@ -10,12 +10,28 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from balcap_jax.models.packing import next_size
+
 # Longer than any run: comes in its own order, as scenes do, which are drawn by chance anyway.
 # A permutation takes 4 bytes an example, a sixth of what the places of their rows do.
 ENDLESS = 10**8
 _WINDOWS = 3  # kept: those of two steps that are prepared, and one that is read ahead
 
-Lengths = Callable[[Sequence[int]], Sequence[int]]
+
+class Extent(NamedTuple):
+    """What the images of an example, or the largest of some, make of a prompt.
+
+    Attributes:
+      tokens: their features.
+      windows: their attention windows.
+    """
+
+    tokens: int
+    windows: int
+
+
+NO_EXTENT = Extent(0, 0)
+Extents = Callable[[Sequence[int]], Sequence[Extent]]
 
 
 def step_places(size: int, *, step: int, count: int, seed: int) -> list[int]:
@@ -45,11 +61,13 @@ class Window(NamedTuple):
 
 class Order:
     """The places of the examples of each step, as `step_places`, and within windows of some batches
-    brought together by length: a batch is padded to its longest prompt.
+    brought together by the tokens of their images: a batch is padded to its longest prompt.
 
     The windows are those of the plain order, so an epoch has the same examples, and within one that
     has examples of one length alone nothing moves. Batches stay in an order by chance. Neighbours
-    in a batch are unlike, so that parts of it, such as those of hosts, are long alike.
+    in a batch are unlike, so that parts of it, such as those of hosts, are long alike. Every size
+    that batches are padded to is some programs to compile, so those whose longest examples are
+    about as long, by steps of 2 and 3 times a power of two, are padded as the longest of these.
     """
 
     def __init__(
@@ -59,29 +77,42 @@ class Order:
         count: int,
         seed: int,
         window: int = 0,
-        lengths: Lengths | None = None,
+        extents: Extents | None = None,
     ):
         """
         Args:
           count: examples of a step.
           window: batches of a window; 0: the plain order.
-          lengths: of the examples at some places; asked once a window, by any thread.
+          extents: of the examples at some places; asked once a window, by any thread.
         """
         self.size, self.count, self.seed = size, count, seed
-        self.window = 0 if lengths is None or size > ENDLESS else window
-        self._lengths = lengths
-        self._made: dict[Window, Int[np.ndarray, " n"]] = {}
+        self.window = 0 if extents is None or size > ENDLESS else window
+        self._extents = extents
+        self._made: dict[Window, _Grouped] = {}
         self._lock = threading.Lock()
 
     def places(self, step: int) -> list[int]:
         """Of the examples of a step; the first is step 0."""
         if not self.window:
             return step_places(self.size, step=step, count=self.count, seed=self.seed)
+        return [int(in_window.places[i]) for in_window, i in self._at(step)]
+
+    def extent(self, step: int) -> Extent:
+        """What the batch of a step is padded to at least."""
+        if not self.window:
+            return NO_EXTENT
+        at = self._at(step)
+        size = _size_of(max(int(in_window.extents[i, 0]) for in_window, i in at))
+        most = {id(in_window): in_window.most.get(size, NO_EXTENT) for in_window, _ in at}.values()
+        return Extent(*map(max, zip(*most, strict=True)))
+
+    def _at(self, step: int) -> list[tuple["_Grouped", int]]:
+        """Of each example of a step its window, and where it is there."""
         found = []
         for number in range(step * self.count, (step + 1) * self.count):
             epoch, offset = divmod(number, self.size)
             window = self.window_of(epoch, offset)
-            found.append(int(self._order_in(window)[offset - window.start]))
+            found.append((self._grouped(window), offset - window.start))
         return found
 
     def window_of(self, epoch: int, offset: int) -> Window:
@@ -99,32 +130,60 @@ class Order:
             tail=tail if number == last else 0,
         )
 
-    def _order_in(self, window: Window) -> Int[np.ndarray, " n"]:
+    def _grouped(self, window: Window) -> "_Grouped":
         with self._lock:
             if window not in self._made:
                 for old in list(self._made)[: 1 - _WINDOWS]:
                     del self._made[old]
-                self._made[window] = self._sorted(window)
+                self._made[window] = self._make(window)
             return self._made[window]
 
-    def _sorted(self, window: Window) -> Int[np.ndarray, " n"]:
+    def _make(self, window: Window) -> "_Grouped":
         plain = _order(self.size, self.seed, window.epoch)[window.start : window.stop]
-        assert self._lengths is not None
-        lengths = np.array(self._lengths(plain.tolist()), np.int64)
+        assert self._extents is not None
+        extents = np.array(self._extents(plain.tolist()), np.int64)
+        lengths = extents[:, 0]
         if lengths.min() == lengths.max():
-            return plain
-        shortest_first = plain[np.argsort(lengths, kind="stable")]
+            return _Grouped(plain, extents, most={})
+        shortest_first = np.argsort(lengths, kind="stable")
         # Two epochs share a batch: the shortest of each.
         ends = window.head + window.tail
         batches = shortest_first[ends:].reshape(-1, self.count)[:, spread(self.count)]
         rng = np.random.default_rng((self.seed, window.epoch, window.start))
-        return np.concatenate(
+        order = np.concatenate(
             [
                 shortest_first[: window.head],
                 rng.permutation(batches).reshape(-1),
                 shortest_first[window.head : ends],
             ]
         )
+        return _Grouped(plain[order], extents[order], most=_most(extents))
+
+
+class _Grouped(NamedTuple):
+    """The examples of a window in their order.
+
+    Attributes:
+      extents: of each, a row of tokens and windows.
+      most: by size, the most tokens and windows of its examples; none where all are of one length.
+    """
+
+    places: Int[np.ndarray, " n"]
+    extents: Int[np.ndarray, "n 2"]
+    most: dict[int, Extent]
+
+
+def _most(extents: Int[np.ndarray, "n 2"]) -> dict[int, Extent]:
+    tokens, which = np.unique(extents[:, 0], return_inverse=True)
+    sizes = np.array([_size_of(int(count)) for count in tokens])[which]
+    return {
+        int(size): Extent(*map(int, extents[sizes == size].max(axis=0)))
+        for size in np.unique(sizes)
+    }
+
+
+def _size_of(tokens: int) -> int:
+    return next_size(tokens, (2, 3))
 
 
 def spread(count: int) -> Int[np.ndarray, " n"]:

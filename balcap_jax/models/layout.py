@@ -54,6 +54,11 @@ class Layout(ABC):
     def features(self, grid: Grid) -> int:
         """Features, and so placeholders, of an image."""
 
+    def windows(self, grid: Grid) -> int:
+        """Attention windows of an image; 0 where the tower has none."""
+        del grid
+        return 0
+
     @abstractmethod
     def cut(self, arrays: Mapping[str, Any]) -> list[CutImage]:
         """The images in what the image processor returned.

@@ -32,7 +32,7 @@ def patch_values(
             levels, index.reshape(B, S * C), axis=1, mode="promise_in_bounds"
         )
         values = found.reshape(B, S, C)
-    if C == patch_dim:
+    if images.pixels.shape[-1] == patch_dim:
         return values
     frames = values.reshape(B, S, channels, 1, -1)
     shape = (B, S, channels, patch_dim // C, C // channels)

@@ -199,16 +199,24 @@ class Captioner:
         key: Key[Array, ""],
         *,
         batch_size: int,
+        order: Int[np.ndarray, " n"] | None = None,
     ) -> Iterator[tuple[int, list[Caption]]]:
-        """As `captions`, with tokens and places of the examples; several hosts share them out."""
+        """As `captions`, with tokens and places of the examples; several hosts share them out.
+
+        Args:
+          order: places of all examples in the order that batches take them; default: their own.
+        """
         shards = batch_shards(self.mesh)
         batch_size = -(-batch_size // shards) * shards
         rows = BatchRows.of(self.mesh, batch_size)
         for start in range(0, len(examples), batch_size):
-            numbers = start + rows.local_rows
+            counted = start + rows.local_rows
+            numbers = counted
+            if order is not None:
+                numbers = order[np.minimum(counted, len(examples) - 1)]
             held = [examples[min(int(i), len(examples) - 1)] for i in numbers]
             generation = self.generate(params, held, key, images=numbers)
             sampled = self.sampled(generation.rollout)
             for place in rows.judged_places:
-                if numbers[place] < len(examples):
+                if counted[place] < len(examples):
                     yield int(numbers[place]), sampled[place]

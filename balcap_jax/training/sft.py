@@ -283,9 +283,11 @@ class SupervisedRun(TaskRun):
         shards = batch_shards(self.mesh)
         size = -(-min(self.config.evaluation.batch_size, last + 1) // shards) * shards
         rows = BatchRows.of(self.mesh, size)
+        order = self.processor.shortest_first(self.heldout)
         for start in range(0, last + 1, size):
             numbers = start + rows.local_rows
-            lessons = [self._heldout_lesson(self.heldout[min(int(i), last)]) for i in numbers]
+            places = order[np.minimum(numbers, last)]
+            lessons = [self._heldout_lesson(self.heldout[i]) for i in places]
             batch = join(
                 [prepared(lesson, self.processor, self.encoder) for lesson in lessons],
                 self.processor,

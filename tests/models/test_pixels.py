@@ -123,7 +123,7 @@ def test_an_eighth_of_the_bytes_travel(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | bounds))
     processor = Processor.load(tmp_path)
     example = tiny_hf.example("a", (896, 896))
-    images = processor.prompts([example]).images
+    images = processor.row(example).images
     (before,) = floats(processor, [example])
     assert 64 * before.nbytes == 64 * 64**2 * 3 * 2 * 14**2 * 4 == 1_233_125_376
     assert 64 * images.pixels.nbytes == 154_140_672

@@ -5,7 +5,8 @@ without torch. Ids, grids, positions and windows of a prompt all come from one c
 disagree.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from balcap_jax.data.examples import Example
+from balcap_jax.data.order import NO_EXTENT, Extent
 from balcap_jax.data.prompts.folder_parts import (
     as_user_error,
     check_files,
@@ -29,10 +31,11 @@ from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import layout_of, load_config
+from balcap_jax.models.geometry import Grid
 from balcap_jax.models.hf.adapter_config import base_folder
 from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.layout import Layout
-from balcap_jax.models.padding import pad_rows
+from balcap_jax.models.padding import Least, pad_rows
 from balcap_jax.models.pixels import one_frame
 
 # Of a chat template for one row, which takes a thousandth of it; others may wait for the processor.
@@ -177,13 +180,21 @@ class Processor:
         """
         return self.pad([self.row(example) for example in examples])
 
-    def pad(self, rows: Sequence[Row]) -> Prompts:
-        """Rows as a batch: prefix and patches padded on the right to the next bucket."""
+    def pad(self, rows: Sequence[Row], *, least: Extent = NO_EXTENT) -> Prompts:
+        """Rows as a batch: prefix and patches padded on the right to the next bucket.
+
+        Args:
+          least: images for which there is room at least.
+        """
+        image = self.config.image_token_id
+        text = max(int(np.sum(row.tokens != image)) for row in rows)
+        tokens, windows = least
         return pad_rows(
             rows,
             pad_token_id=self.pad_token_id,
             prefix_step=self.prefix_step,
             patch_step=self.layout.step_for(self.patch_step),
+            least=Least(tokens + text - 1 if tokens else 0, tokens * self.layout.granule, windows),
         )
 
     def row(self, example: Example) -> Row:
@@ -280,19 +291,37 @@ class Processor:
             )
         )
 
-    def image_tokens(self, size: tuple[int, int]) -> int:
-        """Features, and so tokens of the prefix, of an image of (width, height); none is needed.
-
-        Raises:
-          UserError: no prompt can be made of it, as in `row`.
+    def extent(self, sizes: Iterable[tuple[int, int]]) -> Extent:
+        """Of images of (width, height) that are opened so, which themselves are not needed; what no
+        prompt can be made of counts nothing.
         """
-        patches = getattr(self.image_processor, "get_number_of_image_patches", None)
-        if not hasattr(self.image_processor, "merge_size") or patches is None:
-            side = 1  # one size for all, and one number
-            return self.layout.features((side, side))
-        bounds = self._size_options().get("size") or self.image_processor.size
-        options = {"min_pixels": bounds["shortest_edge"], "max_pixels": bounds["longest_edge"]}
-        return patches(size[1], size[0], options) // self.layout.granule
+        grids = [grid for grid in map(self._grid, sizes) if grid is not None]
+        layout = self.layout
+        return Extent(sum(map(layout.features, grids)), sum(map(layout.windows, grids)))
+
+    def _grid(self, size: tuple[int, int]) -> Grid | None:
+        """Rows and columns of patches, by the image processor's own rule; None of a strip."""
+        processor = self.image_processor
+        if not hasattr(processor, "merge_size"):  # one size for all, and one number of features
+            return 1, 1
+        bounds = self._size_options().get("size") or processor.size
+        patch = processor.patch_size
+        try:
+            height, width = sys.modules[type(processor).__module__].smart_resize(
+                size[1],
+                size[0],
+                factor=patch * processor.merge_size,
+                min_pixels=bounds["shortest_edge"],
+                max_pixels=bounds["longest_edge"],
+            )
+        except ValueError:
+            return None
+        return height // patch, width // patch
+
+    def shortest_first(self, examples: Sequence[Example]) -> Int[np.ndarray, " n"]:
+        """The places of examples by the tokens of their images; equal ones in their order."""
+        tokens = [self.extent(i.size for i in e.all_images).tokens for e in examples]
+        return np.argsort(np.array(tokens, np.int64), kind="stable")
 
     def _size_options(self) -> dict[str, Any]:
         """The bounds as the image processor takes them; none where it has one size for all."""

@@ -69,6 +69,10 @@ class QwenLayout(Layout):
     def features(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.granule
 
+    def windows(self, grid: Grid) -> int:
+        side = self.config.vision.spatial_merge_size * self.config.vision.window
+        return -(-grid[0] // side) * -(-grid[1] // side)
+
     def cut(self, arrays: Mapping[str, Any]) -> list[CutImage]:
         pixels = np.asarray(arrays["pixel_values"], np.float32)
         grids = np.asarray(arrays["image_grid_thw"])

@@ -23,7 +23,6 @@ from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from balcap_jax.parallel.sharding import param_shardings
 from balcap_jax.plan.workloads.presets import Preset
 
-
 # What each byte stands for, like what published processors make of them: about normal.
 LEVELS = ((np.arange(256) / 255 - 0.5) / 0.25).astype(np.float32)
 
