@@ -56,7 +56,7 @@ class Sizes:
         `data.group_by_length` sorts among.
       steps: that are counted.
       side: the host is measured with images of about side x side pixels.
-      measured: with so many of them.
+      measured: with so many of them; 0: not at all.
     """
 
     photos: Path
@@ -89,7 +89,8 @@ def run(sizes: Sizes) -> dict[str, Any]:
                 counted = count_batches(extents, limited, sizes, window=window)
                 report["batches"].append({"max_pixels": most, "window": window} | counted)
         report["bytes"] = _bytes(processor, sizes)
-        report["images_per_second"] = _rates(folder / "policy", photos, sizes)
+        if sizes.measured:
+            report["images_per_second"] = _rates(folder / "policy", photos, sizes)
         return report
 
 
@@ -261,6 +262,7 @@ def run_and_print(sizes: Sizes, *, json: bool = False) -> None:
         f"{report['bytes']['now']:,} bytes, and {report['bytes']['before']:,} as floats with all "
         "frames."
     )
-    rates = ", ".join(f"{way} {rate:.1f}" for way, rate in report["images_per_second"].items())
-    console.print(f"Such images made ready by the host, a second: {rates}.")
+    if rates := report.get("images_per_second"):
+        told = ", ".join(f"{way} {rate:.1f}" for way, rate in rates.items())
+        console.print(f"Such images made ready by the host, a second: {told}.")
     console.print("; ".join(f"{name} {value}" for name, value in report["versions"].items()))

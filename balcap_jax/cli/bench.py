@@ -125,7 +125,7 @@ class DeviceBenchFlags(Settings):
 
 @dataclass(frozen=True)
 class ImagesBenchFlags(Settings):
-    """What padding costs where a share of the photos is large, and images a second of the host."""
+    """Padding in batches of photos of which a share is large, and images a second of the host."""
 
     photos: Path  # Photos, as a .jsonl file of {"image", "caption"} rows.
     count: int = 4096  # Photos of an epoch; those of the file, again and again.
@@ -135,11 +135,12 @@ class ImagesBenchFlags(Settings):
     window: int = 32  # Batches that data.group_by_length sorts among; beside it stands 0.
     steps: int = 100  # Steps that are counted.
     side: int = 896  # Sides of the images that the host makes ready, in pixels.
-    measured: int = 20  # Number of these.
+    measured: int = 20  # Number of these; 0: none.
     json: bool = False  # One line of JSON instead of tables.
 
     def check(self) -> None:
-        self._at_least(1, "count", "batch", "shards", "window", "steps", "measured")
+        self._at_least(1, "count", "batch", "shards", "window", "steps")
+        self._at_least(0, "measured")
         self._at_least(56, "side")
         self._require(0 <= self.phones <= 1, "phones", "must be a share from 0 to 1")
         self._require(

@@ -16,7 +16,7 @@ from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.models.inputs import CutImage
-from balcap_jax.models.padding import bucket
+from balcap_jax.models.padding import bucket, pad_to_sizes, sizes_of
 from balcap_jax.models.pixels import look_up, patch_values
 
 # (width, height): a square, wide, high, an odd size that the processor rounds.
@@ -277,6 +277,36 @@ def test_images_have_the_pixels_that_are_asked_for(processor, size, least, most,
     assert len(image.pixels) // 4 == tokens
     row = limited.row(tiny_hf.example("a", size))
     assert (row.tokens == processor.config.image_token_id).sum() == tokens
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, None), (300, 700)])
+def test_the_extent_of_images_is_known_from_their_sizes(processor, least, most):
+    limited = processor.limited(min_pixels=least, max_pixels=most)
+    sizes = [(64, 32), (16, 8), (37, 21), (100, 60), (8, 90), (33, 44)]
+    for size in sizes:
+        row = limited.row(tiny_hf.example("a", size))
+        tokens = int((row.tokens == processor.config.image_token_id).sum())
+        assert limited.extent([size]) == (tokens, len(row.images.windows))
+    each = [limited.extent([size]) for size in sizes]
+    assert limited.extent(sizes) == tuple(np.sum(each, axis=0))
+    assert limited.extent([(900, 2)]) == limited.extent([]) == (0, 0)
+
+
+def test_a_batch_has_room_for_a_larger_image_where_it_is_asked_for(processor):
+    small, large = tiny_hf.example("a", (16, 16)), tiny_hf.example("b", (64, 32))
+    row, other = processor.row(small), processor.row(large)
+    least = processor.extent([(64, 32)])
+    alone, roomy = processor.pad([row]), processor.pad([row], least=least)
+    assert sizes_of(roomy) == sizes_of(processor.pad([other])) != sizes_of(alone)
+    again = pad_to_sizes(alone, sizes_of(roomy), pad_token_id=processor.pad_token_id)
+    jax.tree.map(np.testing.assert_array_equal, roomy, again)
+    assert sizes_of(processor.pad([row], least=processor.extent([]))) == sizes_of(alone)
+
+
+def test_the_shortest_come_first_and_equal_ones_in_their_order(processor):
+    sizes = [(64, 32), (16, 16), (24, 16), (16, 16), (64, 32)]
+    given = [tiny_hf.example(str(i), size) for i, size in enumerate(sizes)]
+    assert processor.shortest_first(given).tolist() == [1, 3, 2, 0, 4]
 
 
 def test_bounds_are_those_of_transformers(processor):

@@ -124,6 +124,10 @@ def test_the_image_without_its_placeholders_is_named(placeholders, message):
         layout.row(tokens, images)
 
 
+def test_images_of_one_size_have_one_extent(processor):
+    assert processor.extent([(8, 8)]) == processor.extent([(300, 20)]) == (4, 0)
+
+
 def test_a_placeholder_in_the_text_is_refused(processor):
     example = tiny_hf.example("photo-7", (16, 16), prompt="describe <image>")
     with pytest.raises(UserError, match="'photo-7'.*2 image placeholders for 1 images"):
