@@ -257,7 +257,9 @@ class Processor:
 
     def limited(self, *, min_pixels: int, max_pixels: int | None) -> "Processor":
         """This one with other bounds of images, see `data.min_pixels` and `data.max_pixels`."""
-        return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
+        other = replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
+        other.__dict__["levels"] = self.levels  # of any size
+        return other
 
     @cached_property
     def levels(self) -> Float[np.ndarray, "k 256"] | None:
@@ -300,7 +302,9 @@ class Processor:
         return Extent(sum(map(layout.features, grids)), sum(map(layout.windows, grids)))
 
     def _grid(self, size: tuple[int, int]) -> Grid | None:
-        """Rows and columns of patches, by the image processor's own rule; None of a strip."""
+        """Rows and columns of patches, by the image processor's own rule; None where it has no such
+        rule, or makes nothing of a strip.
+        """
         processor = self.image_processor
         if not hasattr(processor, "merge_size"):  # one size for all, and one number of features
             return 1, 1
@@ -314,7 +318,7 @@ class Processor:
                 min_pixels=bounds["shortest_edge"],
                 max_pixels=bounds["longest_edge"],
             )
-        except ValueError:
+        except (ValueError, AttributeError, TypeError):  # or the rule of another class
             return None
         return height // patch, width // patch
 
