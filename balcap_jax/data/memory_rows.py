@@ -44,7 +44,12 @@ class MemoryRows(Sequence[Row]):
         ):
             raise UserError(
                 f"{name} is a {type(data).__name__}, which must be a list of rows, a data set with "
-                "__len__ and __getitem__, or the path of a data file; give one of them."
+                f"__len__ and __getitem__, or the path of a data file; {_remedy(data)}."
+            )
+        if hasattr(data, "iloc"):  # its places are columns
+            raise UserError(
+                f"{name} is a {type(data).__name__}, whose places are columns, and rows are "
+                'needed; give df.to_dict("records").'
             )
         if not len(data):
             raise UserError(f"{name} is empty; give at least one row.")
@@ -118,6 +123,14 @@ class MemoryRows(Sequence[Row]):
         id_ = _id(values.get("id"), index, where=where)
         self._seen.check(id_, index)
         return row_of(talk, id_=id_, images=images)
+
+
+def _remedy(data: Any) -> str:
+    if isinstance(data, Mapping) and data and not rows.missing(next(iter(data))):
+        return f"give one of its parts, such as data[{next(iter(data))!r}]"
+    return (
+        "give one of them" if isinstance(data, Mapping) else "give one of them, such as list(data)"
+    )
 
 
 def _ids(data: Any) -> Sequence[Any]:
