@@ -9,8 +9,8 @@ from PIL import Image
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.caption_files import CAPTIONS, NOT_COLUMNS
-from balcap_jax.data.conversations import check_shown, from_messages, row_of
+from balcap_jax.data.caption_files import NOT_COLUMNS
+from balcap_jax.data.conversations import Conversation, check_shown, row_of, talk_of
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.seen_ids import SeenIds
@@ -31,8 +31,9 @@ class MemoryRows(Sequence[Row]):
     def __init__(self, data: Any, *, name: str, conversations: bool = False):
         """
         Args:
-          conversations: rows may have `messages` with answers, or `questions`, in place of prompt
-            and captions, and show several `images`; for supervised training.
+          conversations: rows may have `messages` with answers, LLaVA's `conversations`, TRL's
+            `completion` or `questions` in place of captions, and show several `images`; for
+            supervised training.
           name: what messages call the data.
 
         Raises:
@@ -78,18 +79,19 @@ class MemoryRows(Sequence[Row]):
                 where,
                 f"is a {type(values).__name__}, which must be a dict with an image; make it one.",
             )
-        if self._conversations and not rows.missing(values.get("messages")):
-            return self._conversation(values, index, where=where)
+        talk = talk_of(values, where=where) if self._conversations else None
+        if talk is not None:
+            return self._conversation(talk, values, index, where=where)
         if self._conversations and not rows.missing(values.get("questions")):
             return self._questions(values, index, where=where)
         given = values.get("prompt")
         prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
-        captions = rows.captions(_lenient(values), names=CAPTIONS, where=where)
+        captions = rows.captions(_lenient(values), names=rows.CAPTIONS, where=where)
         if self._conversations and not captions:
             raise BadRowError(
                 where,
-                'has no caption and no "messages", so there is no answer to learn; add one or '
-                "remove the row.",
+                'has no caption, "messages", "conversations" or "completion", so there is no '
+                "answer to learn; add one or remove the row.",
             )
         id_ = _id(values.get("id"), index, where=where)
         self._seen.check(id_, index)
@@ -116,8 +118,9 @@ class MemoryRows(Sequence[Row]):
         image = _image(values, where=where)
         return rows.question_row(values, id_=id_, image=image, where=where)
 
-    def _conversation(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
-        talk = from_messages(values["messages"], where=where)
+    def _conversation(
+        self, talk: Conversation, values: Mapping[str, Any], index: int, *, where: str
+    ) -> Row:
         images = [image_of(image, where=where) for image in _images(values)]
         check_shown(talk, len(images), where=where)
         id_ = _id(values.get("id"), index, where=where)
@@ -149,7 +152,7 @@ def _id(value: Any, index: int, *, where: str) -> str:
 def _lenient(values: Mapping[str, Any]) -> dict[str, Any]:
     """The captions of a row with a text for a list of one, and the other way round."""
     found = {}
-    for name in CAPTIONS:
+    for name in rows.CAPTIONS:
         value = rows.listed(values.get(name))
         if name.endswith("s") and isinstance(value, str):
             value = [value]
