@@ -14,7 +14,7 @@ from balcap_jax.data.conversations import check_shown, from_messages, row_of
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.seen_ids import SeenIds
-from balcap_jax.errors import UserError
+from balcap_jax.errors import UserError, described
 
 _IMAGES = ("image", "images")
 
@@ -39,12 +39,14 @@ class MemoryRows(Sequence[Row]):
           UserError: it has no length or places, is empty, or has an id twice, where all ids can be
             read without the images; otherwise the second row of an id is told when it is read.
         """
-        if isinstance(data, Mapping) or not (
-            hasattr(data, "__len__") and hasattr(data, "__getitem__")
-        ):
+        # A table gives columns by their names, and a text its characters.
+        other = isinstance(data, Mapping | str | bytes | bytearray) or hasattr(data, "iloc")
+        if other or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            table = '; of a pandas table it is table.to_dict("records")'
             raise UserError(
                 f"{name} is a {type(data).__name__}, which must be a list of rows, a data set with "
-                "__len__ and __getitem__, or the path of a data file; give one of them."
+                "__len__ and __getitem__, or the path of a data file; give one of them"
+                f"{table if hasattr(data, 'iloc') else ''}."
             )
         if not len(data):
             raise UserError(f"{name} is empty; give at least one row.")
@@ -67,7 +69,7 @@ class MemoryRows(Sequence[Row]):
           UserError: another row had its id.
         """
         where = f"{self._name}, row {index}"
-        values = self._data[index]
+        values = self._at(index, where=where)
         if not isinstance(values, Mapping):
             raise BadRowError(
                 where,
@@ -78,8 +80,9 @@ class MemoryRows(Sequence[Row]):
         if self._conversations and not rows.missing(values.get("questions")):
             return self._questions(values, index, where=where)
         given = values.get("prompt")
-        prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
-        captions = rows.captions(_lenient(values), names=CAPTIONS, where=where)
+        prompt, messages = (PROMPT, ()) if rows.missing(given) else rows.prompt(given, where=where)
+        lenient = _lenient(values)
+        captions = rows.captions(lenient, names=CAPTIONS, where=where)
         if self._conversations and not captions:
             raise BadRowError(
                 where,
@@ -92,7 +95,7 @@ class MemoryRows(Sequence[Row]):
             id=id_,
             image=_image(values, where=where),
             prompt=prompt,
-            reference=rows.longest(captions) if captions else "",
+            reference=rows.reference_of(lenient, captions),
             scene=rows.scene(values.get("scene"), where=where),
             references=captions if len(captions) > 1 else (),
             boxes=rows.boxes(values.get("boxes"), where=where),
@@ -104,6 +107,14 @@ class MemoryRows(Sequence[Row]):
                 if name not in (*NOT_COLUMNS, "images") and isinstance(name, str)
             },
         )
+
+    def _at(self, index: int, *, where: str) -> Any:
+        try:
+            return self._data[index]
+        except Exception as error:  # the user's code may raise anything
+            raise BadRowError(
+                where, f"cannot be read ({described(error)}); fix it or remove the row."
+            ) from error
 
     def _questions(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
         id_ = _id(values.get("id"), index, where=where)
@@ -135,15 +146,16 @@ def _id(value: Any, index: int, *, where: str) -> str:
 
 def _lenient(values: Mapping[str, Any]) -> dict[str, Any]:
     """The captions of a row with a text for a list of one, and the other way round."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in CAPTIONS:
-        value = rows.listed(values.get(name))
-        if name.endswith("s") and isinstance(value, str):
-            value = [value]
-        if not name.endswith("s") and isinstance(value, list):
-            found[f"{name}s"] = value
+        value, plural = rows.listed(values.get(name)), f"{name.removesuffix('s')}s"
+        if rows.missing(value):
             continue
-        found.setdefault(name, value)
+        if name == plural and isinstance(value, str):
+            value = [value]
+        if isinstance(value, list) and isinstance(found.get(plural), list):
+            value = [*found[plural], *value]
+        found[plural if isinstance(value, list) or name == plural else name] = value
     return found
 
 

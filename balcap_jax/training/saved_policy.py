@@ -84,6 +84,6 @@ def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> S
     if adapter_only:
         return SavedPolicy(source, policy, None, params, config.model, step)
     _, whole = load_policy(config, source, make_mesh(devices=cpu))
-    digest = base_digest(policy, whole)
+    digest = base_digest(policy, whole)  # with adapters, which there are here
     check_base(found.extra, digest, run=run, path=config.model.path)
     return SavedPolicy(source, policy, overlaid(whole, params), params, config.model, step)

@@ -27,6 +27,7 @@ from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.training.checkpoint import Checkpoints
 from balcap_jax.training.loop import TrainingLoop
+from balcap_jax.training.other_files import PROCESSOR
 from balcap_jax.training.trainer import Trainer, train
 
 
@@ -147,6 +148,22 @@ def test_an_edited_config_is_noticed(run, name, value):
     (values[room] if room else values)[last] = value
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=f"differ in {name.replace('.', '[.]')} [(].* -> {value}"):
+        resume(run)
+
+
+def test_another_processor_is_noticed(run):
+    def other(values):
+        values["extra"]["data"][PROCESSOR] = "another"
+
+    def older(values):
+        del values["extra"]["data"][PROCESSOR]
+
+    for change in (older, other):
+        for record in run.glob("checkpoints/*/extra/metadata"):
+            edit(record, change)
+        if change is older:
+            resume(run, steps=3)
+    with pytest.raises(UserError, match=f"differ in {PROCESSOR};"):
         resume(run)
 
 
@@ -285,6 +302,7 @@ def test_rows_in_memory_are_recorded_too(tmp_path):
         [{**rows[0], "answer": 99}, *rows[1:]],
         [{**rows[0], "image": 255 - rows[0]["image"]}, *rows[1:]],
         [{**rows[0], "caption": "Another one."}, *rows[1:]],
+        [{**rows[0], "image": Image.fromarray(rows[0]["image"])}, *rows[1:]],
     ):
         again = Trainer(resume=run, reward_funcs=length, train_dataset=changed)
         with pytest.raises(UserError, match="training rows"):
