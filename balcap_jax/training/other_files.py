@@ -32,8 +32,7 @@ def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]
     Raises:
       UserError: there is no folder of a judge's model.
     """
-    names = (*COMPANIONS, f"{TEMPLATES}/*.jinja")
-    found = {PROCESSOR: _digest(folder, names)}
+    found = {PROCESSOR: processor_digest(folder)}
     if not isinstance(config, TrainConfig):
         return found
     for judge in (config.judge, config.audit):
@@ -42,6 +41,11 @@ def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]
         if judge.kind == "llm" and units.is_file():
             found[_UNITS] = _digest(units.parent, [units.name])
     return found
+
+
+def processor_digest(folder: Path) -> str:
+    """Of the files of tokenizer, processor and templates in a model folder."""
+    return _digest(folder, (*COMPANIONS, f"{TEMPLATES}/*.jinja"))
 
 
 def is_other(name: str) -> bool:
