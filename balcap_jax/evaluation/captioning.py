@@ -159,7 +159,7 @@ def _sampled(
     from balcap_jax.models.hf.weights import load_pretrained  # noqa: PLC0415
     from balcap_jax.parallel.sharding import batch_shards, make_mesh, replicate  # noqa: PLC0415
     from balcap_jax.rollout.rollout import Captioner  # noqa: PLC0415
-    from balcap_jax.training.saved_policy import saved_policy  # noqa: PLC0415
+    from balcap_jax.training.saved_policy import saved_policy, tell_if_older  # noqa: PLC0415
 
     pixels = Pixels(config.min_pixels, config.max_pixels, config.max_file_pixels)
     mesh = make_mesh()
@@ -168,6 +168,7 @@ def _sampled(
         source, policy = saved.source, saved.policy
         params = jax.tree.map(lambda leaf: replicate(mesh, leaf), saved.params)
     else:
+        tell_if_older(config.model)
         source = policy_folder(config.model, revision=config.revision)
         policy, params = load_pretrained(source, dtype=config.dtype, mesh=mesh)
     captioner = Captioner(

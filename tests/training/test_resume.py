@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from images import red
 from PIL import Image
 from small_run import params_of, small
 
@@ -223,6 +224,22 @@ def test_an_old_checkpoint_goes_on_and_says_what_is_not_checked(run, capsys):
     resume(run)
     told = " ".join(capsys.readouterr().err.split())
     assert "its checksums and settings and data cannot be checked" in told
+
+
+def test_a_policy_that_is_older_than_its_run_is_told(run, tmp_path, monkeypatch, capsys):
+    def no_weights(folder, **_):
+        raise UserError("read no further")
+
+    monkeypatch.setattr("balcap_jax.commands.caption.load_pretrained", no_weights)
+    config = CaptionConfig(images=(red(tmp_path),), model=str(run))
+    summary = run / "summary.json"
+    for steps, told in ((3, False), (2, True)):
+        summary.write_text(json.dumps({**json.loads(summary.read_text()), "steps": steps}))
+        with pytest.raises(UserError, match="read no further"):
+            list(caption(config))
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("has gone on since it wrote its policy" in said) == told
+    assert "its newest checkpoint is of step 3" in said
 
 
 def test_the_best_checkpoint_is_that_of_the_best_held_out_score(run, tmp_path):
