@@ -261,8 +261,8 @@ def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example])
         if number is None:
             raise RewardFunctionError(
                 f"The reward function {function.name} returned {value!r:.60} for row "
-                f"{example.id!r}, which must be a number that float32 holds, or None or NaN for "
-                "no signal; change it."
+                f"{example.id!r}, which must be a finite number of float32, or None or NaN for no "
+                "signal; change it."
             )
         found.append(number)
     return found
