@@ -206,6 +206,7 @@ class RolloutConfig(Settings):
         self._at_least(1, "max_new_tokens")
         self._at_most(MOST_CAPTIONS, "group_size")
         self._at_most(MOST_TOKENS, "max_new_tokens")
+        self._positive("temperature")
         self._at_least(LEAST_TEMPERATURE, "temperature")
         self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
 
