@@ -21,6 +21,12 @@ class UserError(ValueError):
     """
 
 
+def described(error: BaseException) -> str:
+    """What a user's code raised, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
 def as_arguments(sentence: str) -> str:
     """`sentence` with its flags as settings are called in Python: --rl.kl-coef -> rl.kl_coef."""
     sentence = re.sub(

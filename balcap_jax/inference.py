@@ -3,6 +3,7 @@
 The functions of `import balcap_jax`; see README for an example.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from balcap_jax.config.sections import LEAST_TEMPERATURE
 from balcap_jax.errors import UserError, speaks_python
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.hf import weights as hf_weights
@@ -80,10 +82,10 @@ def generate(
     Raises:
       UserError: inputs that do not fit the policy; see `padded_prompts`.
     """
-    if max_new_tokens < 1 or temperature < 0:
+    if max_new_tokens < 1 or not (temperature == 0 or LEAST_TEMPERATURE <= temperature < math.inf):
         raise UserError(
-            f"max_new_tokens={max_new_tokens} must be at least 1 and temperature={temperature} at "
-            "least 0; set them so."
+            f"max_new_tokens={max_new_tokens} must be at least 1 and temperature={temperature} "
+            f"must be 0 or at least {LEAST_TEMPERATURE:g}; set them so."
         )
     config = policy.config
     if max_new_tokens >= (positions := config.text.max_position_embeddings):

@@ -37,6 +37,7 @@ from balcap_jax.config.commands import (
     SFTConfig,
     TrainConfig,
 )
+from balcap_jax.config.conversion import shown
 from balcap_jax.config.judge import JudgeCheckConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.sections import RewardConfig
@@ -379,6 +380,9 @@ def _load_config(kind: type[ConfigT], arguments: list[str]) -> ConfigT:
 # Errors -----------------------------------------------------------------------------------------
 
 
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+
+
 def _mistake(sentence: str) -> int:
     print(f"balcap: error: {' '.join(sentence.split())}", file=sys.stderr)
     return _EXIT_MISTAKE
@@ -397,4 +401,6 @@ def _disk_mistake(error: BaseException) -> str | None:
                 f"{where} may not be read or written by this user ({cause.strerror}); change its "
                 "permissions or use another path."
             )
+        if cause.errno in _NO_PATH:
+            return f"{shown(where)} is no path that can be used ({cause.strerror}); give another."
     return None

@@ -14,7 +14,7 @@ from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rollout.rollout import Captioner
-from balcap_jax.training.saved_policy import saved_policy
+from balcap_jax.training.saved_policy import saved_policy, tell_if_older
 
 BATCH = 8
 
@@ -33,6 +33,7 @@ def caption(config: CaptionConfig) -> Iterator[tuple[Path, str]]:
         folder, policy = saved.source, saved.policy
         params = jax.device_put(saved.params, jax.devices()[0])
     else:
+        tell_if_older(config.model)
         folder = policy_folder(config.model, revision=config.revision)
         policy, params = load_pretrained(folder)
     captioner = Captioner(

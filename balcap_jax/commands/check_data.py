@@ -162,7 +162,8 @@ def _checked(
             for image, size, format_, reason in islice(looked, len(row.all_images)):
                 if reason is not None:
                     problems.add(f"{where}images that are bad: {reason}", _name(image, row))
-                seen.append(Seen(image, image_key(image), size, format_))
+                key = f"bad {number}" if reason else image_key(image)
+                seen.append(Seen(image, key, size, format_))
             yield Checked(row, tuple(seen))
             advance(number, "")
 

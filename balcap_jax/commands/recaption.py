@@ -5,7 +5,7 @@ file is not asked for again.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from balcap_jax.data.rows import CAPTIONS, BadRowError, Row
 from balcap_jax.data.sources import open_rows
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge
+from balcap_jax.rewards.llm.questions import VERSION
 from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
 from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json
 from balcap_jax.runs.progress import training_progress
@@ -28,7 +29,8 @@ from balcap_jax.runs.progress import training_progress
 T = TypeVar("T")
 
 # Fields of a row that are written from what was read of it.
-_OWN = ("image", "prompt", "id", "boxes", "units", "original")
+_OWN = ("image", "prompt", "id", "boxes", "units", "original", "rewritten_by")
+_TOLD = ("original", "rewritten_by")  # of a written row: where its caption comes from
 _CHUNKS = 4  # calls in a chunk, times the calls under way at once: few wait at its end
 
 
@@ -46,6 +48,12 @@ def make_units(config: UnitsConfig) -> Path:
     path = units_path(config.data)
     with closing(LLMJudge(config.judge)) as judge, appended(path, what="data file"):
         stored = StoredUnits(path)
+        if others := sorted(stored.models - {config.judge.model}):
+            raise UserError(
+                f"{path} holds units that were made by {', '.join(others)}, and now it is "
+                f"{config.judge.model}: units of two models cannot be compared; give the "
+                "--judge.model it had, or remove the file."
+            )
 
         def add(example: Example, units: tuple[str, ...]) -> None:
             stored.add(example, units, model=config.judge.model)
@@ -72,9 +80,11 @@ def recaption(config: RecaptionConfig) -> Path:
     places = {row.id: index for index, row in _rows(source)}
     with closing(LLMJudge(config.judge)) as judge, appended(config.out, what="OUT") as file:
         done = _whole_rows(config.out, file)
+        _check_same(config, done, (row for _, row in _rows(source)))
 
         def add(example: Example, caption: str) -> None:
             row = _recaptioned(source.row(places[example.id]), caption, folder=config.out.parent)
+            row["rewritten_by"] = _writer(config)
             with disk_errors(config.out):
                 file.write((to_json(row) + "\n").encode())
                 file.flush()
@@ -172,9 +182,34 @@ def _complain(lost: int, count: int, *, what: str, reasons: str) -> None:
         )
 
 
-def _whole_rows(path: Path, file: BinaryIO) -> Set[str]:
-    """The ids of the rows of an earlier start; a torn last one is cut off."""
+def _writer(config: RecaptionConfig) -> str:
+    return f"{config.judge.model}, prompts {VERSION}"
+
+
+def _check_same(
+    config: RecaptionConfig, done: Mapping[str, Mapping[str, Any]], rows: Iterable[Row]
+) -> None:
+    """Refuses to go on with a file of another model's captions, or of other data."""
+    now = _writer(config)
+    for written in done.values():
+        then = written.get("rewritten_by", now)  # older files do not tell
+        if then != now:
+            raise UserError(
+                f"{config.out} holds captions that were written by {then}, and now it is {now}: "
+                "one file holds those of one model; give another OUT, or the --judge.model it had."
+            )
+    for row in rows:
+        if row.id in done and done[row.id]["original"] != row.reference:
+            raise UserError(
+                f"{config.out} holds a caption of the id {row.id!r} that was written from another "
+                f"one than {config.data} has now; give another OUT, or remove that row."
+            )
+
+
+def _whole_rows(path: Path, file: BinaryIO) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier start by their ids; a torn last one is cut off."""
     lines: dict[str, int] = {}
+    found: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(read_jsonl(path), start=1):
         if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "original" not in row:
             raise UserError(f"{path} is not a file of rewritten captions; give another OUT.")
@@ -183,10 +218,11 @@ def _whole_rows(path: Path, file: BinaryIO) -> Set[str]:
                 f"{path} has the id {row['id']!r} twice, in the lines {first} and {number}; remove "
                 "one of them or give another OUT."
             )
+        found[row["id"]] = {name: row[name] for name in _TOLD if name in row}
     file.seek(0)
     end = 0
     while (line := file.readline()).endswith(b"\n"):
         end += len(line)
     with disk_errors(path):
         file.truncate(end)
-    return lines.keys()
+    return found

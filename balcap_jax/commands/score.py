@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from balcap_jax.commands.appended import appended, lock
-from balcap_jax.commands.score_rows import JUDGE_FIELDS, Input, Known, Line, Scorer
+from balcap_jax.commands.score_rows import JUDGE_FIELDS, Input, Known, Line, Scorer, own
 from balcap_jax.config.commands import ScoreConfig
 from balcap_jax.config.sections import REWARDS
 from balcap_jax.data.json_text import is_encodable
@@ -29,9 +29,6 @@ from balcap_jax.rewards.judges import make_judge
 from balcap_jax.rewards.verdicts import Judge, MeteredJudge
 from balcap_jax.runs.folder import disk_errors, plain, to_json
 from balcap_jax.runs.progress import console
-
-_SCORES = frozenset({*REWARDS, "b_capscore", "assertions", "units", "error"})
-_WRITTEN = _SCORES | frozenset(JUDGE_FIELDS.values()) | {"data_digest"}
 
 
 def score(config: ScoreConfig) -> dict[str, float | int]:
@@ -219,7 +216,7 @@ def _pairs(
             same = line is not None
             if same and not _failed(row):
                 told = scorer.told(line)
-                same = all(row[name] == line.row[name] for name in _own(line.row))
+                same = all(row[name] == line.row[name] for name in own(line.row))
                 same = same and told.get("data_digest") == row.get("data_digest")
             # What a whole row must have.
             Totals().add(row)
@@ -248,13 +245,9 @@ def _named(judge: Mapping[str, Any]) -> str:
         "judge_version": "version",
         "judge_model": "model",
         "judge_prompts": "prompts",
+        "judge_settings": "settings",
     }
     return ", ".join(f"{words[name]} {value}" for name, value in judge.items()) or "no judge"
-
-
-def _own(row: dict[str, Any]) -> list[str]:
-    """The fields of an input row that its scored row still has: scores take the place of others."""
-    return [name for name in row if name not in _WRITTEN]
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from balcap_jax.errors import UserError
 from balcap_jax.reporting.rows import assertion_row
 from balcap_jax.rewards.capscore import harmonic_mean
 from balcap_jax.rewards.captions import rewards_of
-from balcap_jax.rewards.judges import judge_record
+from balcap_jax.rewards.judges import judge_record, judge_settings
 from balcap_jax.rewards.verdicts import Judge, MeteredJudge, Verdict
-from balcap_jax.runs.folder import plain
+from balcap_jax.runs.folder import plain, to_json
 
 _NO_IMAGE = Image.new("RGB", (1, 1))  # these judges read and do not look
 _REFERENCES = ("captions", "reference", "references")  # "caption" is the one that is judged
@@ -34,7 +34,10 @@ JUDGE_FIELDS = {
     "version": "judge_version",
     "model": "judge_model",
     "prompts": "judge_prompts",
+    "settings": "judge_settings",
 }
+_SCORES = frozenset({*REWARDS, "b_capscore", "assertions", "units", "error"})
+_WRITTEN = _SCORES | frozenset(JUDGE_FIELDS.values()) | {"data_digest"}
 # Judges shrink images to `judge.image_side` themselves: this only bounds the memory of a batch.
 _PIXELS = Pixels(most=2048 * 2048)
 _LONGEST_ERROR = 300  # characters
@@ -89,6 +92,11 @@ def _line(raw: bytes, number: int) -> Line:
     return Line(row, None)
 
 
+def own(row: Mapping[str, Any]) -> list[str]:
+    """The fields of an input row that its scored row still has: it may be a scored row itself."""
+    return [name for name in row if name not in _WRITTEN]
+
+
 class Known:
     """The rows of a data file by their id; rows that are none are passed over."""
 
@@ -131,6 +139,8 @@ class Scorer:
     def __init__(self, judge: Judge, config: ScoreConfig, known: Known | None):
         self._judge, self.config, self._known = judge, config, known
         record = judge_record(config.judge)
+        if settings := judge_settings(config.judge):
+            record["settings"] = to_json(settings)
         self.judge = {field: record[name] for name, field in JUDGE_FIELDS.items() if name in record}
         # Paths in a pipe start from where the command runs.
         self._folder = config.input.parent if config.input.is_file() else Path()
@@ -145,7 +155,7 @@ class Scorer:
         why = self._judge.last_failures if isinstance(self._judge, MeteredJudge) else ""
         return [
             {
-                **line.row,
+                **{name: line.row[name] for name in own(line.row)},
                 **self.judge,
                 **self.told(line),
                 **_scores(self._judge, example, found.get(i), why),

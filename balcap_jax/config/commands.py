@@ -26,6 +26,7 @@ from balcap_jax.config.sections import (
     RLConfig,
     RolloutConfig,
     check_pixels,
+    check_temperature,
 )
 from balcap_jax.errors import UserError
 
@@ -197,7 +198,7 @@ class CaptionConfig(Settings):
         self._at_least(1, "max_new_tokens")
         self._at_most(MOST_TOKENS, "max_new_tokens")
         self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")
-        self._at_least(0, "temperature")
+        check_temperature(self)
         self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
 
 

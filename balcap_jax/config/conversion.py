@@ -72,6 +72,7 @@ def shown(value: Any) -> str:
 
 _LARGEST = 2**31 - 1  # of whole numbers; devices count with 32 bits
 _LARGEST_FLOAT = 3.4e38  # beyond it is infinity on devices
+_LEAST_FLOAT = 1.2e-38  # below it is 0 on devices
 
 
 def _bool(value: Any) -> bool:
@@ -104,6 +105,8 @@ def _float(value: Any) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise UnfitError("must be a finite number")
+    if 0 < abs(number) < _LEAST_FLOAT:
+        raise UnfitError(f"must be 0 or at least {_LEAST_FLOAT:g} in size")
     if abs(number) > _LARGEST_FLOAT:
         raise UnfitError(f"must be a number from -{_LARGEST_FLOAT:g} to {_LARGEST_FLOAT:g}")
     return number
@@ -112,12 +115,16 @@ def _float(value: Any) -> float:
 def _str(value: Any) -> str:
     if not isinstance(value, str):
         raise UnfitError("must be a text")
+    if "\0" in value:
+        raise UnfitError("must be a text without a zero byte")
     return str(value)
 
 
 def _path(value: Any) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise UnfitError("must be a path")
+    if not str(value).strip() or "\0" in str(value):
+        raise UnfitError("must be a path, and is empty or holds a zero byte", "name one.")
     return Path(value)
 
 

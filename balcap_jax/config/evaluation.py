@@ -10,7 +10,13 @@ from typing import Literal
 
 from balcap_jax.config.base import Settings
 from balcap_jax.config.judge import JudgeConfig
-from balcap_jax.config.sections import MOST_IMAGES, MOST_TOKENS, PROMPT, check_pixels
+from balcap_jax.config.sections import (
+    MOST_IMAGES,
+    MOST_TOKENS,
+    PROMPT,
+    check_pixels,
+    check_temperature,
+)
 from balcap_jax.errors import UserError
 
 # The judges that the benchmarks' authors use.
@@ -88,7 +94,8 @@ class _Captions(Settings):
     def check(self) -> None:
         check_pixels(self)
         self._at_least(1, "max_new_tokens", "batch_size")
-        self._at_least(0, "temperature", "shown")
+        self._at_least(0, "shown")
+        check_temperature(self)
         self._at_most(MOST_TOKENS, "max_new_tokens")
         self._at_most(MOST_IMAGES, "batch_size")
         self._require(0 <= self.seed < 2**31, "seed", "must be at least 0 and below 2**31")

@@ -60,6 +60,8 @@ RESUMABLE = frozenset(
     }
 )
 
+RESUMABLE |= {name.replace("judge.", "audit.") for name in RESUMABLE if name.startswith("judge.")}
+
 _ALIKE = 0.4  # of names of config files, which share long words
 
 

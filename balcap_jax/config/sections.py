@@ -32,6 +32,7 @@ MOST_IMAGES = 2**16
 MOST_CAPTIONS = 2**12  # of an image
 MOST_TOKENS = 2**20  # of a caption; what a policy can is checked where it is loaded
 MOST_CALLS = 2**16  # at once
+LEAST_TEMPERATURE = 1e-6  # below it logits grow until they are infinite
 MOST_SECONDS = 10**6  # of a wait; far longer ones are none that a clock can count
 MEMORY = "memory"  # the data's path in a run whose rows were given in Python
 
@@ -106,6 +107,7 @@ class ModelConfig(Settings):
     room = "model."
 
     def check(self) -> None:
+        self._require(bool(self.path.strip()), "path", "names no policy", "name one, or base.")
         self._require(
             not (self.train and self.lora.on),
             "train",
@@ -143,6 +145,7 @@ class DataConfig(Settings):
     room = "data."
 
     def check(self) -> None:
+        self._require(bool(self.path.strip()), "path", "names no data", "name a file or a folder.")
         self._at_least(1, "heldout", "workers")
         self._at_most(MOST_IMAGES, "heldout")
         self._at_most(1024, "workers")
@@ -158,6 +161,16 @@ class DataConfig(Settings):
         self._at_least(0, "max_bad_images", "group_by_length")
         self._at_most(4096, "group_by_length")
         check_pixels(self)
+
+
+def check_temperature(settings: Any) -> None:
+    """Refuses a temperature that logits divided by are infinite, and so no text at all."""
+    settings._at_least(0, "temperature")
+    settings._require(
+        not 0 < settings.temperature < LEAST_TEMPERATURE,
+        "temperature",
+        f"must be 0, for the likeliest token, or at least {LEAST_TEMPERATURE:g}",
+    )
 
 
 def check_pixels(settings: Any) -> None:
@@ -198,6 +211,7 @@ class RolloutConfig(Settings):
         self._at_most(MOST_CAPTIONS, "group_size")
         self._at_most(MOST_TOKENS, "max_new_tokens")
         self._positive("temperature")
+        self._at_least(LEAST_TEMPERATURE, "temperature")
         self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
 
 
@@ -472,6 +486,7 @@ class EvaluationConfig(Settings):
     room = "evaluation."
 
     def check(self) -> None:
-        self._at_least(0, "every", "temperature")
+        self._at_least(0, "every")
+        check_temperature(self)
         self._at_least(1, "batch_size")
         self._at_most(MOST_IMAGES, "batch_size")

@@ -160,13 +160,12 @@ def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
         )
     image = rows.text(values["image"], name="image", where=where)
     given = values.get("prompt")
-    prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
-    caption = values.get("caption")
+    prompt, messages = (PROMPT, ()) if rows.missing(given) else rows.prompt(given, where=where)
     return Row(
         id=rows.identity(values.get("id"), where=where) or id_,
         image=images / image,
         prompt=prompt,
-        reference=rows.longest(captions) if rows.missing(caption) else caption,
+        reference=rows.reference_of(values, captions),
         scene=rows.scene(values.get("scene"), where=where),
         references=captions if len(captions) > 1 else (),
         boxes=rows.boxes(values.get("boxes"), where=where),

@@ -88,6 +88,8 @@ class CocoRows(Sequence[Row]):
                 f"{len(captions)}); give captions_*.json of COCO."
             )
         self._instances = None if boxes is None else _read_instances(boxes)
+        if self._instances is not None:
+            self._check_boxes(boxes, self._instances)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -110,6 +112,17 @@ class CocoRows(Sequence[Row]):
             references=captions if len(captions) > 1 else (),
             boxes=() if self._instances is None else _boxes(self._instances, id_, image),
         )
+
+    def _check_boxes(self, path: Path | None, instances: Instances) -> None:
+        """Refuses objects of other images alone, and tells of images whose boxes are lost."""
+        known = np.isin([id_ for id_, _ in self._rows], instances.images)
+        if not known.any():
+            raise UserError(
+                f"data.boxes={path} has no object of the {len(self._rows)} images of {self.path}; "
+                "give the instances_*.json of the same images."
+            )
+        unsized = [not (image.get("width") and image.get("height")) for _, image in self._rows]
+        self._skip("boxes of images without width and height", int((known & unsized).sum()))
 
     def _kept(self, id_: int, values: dict, where: str) -> dict[str, Any]:
         """What is kept of an entry of "images"."""
@@ -225,7 +238,8 @@ def _read_instances(path: Path) -> Instances:
             objects.append(_whole(values, "id", where))
         if not values.get("iscrowd"):
             box = values.get("bbox")
-            if not isinstance(box, list) or len(box) != 4 or not all(map(_is_length, box)):
+            ok = isinstance(box, list) and len(box) == 4 and all(map(_is_length, box))
+            if not ok or min(box[2:]) < 0:
                 raise UserError(
                     f'{where} has "bbox": {rows.shown(box)}, which must be [x, y, width, height]; '
                     "give instances_*.json of COCO."

@@ -23,6 +23,7 @@ _DRAWINGS = (b"%!PS", b"%PDF", b"<svg", b"<?xml", b"\xc5\xd0\xd3\xc6", b"\xd7\xc
 _MIN_SIDE = 8  # pixels; below this nothing can be recognised, and patches are at least as large
 _MAX_ASPECT = 200  # longer strips have no grid of patches, the limit of Qwen2.5-VL's processor
 _MAX_SIDE = 16_384  # pixels; towers see such an image shrunk until hardly anything is left of it
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # tag of TIFF, and one of its values
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "CMYK", "YCbCr"})
 
 
@@ -133,16 +134,24 @@ def check_file(path: Path, *, pixels: Pixels = AS_IS) -> None:
 def image_key(image: ImageLike) -> str:
     """Equal for rows of the same image: the same file, by whatever path or link, or the same bytes
     or pixels in memory.
+
+    Raises:
+      BadImageError: an image in memory cannot be decoded, as it may be that of a file.
     """
     if isinstance(image, str | Path):
         return os.path.realpath(image)
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(image, bytes):
         digest.update(image)
-    else:
+        return digest.hexdigest()
+    try:
+        if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
+            image = image.convert("RGBA")  # a place in a palette is no colour yet
         array = np.ascontiguousarray(image)
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
+    except Exception as error:  # as in `_pillow_errors`
+        raise BadImageError(f"it cannot be read ({error})") from error
+    digest.update(f"{array.shape} {array.dtype}".encode())
+    digest.update(array.tobytes())
     return digest.hexdigest()
 
 
@@ -210,9 +219,12 @@ def _too_many(found: int, limit: int) -> str:
 
 def _upright_rgb(image: Image.Image, pixels: Pixels) -> Image.Image:
     """Decodes an image; it is turned last, when it is smallest."""
-    bits, turn = _bits(image), image.getexif().get(ExifTags.Base.Orientation, 1)
+    bits, negative = _bits(image), _is_deep_negative(image)
     image.load()
-    image = _scaled(_to_rgb(image, bits=bits), pixels)
+    # Not before: Pillow turns a TIFF as it loads it, and takes the tag away.
+    turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image = _to_rgb(image, bits=bits)
+    image = _scaled(ImageOps.invert(image) if negative else image, pixels)
     image = image.copy()  # an image in memory stays the caller's
     image.info = {}
     if turn != 1:
@@ -269,6 +281,12 @@ def _bits(image: Image.Image) -> int:
         return 1
     found = re.search(r";(\d+)", str(raw))
     return int(found[1]) if found else 8
+
+
+def _is_deep_negative(image: Image.Image) -> bool:
+    """Whether 0 is white in a file of 16-bit greys: of fewer bits Pillow knows it."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _to_rgb(image: Image.Image, *, bits: int) -> Image.Image:

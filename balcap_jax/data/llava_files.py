@@ -32,8 +32,10 @@ from balcap_jax.data.json_text import DuplicateKeyError, is_encodable, read_json
 from balcap_jax.data.row_index import RowTexts, head, index_lines, json_items, row_index
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
+from balcap_jax.runs.safe_json import MAX_DEPTH, check_depth
 
 _TWICE = "with a field twice"
+_DEEP = f"that are nested deeper than {MAX_DEPTH} levels"
 _log = logging.getLogger(__name__)
 
 
@@ -146,11 +148,12 @@ def _places(path: Path, *, conversations: bool) -> Iterator[tuple[int, _Place]]:
         for number, item in enumerate(json_items(path), start=1):
             if item.key is not None:
                 raise _no_rows(path)
-            reason = (
-                _why_unused(item.value, conversations=conversations)
-                if item.twice is None
-                else _TWICE
-            )
+            if item.twice is not None:
+                reason = _TWICE
+            elif _is_deep(item.value):
+                reason = _DEEP
+            else:
+                reason = _why_unused(item.value, conversations=conversations)
             yield number, _Place(item.start, item.stop, reason)
         return
     texts = RowTexts(path, index_lines(path))
@@ -167,6 +170,15 @@ def _places(path: Path, *, conversations: bool) -> Iterator[tuple[int, _Place]]:
             reason = _why_unused(values, conversations=conversations)
         start, stop = int(texts.index.starts[index]), int(texts.index.stops[index])
         yield number, _Place(start, stop, reason)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether `read_json` would not read it again."""
+    try:
+        check_depth(value)
+    except ValueError:
+        return True
+    return False
 
 
 def _no_rows(path: Path) -> UserError:

@@ -14,7 +14,7 @@ from balcap_jax.data.conversations import Conversation, check_shown, row_of, tal
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.seen_ids import SeenIds
-from balcap_jax.errors import UserError
+from balcap_jax.errors import UserError, described
 
 _IMAGES = ("image", "images")
 
@@ -40,17 +40,12 @@ class MemoryRows(Sequence[Row]):
           UserError: it has no length or places, is empty, or has an id twice, where all ids can be
             read without the images; otherwise the second row of an id is told when it is read.
         """
-        if isinstance(data, Mapping) or not (
-            hasattr(data, "__len__") and hasattr(data, "__getitem__")
-        ):
+        # A table gives columns by their names, and a text its characters.
+        other = isinstance(data, Mapping | str | bytes | bytearray) or hasattr(data, "iloc")
+        if other or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise UserError(
                 f"{name} is a {type(data).__name__}, which must be a list of rows, a data set with "
                 f"__len__ and __getitem__, or the path of a data file; {_remedy(data)}."
-            )
-        if hasattr(data, "iloc"):  # its places are columns
-            raise UserError(
-                f"{name} is a {type(data).__name__}, whose places are columns, and rows are "
-                'needed; give df.to_dict("records").'
             )
         if not len(data):
             raise UserError(f"{name} is empty; give at least one row.")
@@ -73,7 +68,7 @@ class MemoryRows(Sequence[Row]):
           UserError: another row had its id.
         """
         where = f"{self._name}, row {index}"
-        values = self._data[index]
+        values = self._at(index, where=where)
         if not isinstance(values, Mapping):
             raise BadRowError(
                 where,
@@ -85,8 +80,9 @@ class MemoryRows(Sequence[Row]):
         if self._conversations and not rows.missing(values.get("questions")):
             return self._questions(values, index, where=where)
         given = values.get("prompt")
-        prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
-        captions = rows.captions(_lenient(values), names=rows.CAPTIONS, where=where)
+        prompt, messages = (PROMPT, ()) if rows.missing(given) else rows.prompt(given, where=where)
+        lenient = _lenient(values)
+        captions = rows.captions(lenient, names=rows.CAPTIONS, where=where)
         if self._conversations and not captions:
             raise BadRowError(
                 where,
@@ -99,7 +95,7 @@ class MemoryRows(Sequence[Row]):
             id=id_,
             image=_image(values, where=where),
             prompt=prompt,
-            reference=rows.longest(captions) if captions else "",
+            reference=rows.reference_of(lenient, captions),
             scene=rows.scene(values.get("scene"), where=where),
             references=captions if len(captions) > 1 else (),
             boxes=rows.boxes(values.get("boxes"), where=where),
@@ -111,6 +107,14 @@ class MemoryRows(Sequence[Row]):
                 if name not in (*NOT_COLUMNS, "images") and isinstance(name, str)
             },
         )
+
+    def _at(self, index: int, *, where: str) -> Any:
+        try:
+            return self._data[index]
+        except Exception as error:  # the user's code may raise anything
+            raise BadRowError(
+                where, f"cannot be read ({described(error)}); fix it or remove the row."
+            ) from error
 
     def _questions(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
         id_ = _id(values.get("id"), index, where=where)
@@ -129,6 +133,8 @@ class MemoryRows(Sequence[Row]):
 
 
 def _remedy(data: Any) -> str:
+    if hasattr(data, "iloc"):
+        return 'give one of them, of a pandas table table.to_dict("records")'
     if isinstance(data, Mapping) and data and not rows.missing(next(iter(data))):
         return f"give one of its parts, such as data[{next(iter(data))!r}]"
     return (
@@ -151,15 +157,16 @@ def _id(value: Any, index: int, *, where: str) -> str:
 
 def _lenient(values: Mapping[str, Any]) -> dict[str, Any]:
     """The captions of a row with a text for a list of one, and the other way round."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in rows.CAPTIONS:
-        value = rows.listed(values.get(name))
-        if name.endswith("s") and isinstance(value, str):
-            value = [value]
-        if not name.endswith("s") and isinstance(value, list):
-            found[f"{name}s"] = value
+        value, plural = rows.listed(values.get(name)), f"{name.removesuffix('s')}s"
+        if rows.missing(value):
             continue
-        found.setdefault(name, value)
+        if name == plural and isinstance(value, str):
+            value = [value]
+        if isinstance(value, list) and isinstance(found.get(plural), list):
+            value = [*found[plural], *value]
+        found[plural if isinstance(value, list) or name == plural else name] = value
     return found
 
 

@@ -133,6 +133,8 @@ class Photos:
         self.places: Sequence[int] = range(len(rows))
         self.verified = len(rows) <= CHECKED
         self._apart: frozenset[str] = frozenset()
+        self._told: frozenset[str] = frozenset()
+        self.told: set[str] = set()  # shared with the parts, like `passed_over`
         self.passed_over: set[str] = set()
         if self.verified:
             self.places = self._good(self.places, read=f"of {len(rows)}")
@@ -157,19 +159,19 @@ class Photos:
         return part
 
     def without(self, others: "Photos") -> "Photos":
-        """These examples but for those whose image is one of `others`, which are all verified.
+        """These examples but for those that show an image of `others`, which are all verified.
 
         Of verified ones they are left out now; otherwise they are passed over when they are met.
 
         Raises:
           UserError: nothing is left.
         """
-        keys = frozenset(image_key(others.row(i).image) for i in range(len(others)))
+        keys = others.image_keys()
         left = copy.copy(self)
         if not self.verified:
             left._apart = self._apart | keys
             return left
-        left.places = [p for p in self.places if image_key(self.rows[p].image) not in keys]
+        left.places = [p for p in self.places if not _shows(self.rows[p], keys)]
         count = len(self.places) - len(left.places)
         if count:
             _log.warning(
@@ -189,10 +191,23 @@ class Photos:
             "--data.heldout-path."
         )
 
+    def image_keys(self) -> frozenset[str]:
+        """The keys of all images of these examples, see `image_key`."""
+        rows = (self.row(i) for i in range(len(self)))
+        return frozenset(image_key(image) for row in rows for image in row.all_images)
+
     def shared(self, others: "Photos") -> int:
-        """How many of these examples have an image of `others`."""
-        keys = {image_key(others.row(i).image) for i in range(len(others))}
-        return sum(image_key(self.row(i).image) in keys for i in range(len(self)))
+        """How many of these examples show an image of `others`."""
+        keys = others.image_keys()
+        return sum(_shows(self.row(i), keys) for i in range(len(self)))
+
+    def telling(self, others: "Photos") -> "Photos":
+        """These examples, which tell once they meet an image of `others`, and use it all the same:
+        for unverified ones, which cannot be counted beforehand.
+        """
+        told = copy.copy(self)
+        told._told = others.image_keys()
+        return told
 
     def __len__(self) -> int:
         return len(self.places)
@@ -248,10 +263,12 @@ class Photos:
                     raise
                 self._count(error)
                 continue
-            if self._apart and image_key(row.image) in self._apart:
-                self._pass_over(row)
-                continue
             try:
+                if self._apart and _shows(row, self._apart):
+                    self._pass_over(row)
+                    continue
+                if self._told and not self.told and _shows(row, self._told):
+                    self._tell(row)
                 return self._example(row)
             except BadImageError as error:
                 if self.verified:
@@ -291,6 +308,14 @@ class Photos:
             )
         self.passed_over.add(row.id)
 
+    def _tell(self, row: Row) -> None:
+        self.told.add(row.id)
+        _log.warning(
+            "%s: some examples to train on have images that are held out as well; the first is %s",
+            self.bad.name,
+            row.id,
+        )
+
     def _count(self, error: BadRowError) -> None:
         self.bad.add({error.where: error.fault}, read="so far", rows=[error.where])
 
@@ -329,6 +354,15 @@ class Photos:
         except BadImageError as error:
             return str(error)
         return None
+
+
+def _shows(row: Row, keys: frozenset[str]) -> bool:
+    """Whether one of its images has one of these keys.
+
+    Raises:
+      BadImageError: an image in memory cannot be decoded.
+    """
+    return any(image_key(image) in keys for image in row.all_images)
 
 
 def _name(row: Row) -> str:

@@ -71,6 +71,11 @@ def open_file(path: Path) -> BinaryIO:
     Raises:
       UserError: it cannot be read, or is a pipe, in which nobody can go back.
     """
+    if "\0" in str(path):
+        raise UserError(
+            f"The data file {str(path)!r} has a zero byte in its name, which no file has; "
+            "check the path."
+        )
     try:
         if not path.is_file() and path.exists() and not path.is_dir():
             raise UserError(

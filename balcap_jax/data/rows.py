@@ -81,6 +81,17 @@ def longest(captions: Sequence[str]) -> str:
     return max(captions, key=lambda caption: len(caption.split()))
 
 
+def reference_of(values: Mapping[str, Any], captions: Sequence[str]) -> str:
+    """The caption that stands for all of a row: its "caption", else the `longest`; "" without one.
+
+    Its words are the unit of the length mask.
+    """
+    caption = values.get("caption")
+    if not missing(caption):
+        return caption
+    return longest(captions) if captions else ""
+
+
 def unique(captions: Iterable[str]) -> tuple[str, ...]:
     """Each caption once, as it was first written; an accent may be written in two ways (NFC and
     NFD), which look alike and are one.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from balcap_jax.config.sections import MEMORY, DataConfig
-from balcap_jax.data.caption_files import CaptionRows
+from balcap_jax.data.caption_files import CAPTIONS, CaptionRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source
 from balcap_jax.data.images import Pixels
@@ -25,7 +25,7 @@ SCENES = "scenes"
 # Scenes are drawn when asked for, so the split can be as large as any run is long.
 _ENDLESS = 10**9
 _log = logging.getLogger(__name__)
-# How the annotation files of COCO begin; a row of a caption file has none of these fields.
+# How the annotation files of COCO begin.
 _COCO = re.compile(rb'\{\s*"(info|images|annotations|licenses|categories)"\s*:')
 
 
@@ -69,15 +69,13 @@ def open_sources(
     else:
         source = _open(data, data.path, split=data.split, conversations=conversations)
     if kept is not None:
-        _tell_shared(source, kept)
-        return source, kept
+        return _telling_shared(source, kept), kept
     if data.heldout_path or data.heldout_split:
         path = data.heldout_path or data.path
         split = data.heldout_split or data.split
         heldout = _open(data, path, split=split, conversations=conversations)
         kept = heldout.part(0, data.heldout, verify=True)
-        _tell_shared(source, kept)
-        return source, kept
+        return _telling_shared(source, kept), kept
     count = len(source) - data.heldout
     if count < 1:
         raise UserError(
@@ -88,14 +86,19 @@ def open_sources(
     return source.part(0, count).without(kept), kept
 
 
-def _tell_shared(source: Photos, heldout: Photos) -> None:
-    """Tells of held-out images that are trained on, where the user has named both."""
-    if source.verified and (count := source.shared(heldout)):
+def _telling_shared(source: Photos, heldout: Photos) -> Photos:
+    """Tells of held-out images that are trained on, where the user has named both: now, or of long
+    data when the first one is met.
+    """
+    if not source.verified:
+        return source.telling(heldout)
+    if count := source.shared(heldout):
         _log.warning(
             "%d of the %d examples to train on have images that are held out as well",
             count,
             len(source),
         )
+    return source
 
 
 def _in_memory(data: DataConfig, rows: Any, *, name: str, conversations: bool) -> Photos:
@@ -166,7 +169,7 @@ def detect(path: Path) -> str:
     begin = head(path)
     if begin.startswith(b"["):
         return "llava"
-    if _COCO.match(begin):
+    if _COCO.match(begin) and not _is_row(begin.split(b"\n", 1)[0]):
         return "coco"
     one_line = begin.split(b"\n", 1)[0].rstrip().endswith(b"}")
     if begin.startswith(b"{") and path.suffix == ".json" and not one_line:
@@ -175,6 +178,16 @@ def detect(path: Path) -> str:
             "an array of rows as LLaVA and ShareGPT4V have it, or one object per line as .jsonl."
         )
     return "llava" if _is_conversation(begin.split(b"\n", 1)[0]) else "jsonl"
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line is a row of its own that only begins as files of COCO do, with "images"."""
+    try:
+        values = read_json(line.decode("utf-8", "replace"))
+    except ValueError:  # the beginning of a file of COCO, in one line or in many
+        return False
+    fields = {"image", "messages", "conversations", "questions", *CAPTIONS}
+    return isinstance(values, dict) and bool(fields & values.keys())
 
 
 def _is_conversation(line: bytes) -> bool:

@@ -19,6 +19,7 @@ from balcap_jax.runs.folder import (
 )
 from balcap_jax.runs.progress import training_progress
 
+_PROCESSOR = "processor"
 MADE, SETTINGS = "made.jsonl", "made.settings.json"
 _DEPEND = (
     "model", "revision", "checkpoint", "prompt", "max_new_tokens", "temperature", "top_p", "seed",
@@ -99,7 +100,7 @@ def _check_settings(
 
     values = to_dict(config)
     now = {name: values[name] for name in _DEPEND} | {"images": [one.name for one in wanted]}
-    now |= {"policy": _policy_files(config)}
+    now |= {"policy": _policy_files(config), _PROCESSOR: _processor(config)}
     path = folder / SETTINGS
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
@@ -111,7 +112,8 @@ def _check_settings(
         write_json_atomic(path, now)
         return
     now = json.loads(to_json(now))
-    if changed := [name for name in now if then.get(name) != now[name]]:
+    known = [name for name in now if name in then or name != _PROCESSOR]  # of older versions
+    if changed := [name for name in known if then.get(name) != now[name]]:
         raise UserError(
             f"{folder / MADE} holds captions that were made with other {', '.join(changed)}; give "
             "another --out, or remove that file."
@@ -119,16 +121,41 @@ def _check_settings(
 
 
 def _policy_files(config: Any) -> list[list[Any]]:
-    """Names, sizes and times of the weights of a local policy: a retrained run is another one."""
+    """Names, sizes and times of the weights of a local policy: a retrained run is another one, and
+    so is the best checkpoint of a run that went on.
+    """
     folder = Path(config.model)
-    if not folder.is_dir() or config.checkpoint:
+    if not folder.is_dir():
         return []
+    if config.checkpoint:
+        return _checkpoint(folder, config.checkpoint)
     files = sorted(
         path
         for path in (*folder.glob("*.safetensors"), *folder.glob("policy/*.safetensors"))
         if path.is_file()
     )
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _checkpoint(run: Path, which: str) -> list[list[Any]]:
+    from balcap_jax.training.checkpoint import Checkpoints  # noqa: PLC0415 - as in `_sampled`
+    from balcap_jax.training.checkpoint_record import EXTRA, FOLDER  # noqa: PLC0415
+
+    if not (run / FOLDER).is_dir():
+        return []  # told where it is read
+    with Checkpoints(run, read_only=True) as checkpoints:
+        step = checkpoints.find(which)
+    record = run / FOLDER / str(step) / EXTRA / "metadata"
+    return [[which, step, record.stat().st_mtime_ns if record.is_file() else 0]]
+
+
+def _processor(config: Any) -> str:
+    """A digest of the processor of a local policy; "" of others, which their commit tells."""
+    from balcap_jax.models.hf.folders import BASE, policy_folder  # noqa: PLC0415 - as in `_sampled`
+    from balcap_jax.training.other_files import processor_digest  # noqa: PLC0415
+
+    local = config.model == BASE or Path(config.model).is_dir()
+    return processor_digest(policy_folder(config.model)) if local else ""
 
 
 def _made(path: Path, names: set[str]) -> dict[str, str]:
@@ -159,7 +186,7 @@ def _sampled(
     from balcap_jax.models.hf.weights import load_pretrained  # noqa: PLC0415
     from balcap_jax.parallel.sharding import batch_shards, make_mesh, replicate  # noqa: PLC0415
     from balcap_jax.rollout.rollout import Captioner  # noqa: PLC0415
-    from balcap_jax.training.saved_policy import saved_policy  # noqa: PLC0415
+    from balcap_jax.training.saved_policy import saved_policy, tell_if_older  # noqa: PLC0415
 
     pixels = Pixels(config.min_pixels, config.max_pixels, config.max_file_pixels)
     mesh = make_mesh()
@@ -168,6 +195,7 @@ def _sampled(
         source, policy = saved.source, saved.policy
         params = jax.tree.map(lambda leaf: replicate(mesh, leaf), saved.params)
     else:
+        tell_if_older(config.model)
         policy, params = load_pretrained(source, dtype=config.dtype, mesh=mesh)
     captioner = Captioner(
         policy,

@@ -15,16 +15,17 @@ import math
 import numbers
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from balcap_jax.data.examples import Example
-from balcap_jax.errors import UserError
-from balcap_jax.rewards.function_names import RewardFunction, described
+from balcap_jax.errors import UserError, described
+from balcap_jax.rewards.function_names import RewardFunction
 
+_LARGEST = float(np.finfo(np.float32).max)  # above it a reward would become infinite
 _BLAME_SECONDS = 10.0  # for finding the completion at which a function raises
 
 
@@ -87,7 +88,11 @@ class RewardFunctions:
         if not count or not self.functions:
             return FunctionScores(np.zeros((count, len(self.functions)), np.float32), {}, {})
         arguments = arguments_of(completions, state, log)
-        answers: list[Any] = [self._call(f, arguments, completions) for f in self.functions]
+        # Lists of its own for each: what one function does to them is nothing to the others.
+        answers: list[Any] = [
+            self._call(f, {name: _copied(value) for name, value in arguments.items()}, completions)
+            for f in self.functions
+        ]
         waiting = [i for i, answer in enumerate(answers) if inspect.isawaitable(answer)]
         results = self._await([answers[i] for i in waiting]) if waiting else []
         for i, result in zip(waiting, results, strict=True):
@@ -233,8 +238,14 @@ def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example])
     Raises:
       RewardFunctionError: they are not as many as the completions, or one is no number.
     """
-    values = answer.tolist() if hasattr(answer, "tolist") else answer  # arrays and tensors
-    if isinstance(values, str | Mapping) or not hasattr(values, "__len__"):
+    try:
+        values = answer.tolist() if hasattr(answer, "tolist") else answer  # arrays and tensors
+    except Exception:  # of an array that has no plain form
+        values = None
+    # Sets have no order, and the numbers in bytes are no rewards.
+    if isinstance(values, str | bytes | bytearray | Mapping | Set) or not hasattr(
+        values, "__len__"
+    ):
         raise RewardFunctionError(
             f"The reward function {function.name} returned {_kind(answer)}, which must be a list "
             f"of {len(examples)} numbers, one per completion, or None in a place without signal; "
@@ -247,20 +258,35 @@ def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example])
         )
     found = []
     for value, example in zip(values, examples, strict=True):
-        value = value.item() if hasattr(value, "item") else value
-        number = math.nan if value is None else value
-        if not isinstance(number, numbers.Real) or math.isinf(number):
+        number = _number(value)
+        if number is None:
             raise RewardFunctionError(
                 f"The reward function {function.name} returned {value!r:.60} for row "
-                f"{example.id!r}, which must be a finite number, or None or NaN for no signal; "
-                "change it."
+                f"{example.id!r}, which must be a finite number of float32, or None or NaN for no "
+                "signal; change it."
             )
-        found.append(float(number))
+        found.append(number)
     return found
 
 
 def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _number(value: Any) -> float | None:
+    """A reward as a number, NaN for no signal; None for what is none."""
+    if value is None:
+        return math.nan
+    try:
+        value = value.item() if hasattr(value, "item") else value
+        number = float(value) if isinstance(value, numbers.Real) else math.inf
+    except (ValueError, OverflowError, RuntimeError):  # an array, a number of 400 digits
+        return None
+    return None if abs(number) > _LARGEST else number
+
+
+def _copied(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

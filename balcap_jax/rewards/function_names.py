@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from balcap_jax.config.names import did_you_mean
-from balcap_jax.errors import UserError
+from balcap_jax.errors import UserError, described
 
 # What a function gets beside the columns of the data, by name.
 ALWAYS_PASSED = (
@@ -155,9 +155,3 @@ def _spec_of(call: Any, name: str) -> str:
         except ImportError:  # a module of a notebook's or a test's making
             pass
     return IN_PYTHON + name
-
-
-def described(error: BaseException) -> str:
-    """What a user's code raised, in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

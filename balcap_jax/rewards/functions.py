@@ -13,6 +13,7 @@ in the columns must not look like a bad caption.
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.rewards.capscore import harmonic_mean
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.lexical.judge import judge, photo
+from balcap_jax.runs import safe_json
 
 _COLUMNS = ("references", "captions", "reference", "caption")
 # Where a ground truth of verl has its references.
@@ -85,7 +87,7 @@ def compute_score(
       UserError: the caption is no text, or ground truth or boxes are in no known form.
     """
     del data_source, kwargs
-    extra = _plain(extra_info)
+    extra = _decoded(_plain(extra_info))
     if extra is not None and not isinstance(extra, Mapping):
         raise UserError(
             f"extra_info is {_shown(extra)}, which must be a dictionary such as "
@@ -113,7 +115,10 @@ def compute_scores(
       UserError: as `compute_score`, or the arguments have not one length.
     """
     del data_sources, kwargs
-    infos = [None] * len(solution_strs) if extra_infos is None else extra_infos
+    solution_strs = _listed(solution_strs, "solution_strs")
+    ground_truths = _listed(ground_truths, "ground_truths")
+    infos = [None] * len(solution_strs)
+    infos = infos if extra_infos is None else _listed(extra_infos, "extra_infos")
     sizes = {len(solution_strs), len(ground_truths), len(infos)}
     if len(sizes) > 1:
         raise UserError(
@@ -141,6 +146,7 @@ _VERDICT_REWARDS = dict(
 
 
 def _rewards(completions: Sequence, columns: Mapping[str, Any]) -> list[dict[str, float | None]]:
+    completions = _listed(completions, "completions")
     count = len(completions)
     given = {name: _column(columns.get(name), name, count) for name in (*_COLUMNS, "boxes")}
     rows = []
@@ -154,11 +160,27 @@ def _rewards(completions: Sequence, columns: Mapping[str, Any]) -> list[dict[str
     return rows
 
 
+def _listed(values: Any, name: str) -> Sequence:
+    """An argument of one entry per completion.
+
+    Raises:
+      UserError: it is a single text, or nothing that has places.
+    """
+    values = _plain(values)
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__getitem__"):
+        raise UserError(
+            f"{name} is {_shown(values)}, which must be a list with an entry for each completion; "
+            "give it so."
+        )
+    return values
+
+
 def _column(value: Any, name: str, count: int) -> Sequence:
     """A column as one entry per completion; None for each where there is no such column."""
     if value is None:
         return [None] * count
-    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != count:
+    value = _plain(value)
+    if isinstance(value, str | Mapping) or not hasattr(value, "__len__") or len(value) != count:
         raise UserError(
             f'the column "{name}" is {_shown(value)}, which must be a list with one entry for each '
             f"of the {count} completions; give it so."
@@ -215,12 +237,12 @@ def _truth(value: Any) -> Any:
     Raises:
       UserError: a dictionary has them under no known name.
     """
-    value = _plain(value)
+    value = _decoded(_plain(value))
     if not isinstance(value, Mapping):
         return value
     for name in _TRUTHS:
         if not _is_missing(value.get(name)):
-            return value[name]
+            return _decoded(value[name])
     if value.keys() & set(_TRUTHS):
         return None
     raise UserError(
@@ -229,13 +251,23 @@ def _truth(value: Any) -> Any:
     )
 
 
+def _decoded(value: Any) -> Any:
+    """What stands in a JSON text, as data sets in Parquet keep dictionaries and lists: no caption
+    is one.
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with suppress(ValueError):
+            return safe_json.loads(value)
+    return value
+
+
 def _texts(value: Any, *, where: str) -> tuple[str, ...]:
     """References from a text, a list or an array of texts; none for None, NaN and blank ones.
 
     Raises:
       UserError: it is in none of these forms.
     """
-    value = _plain(value)
+    value = _plain(_decoded(value))
     if _is_missing(value):
         return ()
     texts = [value] if isinstance(value, str) else value
@@ -255,7 +287,7 @@ def _labels(value: Any, *, where: str) -> tuple[str, ...]:
     Raises:
       UserError: a box is in no known form.
     """
-    value = _plain(value)
+    value = _plain(_decoded(value))
     if _is_missing(value):
         return ()
     if isinstance(value, Mapping) and isinstance(_plain(value.get("label")), list):
@@ -277,8 +309,8 @@ def _label(box: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, also those of one text, and tuples as lists and texts."""
-    if isinstance(value, np.ndarray | np.generic):
+    """Arrays and columns of tables, also those of one text, and tuples as lists and texts."""
+    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "iloc"):
         value = value.tolist()
     return list(value) if isinstance(value, tuple) else value
 

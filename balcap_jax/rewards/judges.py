@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from balcap_jax.config.base import to_dict
+from balcap_jax.config.files import RESUMABLE
 from balcap_jax.config.judge import POLICY, RULES, JudgeConfig
 from balcap_jax.data.examples import Example, Source
 from balcap_jax.data.sources import SCENES
@@ -175,6 +177,18 @@ def judge_record(judge: JudgeConfig, given: Judge | None = None) -> dict[str, An
     from balcap_jax.rewards.llm.questions import VERSION  # noqa: PLC0415
 
     return {"kind": judge.kind, "model": judge.model, "prompts": VERSION}
+
+
+def judge_settings(judge: JudgeConfig) -> dict[str, Any]:
+    """The settings of a judge beside its kind and model that its verdicts depend on, where they
+    are not the default.
+    """
+    default = JudgeConfig(kind=judge.kind, model=judge.model)
+    return {
+        name: value
+        for name, value in to_dict(judge).items()
+        if f"judge.{name}" not in RESUMABLE and value != to_dict(default)[name]
+    }
 
 
 def check_same_judge(then: dict[str, Any], now: dict[str, Any], *, run: Path) -> None:

@@ -43,28 +43,33 @@ def restored_state(
     return saved._replace(params=overlaid(state.params, saved.params))
 
 
-def base_digest(policy: VisionLanguagePolicy, params: Params) -> str:
+def base_digest(policy: VisionLanguagePolicy, params: Params, *, is_reference: bool = False) -> str:
     """A checksum of the base that adapters change, "" where there are none; all processes call it.
 
     It depends on the numbers alone, not on the devices they lie on.
+
+    Args:
+      is_reference: a KL term keeps the policy near the weights that it starts from, which are then
+        read again when a run is resumed.
     """
-    if policy.lora is None:
+    if policy.lora is None and not is_reference:
         return ""
     sums = json.dumps(checksums(without_adapters(params)), sort_keys=True)
     return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
 
 def check_base(extra: Mapping[str, Any], digest: str, *, run: Path, path: str) -> None:
-    """Refuses adapters of a checkpoint that were trained on other weights.
+    """Refuses a checkpoint whose adapters, or whose reference policy, are of other weights.
 
     Raises:
       UserError: the base is not the one that the checkpoint was made on.
     """
-    if extra.get("base", digest) != digest:
+    # An older balcap_jax noted the base of adapters alone.
+    if (then := extra.get("base")) and then != digest:
         raise UserError(
-            f"{run} trained its adapters on other weights than model.path {path!r} holds now "
-            f"(checksum {digest}, not {extra['base']}); restore the base that the run started "
-            "from, or start a new run with --name."
+            f"{run} started from other weights than model.path {path!r} holds now (checksum "
+            f"{digest}, not {then}), and its adapters or its KL term are of those; restore the "
+            "base that the run started from, or start a new run with --name."
         )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
+from PIL.ImageFile import ImageFile
 
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.examples import Example, Source
@@ -26,6 +27,7 @@ SIZED = 500  # rows of which the heads of images are read, evenly spread
 _WHOLE = 1 << 30  # bytes; of a larger file pieces are read, evenly spread
 _PIECE, _PIECES = 1 << 20, 512
 _SAMPLE = 4096  # bytes of an image in memory
+_SIDE = 32  # pixels of one that is decoded
 
 
 def fingerprint(
@@ -59,7 +61,7 @@ def fingerprint(
         facts["ids of training rows"] = _digest(row.id for row in good)
         facts["texts of training rows"] = _digest(map(_text, good))
         facts["images of training rows"] = _digest(
-            _image(image) for row in good for image in row.all_images
+            _image(image, decoded=source.verified) for row in good for image in row.all_images
         )
         if data.group_by_length:
             passed = {*without, *unsized}
@@ -156,8 +158,19 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _image(image: ImageLike) -> str:
-    """An image as far as it costs nothing: the name of a file, a part of what is in memory."""
+def _pixels(image: Image) -> str:
+    """A digest of a few pixels of an image in memory."""
+    small = image.resize((_SIDE, _SIDE), Resampling.NEAREST)
+    return hashlib.blake2b(small.tobytes(), digest_size=12).hexdigest()
+
+
+def _image(image: ImageLike, *, decoded: bool) -> str:
+    """An image as far as it costs nothing: the name of a file, a part of what is in memory.
+
+    Args:
+      decoded: those in memory have been decoded once; others are not where they are of a file, and
+        whether somebody else has done so must not count.
+    """
     if isinstance(image, bytes):
         part = image[:: max(1, len(image) // _SAMPLE)]
         return f"{len(image)} {hashlib.blake2b(part, digest_size=12).hexdigest()}"
@@ -166,5 +179,7 @@ def _image(image: ImageLike) -> str:
         part = np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLE)]).tobytes()
         return f"{image.shape} {hashlib.blake2b(part, digest_size=12).hexdigest()}"
     if isinstance(image, Image):
-        return f"{image.size} {image.mode}"
+        named = f"{image.size} {image.mode}"
+        shows = 0 not in image.size and (decoded or not isinstance(image, ImageFile))
+        return f"{named} {_pixels(image)}" if shows else named
     return Path(image).name

@@ -18,6 +18,7 @@ from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import batch_shards, local_rows, shard_batch
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
+from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.judges import fit_judge, judge_record
 from balcap_jax.rewards.model.judge import ModelJudge
 from balcap_jax.rewards.verdicts import FittedJudge
@@ -49,6 +50,10 @@ class TrainingLoop(TaskRun):
     command = "train"
     compiling = "sampler and update"
     evaluating = "captioning {} held-out images"
+
+    @property
+    def reads_start_again(self) -> bool:
+        return self.config.rl.kl_coef > 0
 
     @property
     def images_per_step(self) -> int:
@@ -130,6 +135,9 @@ class TrainingLoop(TaskRun):
             self.stopwatch,
             rows=self.rows,
         )
+
+    def functions(self) -> tuple[RewardFunction, ...]:
+        return self.judge.functions.functions
 
     def _begin(self) -> None:
         audits = None if self.audit is None else self.audit.judge

@@ -1,7 +1,7 @@
 """Whether a checkpoint is of the run that is to go on: its settings, its data and its logs."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from balcap_jax.config.files import conflicts_of
 from balcap_jax.config.sections import MEMORY
@@ -11,13 +11,14 @@ from balcap_jax.runs.folder import plain
 from balcap_jax.training.adapter_run import check_base
 from balcap_jax.training.checkpoint import Restored
 from balcap_jax.training.fingerprint import INVALID, UNSIZED, differences, fingerprint
+from balcap_jax.training.other_files import FUNCTIONS, PROCESSOR, code_of, is_other, other_files
 
 if TYPE_CHECKING:
     from balcap_jax.training.task_run import TaskRun
 
 
 def look_at_data(run: "TaskRun", without: Sequence[int] = (), unsized: Sequence[int] = ()) -> None:
-    """Fills `run.data_facts`; see `fingerprint`."""
+    """Fills `run.data_facts`; see `fingerprint` and `other_files`."""
     in_memory = run.config.data.path == MEMORY
     run.data_facts = fingerprint(
         run.config.data,
@@ -27,6 +28,8 @@ def look_at_data(run: "TaskRun", without: Sequence[int] = (), unsized: Sequence[
         without=without,
         unsized=unsized,
     )
+    run.data_facts |= other_files(run.config, run.folder)
+    run.data_facts[FUNCTIONS] = code_of(run.functions())
 
 
 def check_same_run(run: "TaskRun", found: Restored, *, anyway: bool) -> None:
@@ -59,7 +62,10 @@ def check_same_run(run: "TaskRun", found: Restored, *, anyway: bool) -> None:
     then = extra.get("data") or {}
     look_at_data(run, without=then.get(INVALID, ()), unsized=then.get(UNSIZED, ()))
     if then:
-        changed += differences(then, plain(run.data_facts))
+        changed += differences(then, _comparable(run.data_facts, then))
+        for name, code in then.get(FUNCTIONS, {}).items():
+            if run.data_facts[FUNCTIONS].get(name, code) != code:
+                run.say(f"the code of the reward function {name} is not what it was then")
     else:
         unknown.append("data")
     if unknown:
@@ -81,3 +87,13 @@ def check_same_run(run: "TaskRun", found: Restored, *, anyway: bool) -> None:
             f"{run.run / 'metrics.jsonl'} holds {rows} of the {extra['logged']} rows up to "
             f"step {step}; the others are lost, and the curves begin later"
         )
+
+
+def _comparable(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that a checkpoint can be compared with: one of an older balcap_jax knows of no
+    files but those of the data. Reward functions may be fixed, which is told elsewhere.
+    """
+    facts = {**plain(now), FUNCTIONS: then.get(FUNCTIONS)}
+    if PROCESSOR in then:
+        return facts
+    return {name: value for name, value in facts.items() if not is_other(name)}

@@ -7,10 +7,10 @@ import jax
 
 from balcap_jax.config import files as config_files
 from balcap_jax.config.sections import ModelConfig
-from balcap_jax.models.config import read_json
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.families import load_config, make_policy
 from balcap_jax.models.hf.folders import POLICY, SCRATCH, START, policy_folder
+from balcap_jax.models.json_files import read_json
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid
 from balcap_jax.parallel.sharding import make_mesh
@@ -18,7 +18,8 @@ from balcap_jax.rl.train_state import state_shapes
 from balcap_jax.runs.folder import SUMMARY, RunLock, existing_run
 from balcap_jax.runs.progress import announce
 from balcap_jax.training.adapter_run import base_digest, check_base, state_to_save
-from balcap_jax.training.checkpoint import FOLDER, Checkpoints, latest_step_of
+from balcap_jax.training.checkpoint import FOLDER, Checkpoints
+from balcap_jax.training.checkpoint_record import latest_step_of
 from balcap_jax.training.programs import optimizer_of
 from balcap_jax.training.trained import load_policy, param_shapes, trained_of, with_lora
 
@@ -49,6 +50,19 @@ def is_finished(run: Path) -> bool:
     if not written or not (run / SUMMARY).is_file():  # supervised runs wrote none once
         return written
     return latest_step_of(run) <= read_json(run / SUMMARY).get("steps", 0)
+
+
+def tell_if_older(model: str) -> None:
+    """Says it where `model` is a run that went on after it had written its policy, which is the one
+    that is read.
+    """
+    run = Path(model)
+    if (run / POLICY / "config.json").is_file() and not is_finished(run):
+        announce(
+            f"{run} has gone on since it wrote its policy, which is taken; its newest checkpoint "
+            f"is of step {latest_step_of(run)}: finish the run with --resume, or export that step "
+            "with --checkpoint"
+        )
 
 
 def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> SavedPolicy:
@@ -93,6 +107,6 @@ def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> S
     if adapter_only:
         return SavedPolicy(source, policy, None, params, config.model, step)
     _, whole = load_policy(config, source, make_mesh(devices=cpu))
-    digest = base_digest(policy, whole)
+    digest = base_digest(policy, whole)  # with adapters, which there are here
     check_base(found.extra, digest, run=run, path=config.model.path)
     return SavedPolicy(source, policy, overlaid(whole, params), params, config.model, step)

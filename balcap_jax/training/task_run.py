@@ -24,6 +24,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel import processes
 from balcap_jax.parallel.sharding import BatchRows, make_mesh
+from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rl.train_state import TrainState, init_state
 from balcap_jax.rl.update import check_split
 from balcap_jax.runs.compilation import Compilations
@@ -90,6 +91,11 @@ class TaskRun(ABC):
     # ---- what a task adds
 
     @property
+    def reads_start_again(self) -> bool:
+        """Whether a resumed run still needs the weights that it started from."""
+        return False
+
+    @property
     @abstractmethod
     def images_per_step(self) -> int:
         """Of all hosts together."""
@@ -139,6 +145,10 @@ class TaskRun(ABC):
     @abstractmethod
     def describe(self) -> list[str]:
         """What the run is going to do, in lines for the terminal."""
+
+    def functions(self) -> tuple[RewardFunction, ...]:
+        """The reward functions of the user."""
+        return ()
 
     def _begin(self) -> None:  # noqa: B027 - most tasks have nothing there
         """What comes before the first step of a run."""
@@ -194,7 +204,9 @@ class TaskRun(ABC):
         # With the commit that a resumed run shall start from, too.
         self.config = dataclasses.replace(self.config, model=opened.model)
         self.folder, self.processor, self.policy = opened.folder, opened.processor, opened.policy
-        self.base_digest = base_digest(self.policy, opened.params)
+        self.base_digest = base_digest(
+            self.policy, opened.params, is_reference=self.reads_start_again
+        )
         self.trained = trained_of(self.config, self.policy)  # patterns of paths
         self.utilisation = Utilisation(self.mesh, self.policy, tell=self.say)
         self.state = init_state(

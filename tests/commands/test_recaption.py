@@ -1,5 +1,6 @@
 """`balcap data recaption` and `balcap data units`: each answer belongs to its own row."""
 
+import dataclasses
 import fcntl
 import json
 
@@ -160,3 +161,33 @@ def test_one_process_writes_at_a_time(data, tmp_path):
 def test_images_without_a_file_cannot_be_named(tmp_path):
     with pytest.raises(UserError, match="in no files of their own"):
         module._shown(Image.new("RGB", (9, 9)), folder=tmp_path)
+
+
+def test_captions_of_two_models_or_of_other_data_are_not_mixed(data, tmp_path):
+    config = RecaptionConfig(data=data, out=tmp_path / "out.jsonl", judge=JUDGE)
+    recaption(config)
+    assert rows_of(config.out)[0]["rewritten_by"].startswith("m, prompts ")
+    before = config.out.read_bytes()
+    other = dataclasses.replace(config, judge=JudgeConfig(kind="llm", model="m2"))
+    with pytest.raises(UserError, match="were written by m, prompts .* now it is m2, prompts"):
+        recaption(other)
+    data.write_text(data.read_text().replace("No. 3.", "Another one."))
+    with pytest.raises(UserError, match="of the id '3' that was written from another one than"):
+        recaption(config)
+    assert config.out.read_bytes() == before
+    old = [{k: v for k, v in row.items() if k != "rewritten_by"} for row in rows_of(config.out)]
+    data.write_text(data.read_text().replace("Another one.", "No. 3."))
+    config.out.write_text("".join(json.dumps(row) + "\n" for row in old[:2]))
+    recaption(config)  # of an older version, which did not tell
+    assert [row["id"] for row in rows_of(config.out)] == GOOD
+
+
+def test_units_of_two_models_are_not_mixed(data):
+    path = make_units(UnitsConfig(data=str(data), judge=JUDGE))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="units that were made by m, and now it is m2"):
+        make_units(UnitsConfig(data=str(data), judge=JudgeConfig(kind="llm", model="m2")))
+    assert path.read_bytes() == before
+    people = [{k: v for k, v in row.items() if k != "model"} for row in rows_of(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in people))
+    make_units(UnitsConfig(data=str(data), judge=JudgeConfig(kind="llm", model="m2")))

@@ -239,7 +239,16 @@ def test_a_row_that_was_corrected_is_scored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"model": "m2"}, {"kind": "lexical", "model": ""}], ids=["model", "kind"]
+    "other",
+    [
+        {"model": "m2"},
+        {"kind": "lexical", "model": ""},
+        {"calls": "separate"},
+        {"order": "caption_first"},
+        {"image_side": 64},
+        {"temperature": 1.0},
+    ],
+    ids=lambda other: next(iter(other)),
 )
 def test_another_judge_is_refused(tmp_path, judge_is, with_image, other):
     judge_is(Moody(with_image[0]["caption"]))
@@ -256,6 +265,28 @@ def test_another_judge_is_refused(tmp_path, judge_is, with_image, other):
     config.output.write_bytes(before.replace(b'"judge_prompts": "', b'"judge_prompts": "old'))
     with pytest.raises(UserError, match="was scored by the judge llm, model m1, prompts old"):
         score(config_of(tmp_path, with_image, judge=JudgeConfig(**settings)))
+
+
+def test_where_and_how_fast_a_judge_is_asked_makes_it_no_other(tmp_path, judge_is, with_image):
+    judge_is(Moody(with_image[0]["caption"]))
+    settings = {"kind": "llm", "model": "m1", "image_side": 64}
+    score(config_of(tmp_path, with_image, judge=JudgeConfig(**settings)))
+    told = rows_of(tmp_path / "out.jsonl")[0]
+    assert told["judge_settings"] == '{"image_side": 64}'
+    elsewhere = JudgeConfig(**settings, base_url="http://127.0.0.1:1/v1", concurrency=3)
+    judge_is(Moody())
+    assert score(config_of(tmp_path, with_image, judge=elsewhere))["errors"] == 0
+
+
+def test_a_scored_row_is_an_input_and_the_command_can_go_on(tmp_path):
+    """What another judge wrote beside the caption is not taken for what this one writes."""
+    old = {"judge": "llm", "judge_model": "m", "judge_prompts": "3", "judge_settings": "x"}
+    config = config_of(tmp_path, [{**GOOD, **old, "data_digest": "abc", "precision": 0.1}, GOOD])
+    first = score(config)
+    rows = rows_of(config.output)
+    assert rows[0] == rows[1]
+    assert score(config) == first
+    assert rows_of(config.output) == rows
 
 
 def test_scores_of_other_rules_are_refused(tmp_path):

@@ -156,3 +156,46 @@ def test_python_is_told_settings_and_the_command_line_flags(capsys):
     with pytest.raises(UserError) as error:
         ScenesConfig(out="a", count=0)
     assert "--" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "told"),
+    [
+        (TrainConfig, "rollout.temperature", 1e-300, "must be 0 or at least 1.2e-38 in size"),
+        (TrainConfig, "rollout.temperature", 1e-20, "must be at least 1e-06"),
+        (CaptionConfig, "temperature", 1e-20, "must be 0, for the likeliest token, or at least"),
+        (TrainConfig, "evaluation.temperature", 1e-20, "must be 0, for the likeliest token, or"),
+        (TrainConfig, "data.path", " ", "names no data"),
+        (TrainConfig, "model.path", "", "names no policy"),
+        (TrainConfig, "out", "", "must be a path, and is empty"),
+        (ScoreConfig, "input", "a\0b", "holds a zero byte"),
+        (TrainConfig, "data.path", "a\0b", "must be a text without a zero byte"),
+    ],
+)
+def test_what_is_nothing_on_a_device_or_a_disk_is_refused(kind, name, value, told):
+    with pytest.raises(UserError, match=told):
+        from_dict(kind, {**NEEDED[kind], name: value})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--data.path", "x" * 5000],
+        ["train", "--config", "x" * 5000],
+        ["score", __file__, "x" * 5000],
+        ["export", "x" * 5000, "out"],
+        ["scenes", "x" * 5000],
+        ["plan", "x" * 5000],
+        ["data", "check", "x" * 5000],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:12],
+)
+def test_a_path_that_no_system_takes_is_one_short_sentence(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("balcap: error: ")
+    assert "File name too long" in told
+    assert len(told) < 300

@@ -116,3 +116,20 @@ def test_an_array_is_of_another_kind(tmp_path):
     path.write_text("[1]")
     with pytest.raises(UserError, match="is a JSON array.*--data.format llava"):
         CocoRows(path)
+
+
+def test_objects_of_other_images_are_refused(tmp_path):
+    other = [{**OBJECTS[0], "image_id": 7}]  # an image without a caption
+    with pytest.raises(UserError, match=r"data\.boxes=.* has no object of the 3 images"):
+        CocoRows(captions(tmp_path), boxes=instances(tmp_path, annotations=other))
+
+
+def test_boxes_of_images_of_unknown_size_are_counted(tmp_path):
+    rows = CocoRows(captions(tmp_path), boxes=instances(tmp_path))
+    assert rows.skipped["boxes of images without width and height"] == 1
+
+
+def test_a_box_of_negative_width_is_refused(tmp_path):
+    bad = [{**OBJECTS[0], "bbox": [50.0, 25.0, -10.0, 50.0]}]
+    with pytest.raises(UserError, match=r"annotations 1 has .bbox.: \[50.0, 25.0, -10.0"):
+        CocoRows(captions(tmp_path), boxes=instances(tmp_path, annotations=bad))

@@ -9,7 +9,14 @@ import pytest
 from images import RED, animated, bomb, empty, red, text_file, truncated, truncated_png
 from PIL import Image
 
-from balcap_jax.data.images import BadImageError, Pixels, check_file, image_size, open_image
+from balcap_jax.data.images import (
+    BadImageError,
+    Pixels,
+    check_file,
+    image_key,
+    image_size,
+    open_image,
+)
 
 BAD = [
     (truncated, "truncated"),
@@ -273,3 +280,45 @@ def test_an_image_in_memory_stays_as_it_was():
     opened = open_image(image)
     opened.putpixel((0, 0), (0, 0, 0))
     assert image.getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("turn", [3, 6, 8])
+def test_a_turned_image_of_any_format_is_turned_once(tmp_path, kind, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :16] = 255  # the upper left quarter
+    path = tmp_path / f"turned.{kind}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    # 3: by half a turn; 6 and 8: the stored rows are columns, from the right or from below.
+    white = {3: (12, 24), 6: (8, 12), 8: (24, 4)}[turn]
+    with Image.open(path) as in_memory:
+        for image in (open_image(path), open_image(in_memory)):
+            found = np.asarray(image.convert("L"))
+            assert found.shape == ((16, 32) if turn == 3 else (32, 16))
+            assert found[white] > 200
+            assert (found > 128).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_deep_tiff_whose_zero_is_white_is_no_negative(tmp_path):
+    grey = np.linspace(0, 65_535, 16 * 16).reshape(16, 16).astype(np.uint16)
+    path = tmp_path / "deep.tif"
+    Image.fromarray(grey).save(path, tiffinfo={262: 0})
+    assert np.asarray(open_image(path))[0, 0].tolist() == [255, 255, 255]
+    assert np.asarray(open_image(path))[-1, -1].tolist() == [0, 0, 0]
+
+
+def test_images_of_two_palettes_are_two_images():
+    def image(*colour):
+        found = Image.new("P", (8, 8), 0)
+        found.putpalette([*colour, *[0] * 765])
+        return found
+
+    assert image_key(image(255, 0, 0)) != image_key(image(0, 0, 255))
+    assert image_key(image(255, 0, 0)) == image_key(image(255, 0, 0))
+
+
+def test_an_image_in_memory_that_cannot_be_decoded_has_no_key(tmp_path):
+    with Image.open(truncated(tmp_path)) as image, pytest.raises(BadImageError, match="truncated"):
+        image_key(image)

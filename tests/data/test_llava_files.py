@@ -114,3 +114,13 @@ def test_a_file_that_changes_is_noticed(tmp_path):
     path.write_text("[" + " " * 500)
     with pytest.raises(UserError, match="has changed since the start of the run .row 2"):
         rows[1]
+
+
+def test_a_row_nested_too_deeply_is_one_row_that_is_skipped(tmp_path):
+    deep = 1
+    for _ in range(150):
+        deep = [deep]
+    good = row("<image>\nWhat?", "A wall.")
+    rows = LlavaRows(write(tmp_path, [good, {**good, "x": deep}]))
+    assert [found.id for found in rows] == ["7#1"]
+    assert rows.skipped == {"that are nested deeper than 100 levels": 1}

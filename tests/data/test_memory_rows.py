@@ -1,14 +1,18 @@
 """Rows in memory in every form that users have them."""
 
 import io
+import math
 
 import numpy as np
 import pytest
+from images import write_rows
 from PIL import Image
 
-from balcap_jax.config.sections import DataConfig
+from balcap_jax.config.sections import PROMPT, DataConfig
+from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.memory_rows import MemoryRows
 from balcap_jax.data.photos import Photos
+from balcap_jax.data.rows import BadRowError
 from balcap_jax.data.sources import open_sources
 from balcap_jax.errors import UserError
 
@@ -59,7 +63,9 @@ def test_captions_and_other_columns():
     }
     (example,) = examples([row])
     assert example.id == "7"
-    assert example.reference == "A red wall of stone."  # the longest tells most
+    assert example.reference == "A wall."
+    others = examples([{name: row[name] for name in ("image", "references")}])
+    assert others[0].reference == "A red wall of stone."  # the longest tells most
     assert example.references == ("A wall.", "A red wall of stone.")
     assert example.prompt == "What is it?"
     assert example.boxes[0].label == "wall"
@@ -116,7 +122,7 @@ class SimpleFrame:
         ([], "rows is empty"),
         (iter([]), "rows is a list_iterator, which must be a list of rows"),
         ({"train": [RED]}, r"rows is a dict.*; give one of its parts, such as data\['train'\]"),
-        (SimpleFrame(), r'rows is a SimpleFrame, whose .* give df.to_dict\("records"\)'),
+        (SimpleFrame(), r"rows is a SimpleFrame, which must .*table\.to_dict\(.records.\)"),
         (["a.png"], "rows, row 0 is a str, which must be a dict"),
         ([{"caption": "A wall."}], 'row 0 has a NoneType as "image"'),
         ([{"image": 3}], 'row 0 has a int as "image"'),
@@ -161,3 +167,59 @@ def test_rows_are_cut_or_held_out_apart():
         open_sources(DataConfig(path="memory", heldout=5), seed=0, train=rows)
     with pytest.raises(UserError, match="were given to a Trainer in Python"):
         open_sources(data, seed=0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"caption": ["A dog."], "captions": ["A cat.", "A cow."]},
+        {"reference": ["A dog."], "references": ["A cat.", "A cow."]},
+        {"captions": ["A dog.", "A cat."], "references": np.array(["A cow."]), "caption": None},
+    ],
+)
+def test_no_caption_is_lost_where_one_and_several_are_given(row):
+    assert MemoryRows([{"image": RED, **row}], name="rows")[0].all_references == (
+        "A dog.", "A cat.", "A cow.",
+    )  # fmt: skip
+
+
+def test_the_reference_is_that_of_the_same_row_in_a_file(tmp_path):
+    row = {"image": "red.png", "caption": "A dog.", "references": ["A dog that runs over grass."]}
+    in_file = CaptionRows(write_rows(tmp_path, [row]))[0]
+    in_memory = MemoryRows([row], name="rows")[0]
+    assert in_memory.reference == in_file.reference == "A dog."
+    assert in_memory.references == in_file.references
+
+
+def test_a_table_has_nan_for_a_prompt_that_is_missing():
+    row = {"image": RED, "caption": "A wall.", "prompt": math.nan}
+    assert MemoryRows([row], name="rows")[0].prompt == PROMPT
+
+
+class Broken:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index:
+            raise OSError("the disk is gone")
+        return {"image": RED, "caption": "A wall."}
+
+
+def test_a_data_set_that_raises_is_a_bad_row():
+    with pytest.raises(BadRowError, match=r"row 1 cannot be read \(OSError: the disk is gone\)"):
+        MemoryRows(Broken(), name="rows")[1]
+    photos = Photos(MemoryRows(Broken(), name="rows"), name="rows", max_bad_images=1)
+    assert len(photos) == 1
+
+
+@pytest.mark.parametrize("rows", ["data.jsonl", b"abc"])
+def test_a_text_is_no_list_of_rows(rows):
+    with pytest.raises(UserError, match=r"which must be a list of rows"):
+        MemoryRows(rows, name="rows")
+
+
+def test_a_table_is_told_how_to_become_rows():
+    table = pytest.importorskip("pandas").DataFrame([{"image": "red.png", "caption": "A wall."}])
+    with pytest.raises(UserError, match=r'is a DataFrame.*table\.to_dict\("records"\)'):
+        MemoryRows(table, name="rows")

@@ -8,6 +8,7 @@ import tiny_tfds
 from images import red, write_rows
 
 from balcap_jax.config.sections import DataConfig
+from balcap_jax.data import photos
 from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source, iterate
@@ -182,3 +183,52 @@ def test_bad_inputs_are_one_sentence(kinds, tmp_path, name, values, said):
 def test_scenes_read_no_settings_of_files(values):
     with pytest.raises(UserError, match="has no effect with data.path='scenes'"):
         DataConfig(**values)
+
+
+def talk(*images):
+    shown = [{"type": "image"} for _ in images]
+    return {
+        "images": list(images),
+        "messages": [
+            {"role": "user", "content": [*shown, {"type": "text", "text": "What is it?"}]},
+            {"role": "assistant", "content": "All is red."},
+        ],
+    }
+
+
+@pytest.mark.parametrize("checked", [1, 100])
+@pytest.mark.parametrize(
+    ("train", "heldout"),
+    [
+        (("a.png", "b.png"), ("b.png",)),
+        (("b.png",), ("a.png", "b.png")),
+        (("./b.png",), ("b.png",)),
+    ],
+)
+def test_every_image_of_a_held_out_conversation_is_held_out(
+    tmp_path, monkeypatch, checked, train, heldout
+):
+    monkeypatch.setattr(photos, "CHECKED", checked)
+    for name in ("a.png", "b.png", "c.png"):
+        red(tmp_path, name)
+    path = write_rows(tmp_path, [talk(*train), talk("c.png"), talk(*heldout)])
+    source, _ = open_sources(DataConfig(path=str(path), heldout=1), seed=0, conversations=True)
+    met = {source[i].id for i in range(len(source))}
+    assert met == {"data-000002"}  # the row of c.png
+
+
+def test_a_shared_image_of_long_data_is_told_when_it_is_met(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(photos, "CHECKED", 1)
+    for name in ("a.png", "b.png"):
+        red(tmp_path, name)
+    rows = [{"image": name, "caption": "Red."} for name in ("a.png", "b.png")]
+    train = write_rows(tmp_path, rows)
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(rows[1]) + "\n")
+    config = DataConfig(path=str(train), heldout_path=str(other), heldout=1)
+    source, _ = open_sources(config, seed=0)
+    assert source[0].reference == "Red."
+    assert "held out as well" not in caplog.text
+    for _ in range(2):
+        assert source[1].reference == "Red."  # the user has named both: it is used
+    assert caplog.text.count("have images that are held out as well; the first is data-000002") == 1

@@ -1,6 +1,7 @@
 """Captions of a benchmark's images: made once, whatever stops the process."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -194,3 +195,25 @@ def test_a_checkpoint_that_no_run_has(world, tmp_path):
 def test_no_captions_are_named():
     with pytest.raises(UserError, match="name no captions to evaluate; give a policy with --model"):
         captioning.captions_of(DCScoreConfig(), [], Path("out"), data=Path("facts"))
+
+
+def test_captions_of_another_checkpoint_or_processor_are_not_mixed(world, sampled, tmp_path):
+    run = tmp_path / "run"
+    for step in (1, 2):
+        (run / "checkpoints" / str(step) / "extra").mkdir(parents=True)
+        (run / "checkpoints" / str(step) / "extra" / "metadata").write_text("{}")
+    (run / "config.json").write_text("{}")
+    (run / "tokenizer.json").write_text("{}")
+    config = DCScoreConfig(model=str(run), checkpoint="2")
+    out = tmp_path / "out"
+    make_captions(config, wanted(world), out)
+    make_captions(config, wanted(world), out)
+    record = run / "checkpoints" / "2" / "extra" / "metadata"
+    os.utime(record, ns=(0, 1))  # step 2 was made anew
+    with pytest.raises(UserError, match="other policy;"):
+        make_captions(config, wanted(world), out)
+    config, out = DCScoreConfig(model=str(run)), tmp_path / "other"
+    make_captions(config, wanted(world), out)
+    (run / "tokenizer.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="other processor;"):
+        make_captions(config, wanted(world), out)

@@ -354,3 +354,41 @@ def test_the_same_functions_give_the_same_numbers_in_trl(chat, tmp_path):
     for name in ("prompts", "completions", "completion_ids", "source"):
         assert seen[name] == given[name], name
     assert found.metrics == {"calls": 1.0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {1.0, 2.0},
+        b"ab",
+        bytearray(b"ab"),
+        [1e39, 1.0],
+        [-1e300, 1.0],
+        [10**400, 1.0],
+        [np.ones(2), np.ones(2)],
+        [1 + 2j, 1.0],
+    ],
+    ids=str,
+)
+def test_what_has_no_order_or_is_no_number_of_float32_is_no_reward(answer):
+    def odd(completions, **columns):
+        return answer
+
+    with pytest.raises(RewardFunctionError, match=r"The reward function odd returned"):
+        rewards(odd)
+
+
+def test_what_a_function_does_to_its_lists_is_nothing_to_the_others():
+    seen = []
+
+    def turns_round(completions, prompts, **columns):
+        completions.reverse()
+        prompts.clear()
+        return [1.0, 2.0]
+
+    def looks(completions, prompts, **columns):
+        seen.append((list(completions), len(prompts)))
+        return [1.0, 2.0]
+
+    rewards(looks, turns_round, looks)
+    assert seen[0] == seen[1]

@@ -1,5 +1,6 @@
 """The offline judge as TRL and verl call it."""
 
+import json
 import math
 import subprocess
 import sys
@@ -228,3 +229,53 @@ def test_captions_that_look_alike_score_alike(other):
 def test_commentary_is_found_however_it_is_written():
     assert praises_itself("This cap\u00adtion is accurate.")
     assert comments("The scene\u00a0evokes a sense of calm.")
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda texts: json.dumps(texts),
+        lambda texts: json.dumps({"target": texts}),
+        lambda texts: {"target": json.dumps(texts)},
+        lambda texts: {"ground_truth": json.dumps({"references": texts})}["ground_truth"],
+    ],
+)
+def test_a_ground_truth_that_was_stored_as_json_is_read(wrapped):
+    plain = compute_score("photos", CASE.caption, list(CASE.references))
+    assert compute_score("photos", CASE.caption, wrapped(list(CASE.references))) == plain
+
+
+@pytest.mark.parametrize("truth", ['{"label": 3}', "[5]", '{"target": {"a": 1}}'])
+def test_json_without_references_is_refused_and_not_scored(truth):
+    with pytest.raises(UserError, match="references"):
+        compute_score("photos", CASE.caption, truth)
+
+
+def test_columns_hold_json_and_labels_too():
+    plain = lexical_reward(completions=[CASE.caption], references=[list(CASE.references)])
+    told = json.dumps(list(CASE.references))
+    assert lexical_reward(completions=[CASE.caption], references=[told]) == plain
+    infos = '{"boxes": ["dog"]}', {"boxes": '["dog"]'}, {"boxes": ["dog"]}
+    found = [compute_score("photos", "A dog.", "A wall.", info) for info in infos]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("completions", ["A dog.", b"A dog.", (c for c in "ab"), {"a": "A dog."}])
+def test_completions_that_are_no_list_are_refused(completions):
+    with pytest.raises(UserError, match="completions is .*must be a list"):
+        lexical_reward(completions=completions, references=["A dog."] * 6)
+
+
+def test_a_single_text_is_no_batch():
+    with pytest.raises(UserError, match="solution_strs is 'abc'"):
+        compute_scores(["x"] * 3, "abc", ["A dog."] * 3)
+    with pytest.raises(UserError, match=r"the column .references. is \{'a'"):
+        lexical_reward(completions=["A dog."], references={"a": ["A dog."]})
+
+
+def test_a_column_of_a_table_is_read_by_its_order():
+    pandas = pytest.importorskip("pandas")
+    column = pandas.Series([["A dog."]], index=[4])
+    assert lexical_reward(completions=["A dog."], references=column) == lexical_reward(
+        completions=["A dog."], references=[["A dog."]]
+    )

@@ -101,9 +101,9 @@ def test_adapters_are_not_put_on_another_base(tmp_path):
     policy, params = load_pretrained(base)
     params["language_model"]["norm"]["scale"] += 1e-3
     save_pretrained(base, policy, params)
-    with pytest.raises(UserError, match="trained its adapters on other weights than"):
+    with pytest.raises(UserError, match="started from other weights than"):
         train(settings(tmp_path, model=model), resume=first)
-    with pytest.raises(UserError, match="trained its adapters on other weights than"):
+    with pytest.raises(UserError, match="started from other weights than"):
         saved_policy(first)
 
 

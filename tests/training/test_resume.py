@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from images import red
 from PIL import Image
 from small_run import params_of, small
 
@@ -27,6 +28,7 @@ from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.training.checkpoint import Checkpoints
 from balcap_jax.training.loop import TrainingLoop
+from balcap_jax.training.other_files import PROCESSOR
 from balcap_jax.training.trainer import Trainer, train
 
 
@@ -150,6 +152,22 @@ def test_an_edited_config_is_noticed(run, name, value):
         resume(run)
 
 
+def test_another_processor_is_noticed(run):
+    def other(values):
+        values["extra"]["data"][PROCESSOR] = "another"
+
+    def older(values):
+        del values["extra"]["data"][PROCESSOR]
+
+    for change in (older, other):
+        for record in run.glob("checkpoints/*/extra/metadata"):
+            edit(record, change)
+        if change is older:
+            resume(run, steps=3)
+    with pytest.raises(UserError, match=f"differ in {PROCESSOR};"):
+        resume(run)
+
+
 def test_a_run_past_the_last_step_is_refused_and_can_go_back(run, capsys):
     before = (run / "summary.json").read_bytes()
     with pytest.raises(UserError, match=r"step 3, which is past .* steps=2; give --steps 3 or mo"):
@@ -206,6 +224,22 @@ def test_an_old_checkpoint_goes_on_and_says_what_is_not_checked(run, capsys):
     resume(run)
     told = " ".join(capsys.readouterr().err.split())
     assert "its checksums and settings and data cannot be checked" in told
+
+
+def test_a_policy_that_is_older_than_its_run_is_told(run, tmp_path, monkeypatch, capsys):
+    def no_weights(folder, **_):
+        raise UserError("read no further")
+
+    monkeypatch.setattr("balcap_jax.commands.caption.load_pretrained", no_weights)
+    config = CaptionConfig(images=(red(tmp_path),), model=str(run))
+    summary = run / "summary.json"
+    for steps, told in ((3, False), (2, True)):
+        summary.write_text(json.dumps({**json.loads(summary.read_text()), "steps": steps}))
+        with pytest.raises(UserError, match="read no further"):
+            list(caption(config))
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("has gone on since it wrote its policy" in said) == told
+    assert "its newest checkpoint is of step 3" in said
 
 
 def test_the_best_checkpoint_is_that_of_the_best_held_out_score(run, tmp_path):
@@ -285,6 +319,7 @@ def test_rows_in_memory_are_recorded_too(tmp_path):
         [{**rows[0], "answer": 99}, *rows[1:]],
         [{**rows[0], "image": 255 - rows[0]["image"]}, *rows[1:]],
         [{**rows[0], "caption": "Another one."}, *rows[1:]],
+        [{**rows[0], "image": Image.fromarray(rows[0]["image"])}, *rows[1:]],
     ):
         again = Trainer(resume=run, reward_funcs=length, train_dataset=changed)
         with pytest.raises(UserError, match="training rows"):

@@ -51,7 +51,16 @@ UNUSABLE = Cause(Retry.DIFFERENTLY, BAD_ANSWER, "an unusable answer: {}")
 
 # What a server's error means, by its HTTP status or the code in its error object.
 _BUSY_STATUS = (408, 409, 425, 429)  # and all from 500 on
-EXPLAINED_STATUS = (200, 400, 404, 413, 422)  # where the server's words help to fix the request
+EXPLAINED_STATUS = (
+    200,
+    400,
+    402,
+    404,
+    405,
+    410,
+    413,
+    422,
+)  # where the server's words help to fix the request
 _HOPELESS = (  # in codes and types of error objects: no wait helps
     "insufficient_quota", "billing", "api_key", "authentication", "permission", "not_found",
     "invalid_request", "context_length", "unsupported",

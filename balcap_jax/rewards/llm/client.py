@@ -268,6 +268,8 @@ class Client:
             reason += " (an error in a reply of status 200)" if named != 200 else " with an error"
         if status in causes.EXPLAINED_STATUS or named in causes.EXPLAINED_STATUS:
             reason += f" {shown(error.words, key=self._key)!r}"
+        if 300 <= status < 400 and (target := headers.get("location")):
+            reason += f", which sends on to {shown(target, key=self._key)!r}"
         plainer = form.refused(error.words, param=error.param, status=named, seeded="seed" in asked)
         if plainer is not None:
             return _Plainer(plainer, reason, tokens=tokens)

@@ -31,6 +31,7 @@ class StoredUnits:
       repeated: rows that say again what one above them has said.
       outdated: rows that were made with prompts of another version; they are not used. Rows that
         name no version were written by people, and are.
+      models: that made the rows which are used; people name none.
 
     Raises:
       UserError: the file cannot be read, a whole line is no row of units, or two rows have other
@@ -40,6 +41,7 @@ class StoredUnits:
     def __init__(self, path: Path):
         self.path = path
         self.repeated = self.outdated = 0
+        self.models: set[str] = set()
         self._places: dict[str, int] = {}  # of each reference: byte where its row begins
         self._end = 0  # of the last whole row
         if not path.exists():
@@ -53,6 +55,8 @@ class StoredUnits:
                     first = self._places.setdefault(_key(row["id"], row["reference"]), self._end)
                     if first != self._end:
                         self._check_same(row, number, first)
+                    if isinstance(row.get("model"), str):
+                        self.models.add(row["model"])
                 else:
                     self.outdated += 1
                 self._end += len(line)
