@@ -119,6 +119,7 @@ class TrainingLoop(TaskRun):
             steps=config.steps + config.rollout.overlap_steps,
             rows=self.rows.local_rows,
             workers=config.data.workers,
+            group_by_length=config.data.group_by_length,
         )
         self._closers.append(self.loader.close)
         self.queue = RolloutQueue(
