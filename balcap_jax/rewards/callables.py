@@ -247,8 +247,9 @@ def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example])
         values, "__len__"
     ):
         raise RewardFunctionError(
-            f"The reward function {function.name} returned a {type(answer).__name__}, which must "
-            f"be a list of {len(examples)} numbers, one per completion; change it."
+            f"The reward function {function.name} returned {_kind(answer)}, which must be a list "
+            f"of {len(examples)} numbers, one per completion, or None in a place without signal; "
+            "change it."
         )
     if len(values) != len(examples):
         raise RewardFunctionError(
@@ -282,6 +283,10 @@ def _number(value: Any) -> float | None:
 
 def _copied(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _plain(value: Any) -> Any:

@@ -10,18 +10,23 @@ from balcap_jax.rewards.judges import check_same_judge
 from balcap_jax.runs.folder import plain
 from balcap_jax.training.adapter_run import check_base
 from balcap_jax.training.checkpoint import Restored
-from balcap_jax.training.fingerprint import INVALID, differences, fingerprint
+from balcap_jax.training.fingerprint import INVALID, UNSIZED, differences, fingerprint
 from balcap_jax.training.other_files import FUNCTIONS, PROCESSOR, code_of, is_other, other_files
 
 if TYPE_CHECKING:
     from balcap_jax.training.task_run import TaskRun
 
 
-def look_at_data(run: "TaskRun", without: Sequence[int] = ()) -> None:
+def look_at_data(run: "TaskRun", without: Sequence[int] = (), unsized: Sequence[int] = ()) -> None:
     """Fills `run.data_facts`; see `fingerprint` and `other_files`."""
     in_memory = run.config.data.path == MEMORY
     run.data_facts = fingerprint(
-        run.config.data, run.source, run.heldout, in_memory=in_memory, without=without
+        run.config.data,
+        run.source,
+        run.heldout,
+        in_memory=in_memory,
+        without=without,
+        unsized=unsized,
     )
     run.data_facts |= other_files(run.config, run.folder)
     run.data_facts[FUNCTIONS] = code_of(run.functions())
@@ -55,7 +60,7 @@ def check_same_run(run: "TaskRun", found: Restored, *, anyway: bool) -> None:
     else:
         unknown.append("settings")
     then = extra.get("data") or {}
-    look_at_data(run, without=then.get(INVALID, ()))
+    look_at_data(run, without=then.get(INVALID, ()), unsized=then.get(UNSIZED, ()))
     if then:
         changed += differences(then, _comparable(run.data_facts, then))
         for name, code in then.get(FUNCTIONS, {}).items():
