@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from balcap_jax.config.sections import MEMORY, DataConfig
-from balcap_jax.data.caption_files import CAPTIONS, CaptionRows
+from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source
 from balcap_jax.data.images import Pixels
@@ -16,7 +16,7 @@ from balcap_jax.data.llava_files import LlavaRows
 from balcap_jax.data.memory_rows import MemoryRows
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.row_index import head
-from balcap_jax.data.rows import Row
+from balcap_jax.data.rows import CAPTIONS, Row
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.data.tfds_folders import TfdsRows, find_folder
 from balcap_jax.errors import UserError
