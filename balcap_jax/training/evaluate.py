@@ -44,7 +44,8 @@ def evaluate(
     """
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # no training step has this number
     size = min(batch_size, len(examples))
-    own = list(captioner.local_captions(params, examples, key, batch_size=size))
+    order = captioner.processor.shortest_first(examples)
+    own = list(captioner.local_captions(params, examples, key, batch_size=size, order=order))
     places = [place for place, _ in own]
     completions = Completions(
         examples=[examples[place] for place in places],
