@@ -50,11 +50,11 @@ class CellLoop(TrainingLoop):
         return optimizer
 
     def _evaluate(self, when: str, *, between: bool) -> dict[str, Any]:
-        """Scores of the captions that are drawn, and under `greedy/` of the likeliest ones."""
+        """See `scores`; those of a starting policy may be there already."""
         shared = self._shared_scores() if when == "before" else None
         if shared is not None and shared.exists():
             return read_scores(shared)
-        scores = self._scores()
+        scores = self.scores()
         if shared is not None:
             write_json_atomic(shared, scores)
         return scores
@@ -62,7 +62,8 @@ class CellLoop(TrainingLoop):
     def _shared_scores(self) -> Path | None:
         return None if self.starts is None else self.starts / f"{self.start_key}.json"
 
-    def _scores(self) -> dict[str, Any]:
+    def scores(self) -> dict[str, Any]:
+        """Of the policy as it is now: of drawn captions, and under `greedy/` of likeliest ones."""
         config = self.config
         state = TrainerState(
             global_step=self.step,

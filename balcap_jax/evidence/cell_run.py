@@ -16,7 +16,6 @@ from balcap_jax.evidence.files import CELL, RESULT, RUN, STARTS, read_json
 from balcap_jax.runs.folder import RunLock, write_json_atomic
 
 DONE, MISTAKE, STOPPED, TAKEN = 0, 2, 3, 75  # exit codes
-_BEGAN = time.time()
 
 
 def run_cell(folder: Path) -> bool:
@@ -39,7 +38,7 @@ def run_cell(folder: Path) -> bool:
     if cell["kind"] == "trl":
         from balcap_jax.evidence.trl_cell import run_with_trl  # noqa: PLC0415
 
-        run_with_trl(folder, cell)
+        run_with_trl(folder, cell, beside=_facts(cell, "torch", "trl"))
         return True
     return _train(folder, cell)
 
@@ -71,13 +70,13 @@ def _train(folder: Path, cell: dict[str, Any]) -> bool:
     return True
 
 
-def _facts(cell: dict[str, Any]) -> dict[str, Any]:
-    """What result.json says of how it was made."""
+def _facts(cell: dict[str, Any], *packages: str) -> dict[str, Any]:
+    """What result.json says of how it was made; `packages` are those of the other side."""
     from importlib.metadata import version  # noqa: PLC0415
 
     import jax  # noqa: PLC0415
 
-    names = ("jax", "jaxlib", "numpy")
+    names = ("jax", "jaxlib", "numpy", *packages)
     return {
         "cell": cell,
         "date": time.strftime("%Y-%m-%d"),
@@ -85,7 +84,6 @@ def _facts(cell: dict[str, Any]) -> dict[str, Any]:
         | {"python": ".".join(map(str, sys.version_info[:3]))},
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),
-        "wall_seconds": time.time() - _BEGAN,
     }
 
 

@@ -1,4 +1,4 @@
-"""The claims of configs/evidence/: what would refute each, its cells, and who is compared with whom.
+"""The claims of configs/evidence/: what would refute each, its cells, and what is compared.
 
 number = 1
 name = "spreads"
@@ -17,6 +17,11 @@ title = "rewards as they are"
 one = "gdpo"
 other = "grpo"
 expected = {b_capscore = "higher"}   # of one beside other: higher, lower or equal
+
+[[curves]]                  # numbers of training over its steps
+title = "length"
+cells = ["gdpo", "grpo"]
+series = ["rho/mean"]
 """
 
 import tomllib
@@ -41,8 +46,10 @@ _FIELDS = (
     "base",
     "cells",
     "comparisons",
+    "curves",
 )
 _OF_COMPARISON = ("title", "one", "other", "expected")
+_OF_CURVES = ("title", "cells", "series")
 _OF_CELL = ("kind", "seeds")
 
 
@@ -58,6 +65,19 @@ class Comparison(NamedTuple):
     one: str
     other: str
     expected: dict[str, str]
+
+
+class Curves(NamedTuple):
+    """Numbers of training over its steps, cells beside one another.
+
+    Attributes:
+      cells: names of cells of the claim.
+      series: names in metrics.jsonl.
+    """
+
+    title: str
+    cells: tuple[str, ...]
+    series: tuple[str, ...]
 
 
 class Setting(NamedTuple):
@@ -91,6 +111,7 @@ class Claim(NamedTuple):
     required: bool
     settings: dict[str, Setting]
     comparisons: tuple[Comparison, ...]
+    curves: tuple[Curves, ...]
 
     def cell(self, name: str, seed: int) -> Cell:
         """The cell of one of its settings and a seed.
@@ -178,6 +199,7 @@ def read_claim(path: Path) -> Claim:
         values["required"],
         settings,
         tuple(_comparison(path, row, settings) for row in values.get("comparisons", [])),
+        tuple(_curves(path, row, settings) for row in values.get("curves", [])),
     )
     for name in settings:  # a mistake in the last cell must not wait for its turn
         claim.cell(name, 0)
@@ -191,7 +213,8 @@ def _setting(path: Path, name: str, own: Any, base: Mapping[str, Any]) -> Settin
     kind, seeds = own.get("kind", KINDS[0]), own.get("seeds")
     if kind not in KINDS:
         raise UserError(
-            f"{source} has the kind {kind!r}, known are {', '.join(KINDS)}{did_you_mean(str(kind), KINDS)}"
+            f"{source} has the kind {kind!r}, known are "
+            f"{', '.join(KINDS)}{did_you_mean(str(kind), KINDS)}"
         )
     if seeds is not None and not (isinstance(seeds, int) and seeds >= 1):
         raise UserError(f"{source} has seeds={seeds!r}, which must be at least 1; change it.")
@@ -210,16 +233,8 @@ def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _comparison(path: Path, row: Any, settings: Mapping[str, Setting]) -> Comparison:
     where = f"{path}, a comparison"
-    _check_fields(row, _OF_COMPARISON, where=where)
-    missing = [name for name in _OF_COMPARISON if name not in row]
-    if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}; add it.")
-    for side in ("one", "other"):
-        if row[side] not in settings:
-            raise UserError(
-                f"{where} names the cell {row[side]!r}, which the file does not have"
-                f"{did_you_mean(str(row[side]), settings)}"
-            )
+    _check_fields(row, _OF_COMPARISON, where=where, all_of_them=True)
+    _check_cells((row["one"], row["other"]), settings, where=where)
     for measure, expected in row["expected"].items():
         if measure not in MARGINS:
             raise UserError(
@@ -234,9 +249,30 @@ def _comparison(path: Path, row: Any, settings: Mapping[str, Setting]) -> Compar
     return Comparison(row["title"], row["one"], row["other"], dict(row["expected"]))
 
 
-def _check_fields(values: Any, known: Sequence[str], *, where: str) -> None:
+def _curves(path: Path, row: Any, settings: Mapping[str, Setting]) -> Curves:
+    where = f"{path}, a set of curves"
+    _check_fields(row, _OF_CURVES, where=where, all_of_them=True)
+    _check_cells(row["cells"], settings, where=where)
+    return Curves(row["title"], tuple(row["cells"]), tuple(row["series"]))
+
+
+def _check_cells(names: Sequence[Any], settings: Mapping[str, Setting], *, where: str) -> None:
+    for name in names:
+        if name not in settings:
+            raise UserError(
+                f"{where} names the cell {name!r}, which the file does not have"
+                f"{did_you_mean(str(name), settings)}"
+            )
+
+
+def _check_fields(
+    values: Any, known: Sequence[str], *, where: str, all_of_them: bool = False
+) -> None:
     if not isinstance(values, Mapping):
         raise UserError(f"{where} is no table; see configs/evidence for examples.")
     for name in values:
         if name not in known:
             raise UserError(f"{where} has the unknown field {name}{did_you_mean(name, known)}")
+    missing = [name for name in known if name not in values]
+    if all_of_them and missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; add it.")
