@@ -26,6 +26,7 @@ from balcap_jax.runs.folder import disk_errors, write_json_atomic
 
 # Seconds of a step before any cell has told: of ours on two cores, and of TRL's.
 _GUESS = {"train": 0.6, "trl": 4.0}
+COMMAND = (sys.executable, "-m", "balcap_jax.evidence.cell_run")
 _LOOK = 0.2  # seconds between looks at the processes
 _LAST = 60.0  # seconds in which a cell that is stopped may save itself
 
@@ -86,6 +87,7 @@ def run_cells(
     budget: float,
     jobs: int = 1,
     tell: Callable[[str], None] = lambda line: None,
+    command: Sequence[str] = COMMAND,
 ) -> Outcome:
     """Computes the cells that have no result yet, in their order, as far as the budget goes.
 
@@ -96,12 +98,13 @@ def run_cells(
       out: see `open_folder`.
       budget: seconds.
       jobs: cells at once, each with its share of the cores.
+      command: what computes a cell; its folder and perhaps its cores come after it.
 
     Raises:
       KeyboardInterrupt: after Ctrl-C or SIGTERM; the cells that were running are saved.
     """
     with _terminated_like_ctrl_c():
-        return _Runner(plan, out, code=code, budget=budget, jobs=jobs, tell=tell).run()
+        return _Runner(plan, out, command, code=code, budget=budget, jobs=jobs, tell=tell).run()
 
 
 class _Runner:
@@ -109,13 +112,14 @@ class _Runner:
         self,
         plan: Sequence[Planned],
         out: Path,
+        command: Sequence[str],
         *,
         code: str,
         budget: float,
         jobs: int,
         tell: Callable[[str], None],
     ):
-        self._plan, self._out, self._code = plan, out, code
+        self._plan, self._out, self._code, self._command = plan, out, code, command
         self._budget, self._jobs, self._tell = budget, jobs, tell
         self._began = time.monotonic()
         self._running: list[_Running] = []
@@ -165,7 +169,7 @@ class _Runner:
         if not (folder / CELL).exists():
             write_json_atomic(folder / CELL, self._record(planned))
         place = min(set(range(self._jobs)) - {r.place for r in self._running})
-        command = [sys.executable, "-m", "balcap_jax.evidence.cell_run", str(folder)]
+        command = [*self._command, str(folder)]
         if cores := self._cores(place):
             command.append(",".join(map(str, cores)))
         with disk_errors(folder), (folder / LOG).open("ab") as log:
