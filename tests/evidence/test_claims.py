@@ -127,7 +127,11 @@ def test_claims_are_chosen_by_number_or_name(tmp_path):
         ('"grpo"\nseeds', '"gropo"\nseeds', "cell grpo: rl.advantage='gropo'"),
         ("seeds = 1", "seeds = 0", "seeds=0, which must be at least 1"),
         ("seeds = 1", "seed = 1", "gives seed, which the runner gives"),
-        ("seeds = 1", 'kind = "trm"', "the kind 'trm', known are train, trl; did you mean trl"),
+        (
+            "seeds = 1",
+            'kind = "trian"',
+            "the kind 'trian', known are train, trl; did you mean train",
+        ),
         ('other = "grpo"', 'other = "grpos"', "'grpos', which the file does not have; did you"),
         ('other = "grpo"', "", "a comparison lacks other"),
         ("b_capscore", "bcapscore", "'bcapscore', known are .*did you mean b_capscore"),
