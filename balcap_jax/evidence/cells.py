@@ -22,6 +22,8 @@ _DEFAULTS: dict[str, Any] = {
     "evaluation": {"batch_size": 200},
 }
 _GIVEN = ("name", "out", "seed")  # by the runner
+# Of paths, what the package has itself; "" would be the working directory.
+_NO_FILES = ("", "scenes", "memory", "base")
 _WHOLE = 1 << 26  # bytes of a file that are read for its digest; of a larger one both ends
 _SHOWN = 16  # hexadecimal digits of a digest
 
@@ -62,7 +64,7 @@ class Cell(NamedTuple):
         """Of the files that its settings name: another file under the same name is another cell."""
         data, model = self.config.data, self.config.model
         named = (data.path, data.heldout_path, data.boxes, model.path, model.lora.start)
-        return [content_of(Path(name)) for name in named]
+        return ["" if name in _NO_FILES else content_of(Path(name)) for name in named]
 
 
 def make_cell(kind: str, values: Mapping[str, Any], *, seed: int, source: str = "") -> Cell:

@@ -73,7 +73,9 @@ def test_required_claims_come_first(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_key_of_a_cell_is_what_it_computes(tmp_path):
+def test_the_key_of_a_cell_is_what_it_computes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def key(values, seed=0, kind="train", code="x"):
         return make_cell(kind, values, seed=seed).key(code)
 
@@ -81,6 +83,9 @@ def test_the_key_of_a_cell_is_what_it_computes(tmp_path):
     rows.write_text("{}\n")
     plain = key({})
     assert key({"steps": 100}) == plain  # the default, told
+    for name in ("scenes", "base"):  # what lies beside has nothing to do with those of the package
+        (tmp_path / name).write_text("something else")
+    assert key({}) == plain
     others = [
         key({}, seed=1),
         key({}, code="y"),
