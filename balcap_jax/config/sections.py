@@ -337,6 +337,7 @@ class RLConfig(Settings):
         self._at_least(0, "kl_coef")
         self._at_least(1, "updates_per_rollout", "micro_batches", "grpo_weight_steps")
         self._at_most(1024, "updates_per_rollout")
+        self._at_most(10**5, "grpo_weight_steps")
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class StudyConfig(Settings):
             names = [name for name, _ in pairs]
             twice = len(set(names)) < len(names)
             self._require(not twice, change, "names a reward twice", "name each reward once.")
+        self._require(abs(self.centre) <= 1e6, "centre", "must lie between -1e6 and 1e6")
         default = type(self).__dataclass_fields__["centre"].default
         self._require(
             bool(self.squeeze) or self.centre == default,
