@@ -43,14 +43,18 @@ def reproduce(arguments: list[str]) -> None:
         plan = [planned for planned in plan if planned.cell.kind != "trl"]
     open_folder(config.out, code=code)
     announce(f"{len(plan)} cells of {len(chosen)} claims in {config.out}, code {code}")
-    came = run_cells(
-        plan,
-        config.out,
-        code=code,
-        budget=config.seconds,
-        jobs=config.jobs,
-        tell=announce,
-    )
+    try:
+        came = run_cells(
+            plan,
+            config.out,
+            code=code,
+            budget=config.seconds,
+            jobs=config.jobs,
+            tell=announce,
+        )
+    except KeyboardInterrupt:
+        announce("stopped, all saved; the same command goes on")
+        raise
     announce(
         f"{len(came.done)} of {len(plan)} cells are done, {len(came.left)} are left, "
         f"{len(came.taken)} are with another runner, {len(came.failed)} failed"

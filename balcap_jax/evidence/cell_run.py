@@ -13,7 +13,7 @@ from typing import Any
 
 from balcap_jax.errors import UserError
 from balcap_jax.evidence.files import CELL, RESULT, RUN, STARTS, read_json
-from balcap_jax.runs.folder import RunLock, write_json_atomic
+from balcap_jax.runs.folder import RunLock
 
 DONE, MISTAKE, STOPPED, TAKEN = 0, 2, 3, 75  # exit codes
 
@@ -111,7 +111,6 @@ def main(arguments: list[str]) -> int:
         try:
             return DONE if run_cell(folder) else STOPPED
         except UserError as error:
-            write_json_atomic(folder / "error.json", {"error": str(error)})
             print(error, file=sys.stderr)  # noqa: T201
             return MISTAKE
 

@@ -173,7 +173,11 @@ class _Runner:
         if cores := self._cores(place):
             command.append(",".join(map(str, cores)))
         with disk_errors(folder), (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            # In a session of its own: Ctrl-C reaches this process alone, which stops each once; a
+            # second signal would end it unsaved.
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
         self._running.append(_Running(planned, process, place, time.monotonic()))
 
     def _record(self, planned: Planned) -> dict[str, Any]:
@@ -232,7 +236,9 @@ class _Runner:
 
     def _last_line(self, planned: Planned, code: int) -> str:
         lines = (self._folder(planned) / LOG).read_text("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines and code > 0 else f"ended by signal {-code}"
+        if code < 0:
+            return f"ended by signal {-code}"
+        return lines[-1] if lines else f"ended with the exit code {code}"
 
     def _folder(self, planned: Planned) -> Path:
         return self._out / CELLS / planned.key
