@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from balcap_jax.evidence.report import Compared
 
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY, "#111827")
+_OF_DECODING = {"sampled": BLUE, "greedy": ORANGE}
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -36,34 +37,43 @@ _STYLE = {
 
 def draw_differences(rows: Sequence["Compared"], path: Path) -> None:
     """A panel per measure: the difference of each comparison, a dot per seed, and its intervals."""
-    measures = list(dict.fromkeys(row.measure for row in rows))
-    most = max(sum(row.measure == measure for row in rows) for measure in measures)
-    with _figure(path, columns=len(measures), height=1.2 + 0.3 * most) as panels:
-        for panel, measure in zip(panels, measures, strict=True):
-            _differences([row for row in rows if row.measure == measure], panel)
+    of_measure: dict[str, dict[str, list[Compared]]] = {}
+    for row in rows:
+        titles = of_measure.setdefault(row.measure, {})
+        titles.setdefault(row.comparison.title, []).append(row)
+    heights = [len(titles) + 1.5 for titles in of_measure.values()]
+    size = (8.0, 0.6 + 0.33 * sum(heights))
+    with _figure(path, size, len(heights), 1, height_ratios=heights) as panels:
+        for panel, (measure, titles) in zip(panels, of_measure.items(), strict=True):
             panel.set_title(label_of(measure))
             panel.axvspan(-MARGINS[measure], MARGINS[measure], color="#F3F4F6", zorder=0)
             panel.axvline(0, color=GREY, linewidth=1)
+            for place, of_title in enumerate(titles.values()):
+                _differences(of_title, place, panel)
+            panel.set_yticks(range(len(titles)), list(titles))
+            panel.set_ylim(len(titles) - 0.5, -0.5)
+        panels[-1].set_xlabel(
+            "difference; dots: seeds; thick: bootstrap 95 %, thin: Student 95 %; grey: the margin"
+        )
+        for decoding, color in _OF_DECODING.items():
+            panels[0].plot([], [], "D", color=color, markersize=4, label=decoding)
+        panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 
-def _differences(rows: Sequence["Compared"], panel: Any) -> None:
-    names = [f"{row.comparison.title}, {row.decoding}" for row in rows]
-    for place, row in enumerate(rows):
-        color = BLUE if row.decoding == "sampled" else ORANGE
-        found = row.found
+def _differences(rows: Sequence["Compared"], place: int, panel: Any) -> None:
+    for row, height in zip(rows, np.linspace(-0.15, 0.15, len(rows)) + place, strict=True):
+        color, found = _OF_DECODING[row.decoding], row.found
         if found.pairs > 1:
-            panel.plot(found.student, (place, place), color=color, linewidth=1)
-            panel.plot(found.bootstrap, (place, place), color=color, linewidth=4, alpha=0.5)
-        panel.plot(found.values, [place] * found.pairs, ".", color=color, alpha=0.6)
-        panel.plot([found.mean], [place], "D", color=color, markersize=4)
-    panel.set_yticks(range(len(rows)), names)
-    panel.invert_yaxis()
-    panel.set_xlabel("difference (thick: bootstrap 95 %, thin: Student 95 %)")
+            panel.plot(found.student, (height, height), color=color, linewidth=1)
+            panel.plot(found.bootstrap, (height, height), color=color, linewidth=4, alpha=0.5)
+        panel.plot(found.values, [height] * found.pairs, ".", color=color, alpha=0.6)
+        panel.plot([found.mean], [height], "D", color=color, markersize=4)
 
 
 def draw_curves(curves: Curves, found: Mapping[str, Found], path: Path) -> None:
     """A panel per series: means over seeds, with Student's 95 % intervals."""
-    with _figure(path, columns=len(curves.series), height=2.6) as panels:
+    count = len(curves.series)
+    with _figure(path, (4.0 * count, 2.6), 1, count) as panels:
         for panel, name in zip(panels, curves.series, strict=True):
             for cell, color in zip(curves.cells, _COLORS * len(curves.cells), strict=False):
                 rows = found[cell].curve(name)
@@ -80,14 +90,16 @@ def draw_curves(curves: Curves, found: Mapping[str, Found], path: Path) -> None:
 
 
 @contextmanager
-def _figure(path: Path, *, columns: int, height: float) -> "Iterator[list[Any]]":
-    """Panels beside one another, written to `path` at the end."""
+def _figure(
+    path: Path, size: tuple[float, float], rows: int, columns: int, **layout: Any
+) -> "Iterator[list[Any]]":
+    """Panels in rows and columns, written to `path` at the end."""
     import matplotlib  # noqa: PLC0415 - it takes a while
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
-        yield list(figure.subplots(1, columns, squeeze=False)[0])
+        figure = Figure(figsize=size, layout="constrained")
+        yield list(figure.subplots(rows, columns, squeeze=False, **layout).reshape(-1))
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, format="svg", metadata={"Date": None})

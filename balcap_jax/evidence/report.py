@@ -103,7 +103,7 @@ def _head(found: Mapping[str, Mapping[str, Found]], code: str) -> list[str]:
         RULE,
         "",
         "Margins: "
-        + ", ".join(f"{label_of(name)} {margin:g}" for name, margin in MARGINS.items())
+        + "; ".join(f"{label_of(name)}: {margin:g}" for name, margin in MARGINS.items())
         + ". Scores are of held-out images by the exact rewards, whatever training saw.",
         "",
     ]
