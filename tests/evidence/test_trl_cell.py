@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from small_run import SMALL
@@ -14,6 +15,8 @@ from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError
 from balcap_jax.evidence import trl_cell
 from balcap_jax.evidence.files import CELLS, RESULT, RUN
+from balcap_jax.parallel.sharding import make_mesh
+from balcap_jax.training import task_run
 
 CONFIG = dataclasses.replace(
     SMALL, steps=2, loggers=(), mesh=MeshConfig(), rl=RLConfig(advantage="trl")
@@ -60,8 +63,9 @@ def test_what_trl_is_not_set_up_for_is_refused(changes, said):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_a_cell_by_trl(tmp_path):
+def test_a_cell_by_trl(tmp_path, monkeypatch):
     # Slow: it compiles ours and runs torch.
+    monkeypatch.setattr(task_run, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
     pytest.importorskip("torch", reason="TRL runs on torch")
     pytest.importorskip("trl", reason="the other trainer")
     folder = tmp_path / CELLS / "trl"
