@@ -6,9 +6,10 @@ FOLDER holds images/, detailed_qa.jsonl (rows of "id", "image", "type" and "outp
 where the type is "detail") and captions_boxes.jsonl (rows of "id" and "captions" by people). The
 judge goes by rules, so what is measured is the tool and its intervals, not a model.
 
-The paragraphs are what is evaluated: their sentences tell different things. Captions that several
-people wrote of one photo, joined, do not do: they say the same in other words, so that little is
-missing without a third of them.
+The paragraphs are what is evaluated: their sentences tell different things. Where they do not,
+little is missing without a third of them, and b-CapScore is measured of that, too: of captions that
+several people wrote of one photo, joined, and of invented captions, a sentence of which repeats
+what the others say.
 """
 
 import json
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmark_world import BASELINES, DOMAINS, answer, words
+from benchmark_world import BASELINES, DOMAINS, answer, make_world, words
 from judge_server import JudgeServer
 
 from balcap_jax.cli.main import main
@@ -94,6 +95,40 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+def write_joined(source: Path, folder: Path) -> None:
+    """Three captions by people, joined, and without the third one; references are all of theirs."""
+    names = {row["id"]: row["image"] for row in _rows(source / "detailed_qa.jsonl")}
+    photos, told = [], {}
+    for row in _rows(source / "captions_boxes.jsonl"):
+        name = names[row["id"]]
+        image = str((source / "images" / name).resolve())
+        photos.append({"image": image, "id": name, "captions": row["captions"]})
+        told[name] = [caption.rstrip(". ") + "." for caption in row["captions"][:3]]
+    (folder / "photos.jsonl").write_text("".join(json.dumps(one) + "\n" for one in photos))
+    _write_captions(folder, told, {name: of[:2] for name, of in told.items()})
+
+
+def write_invented(folder: Path) -> None:
+    """Captions of three sentences, and without any one of them."""
+    world, rng = make_world(folder, 40), random.Random(0)
+    shorter = {name: less(of, rng) for name, of in world.sentences.items()}
+    _write_captions(folder, world.sentences, shorter)
+
+
+def _write_captions(folder: Path, whole: dict[str, list[str]], shorter: dict[str, list[str]]):
+    for name, told in (("whole", whole), ("less", shorter)):
+        text = json.dumps({image: " ".join(of) for image, of in told.items()})
+        (folder / f"{name}.json").write_text(text)
+
+
+def evaluate_bcapscore(folder: Path) -> None:
+    for name in ("whole", "less"):
+        arguments = ["eval", "bcapscore", "--captions", folder / f"{name}.json",
+                     "--out", folder / name, "--data", folder / "photos.jsonl"]  # fmt: skip
+        assert main(list(map(str, arguments))) == 0
+    assert main(["eval", "report", str(folder / "whole"), str(folder / "less")]) == 0
+
+
 def evaluate(source: Path, folder: Path) -> None:
     images = source / "images"
     with JudgeServer(answer=answer) as server:
@@ -120,3 +155,9 @@ if __name__ == "__main__":
     made.mkdir(parents=True)
     write(given, made)
     evaluate(given, made)
+    (made / "joined").mkdir()
+    write_joined(given, made / "joined")
+    write_invented(made / "invented")
+    for kind in ("joined", "invented"):
+        print(f"\n{kind}:")
+        evaluate_bcapscore(made / kind)

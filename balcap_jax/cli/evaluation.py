@@ -67,10 +67,17 @@ def _all(arguments: list[str]) -> None:
 
     if config.model:
         use_persistent_cache()
-    found = evaluate_all(config)
-    for one in found:
-        _print(one)
-    print(write_report([found[0].folder.parent]))
+    folders = set()
+
+    def done(found: Any) -> None:
+        folders.add(found.folder.parent)
+        _print(found)
+
+    try:
+        evaluate_all(config, done=done)
+    finally:  # of what is there
+        for folder in folders:
+            print(write_report([folder]))
 
 
 def _report(arguments: list[str]) -> None:
@@ -78,18 +85,20 @@ def _report(arguments: list[str]) -> None:
 
     from rich.console import Console
 
-    from balcap_jax.evaluation.report import tables, write_report
+    from balcap_jax.evaluation.report import alone, tables, write_report
 
     console = Console()
     for table in tables(config.folders, seed=config.seed):
         console.print(table)
+    if names := alone(config.folders):
+        print(f"Not every folder has results of {', '.join(names)}: no difference is told there.")
     print(write_report(config.folders, html=config.html, shown=config.shown, seed=config.seed))
 
 
 def _print(found: Any) -> None:
     from rich.console import Console
 
-    from balcap_jax.commands.evaluate import lines, table
+    from balcap_jax.commands.evaluation_lines import lines, table
 
     console = Console()
     console.print(table(found))

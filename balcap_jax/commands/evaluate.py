@@ -1,13 +1,9 @@
 """`balcap eval`: captions of a model on a benchmark, judged and scored; nothing is asked twice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from balcap_jax.config.evaluation import (
     BCapScoreConfig,
@@ -30,11 +26,11 @@ from balcap_jax.evaluation import (
     results,
 )
 from balcap_jax.evaluation.asking import Asker, Spent, clocks
-from balcap_jax.evaluation.captioning import Wanted, captions_of
+from balcap_jax.evaluation.captioning import Wanted, captions_of, cut_captions
 from balcap_jax.evaluation.official import official_prompts
 from balcap_jax.evaluation.prompts import Prompts
 from balcap_jax.rewards.llm.accounting import listing
-from balcap_jax.runs.folder import write_json_atomic
+from balcap_jax.runs.folder import plain, write_json_atomic
 from balcap_jax.runs.progress import announce
 
 _OURS = {"dcscore": prompts.DCSCORE, "captionqa": prompts.CAPTIONQA, "caparena": prompts.CAPARENA}
@@ -49,22 +45,24 @@ def evaluate(benchmark: str, config: Any) -> results.Results:
     return _STORIES[benchmark](config)
 
 
-def evaluate_all(config: EvalAllConfig) -> list[results.Results]:
+def evaluate_all(config: EvalAllConfig, *, done: Callable[[results.Results], None]) -> None:
     """Every benchmark whose data are given, one after another.
+
+    Args:
+      done: called with what each found, as soon as it is there.
 
     Raises:
       UserError: as `evaluate`, after the others are done: one benchmark that fails costs no other.
     """
-    found, errors = [], []
+    errors = []
     for benchmark, inner in config.benchmarks().items():
         try:
-            found.append(evaluate(benchmark, inner))
+            done(evaluate(benchmark, inner))
         except UserError as error:
             announce(f"{results.TITLES[benchmark]}: {error}")
             errors.append(error)
     if errors:
         raise errors[0]
-    return found
 
 
 def folder_of(config: Any) -> Path:
@@ -96,7 +94,7 @@ def _dcscore(config: DCScoreConfig) -> results.Results:
     oracles = dcscore_run.read_facts(facts)
     files = {name: images / name for name in oracles}
     captions = _captions(config, files, images, folder, data=facts)
-    with closing(Asker(config.judge, asked, benchmark="dcscore")) as asker:
+    with _asker(config, asked, "dcscore", folder) as asker:
         began = clocks()
         items = dcscore_run.judge_images(
             asker,
@@ -107,7 +105,7 @@ def _dcscore(config: DCScoreConfig) -> results.Results:
             verifications=config.verifications,
         )
         spent, failures = asker.spent(since=began), asker.failures
-    counts = _counts(files, captions, dcscore_run.counts(items))
+    counts = _counts(files, captions, dcscore_run.counts(items), cut_captions(config, folder))
     record = _record("dcscore", config, asked, items, counts, spent, failures,
                      trials=[config.matchings, config.verifications], data=str(facts))  # fmt: skip
     dcscore_run.write_official(folder, items)
@@ -130,13 +128,19 @@ def _captionqa(config: CaptionQAConfig) -> results.Results:
         announce(f"{lost} questions are skipped, as the official code does; {first}")
     permutations = captionqa.permutations(entries)
     chosen = _of_domains(entries, config.domains, data)
-    captions = _captions_of_entries(config, chosen, folder, data=data)
-    with closing(Asker(config.judge, asked, benchmark="captionqa")) as asker:
+    others = {entry.id for entry in entries} - {entry.id for entry in chosen}
+    captions = _captions_of_entries(config, chosen, folder, data=data, passed_over=others)
+    with _asker(config, asked, "captionqa", folder) as asker:
         began = clocks()
         items = captionqa_run.judge_questions(asker, captions, chosen, permutations=permutations)
         spent, failures = asker.spent(since=began), asker.failures
-    counts = _counts({e.id: e for e in chosen}, captions, captionqa_run.counts(items))
-    counts["skipped"] = lost
+    counts = _counts(
+        {e.id: e for e in chosen},
+        captions,
+        captionqa_run.counts(items),
+        cut_captions(config, folder),
+    )
+    counts["skipped"], _ = captionqa_data.skipped([e for e in chosen if e.id in captions])
     record = _record("captionqa", config, asked, items, counts, spent, failures,
                      domains=captionqa.groups(items, "domain"),
                      categories=captionqa.groups(items, "category"), data=str(data))  # fmt: skip
@@ -149,24 +153,29 @@ def _caparena(config: CapArenaConfig) -> results.Results:
     data = _given(config.data, "data", "the battles of caparena_auto_600.json")
     images = _given(config.images, "images", "the folder of the images")
     folder, asked = _start(config, "caparena")
-    battles = {
-        name: battle
-        for name, battle in caparena_run.read_battles(data).items()
-        if battle.baseline != name_of(config)  # a baseline does not battle itself
-    }
+    every, model = caparena_run.read_battles(data), caparena.baseline_of(name_of(config))
+    # A baseline does not battle itself.
+    battles = {name: battle for name, battle in every.items() if battle.baseline != model}
+    if not battles:
+        raise UserError(
+            f"data={data} has battles against {model} alone, and name={name_of(config)!r} says "
+            "that the captions are its own; give another --name, or all battles."
+        )
     files = {name: images / name for name in battles}
-    captions = _captions(config, files, images, folder, data=data)
+    own = every.keys() - battles.keys()
+    captions = _captions(config, files, images, folder, data=data, passed_over=own)
     first = caparena.orders(list(battles), seed=config.seed)
     write_json_atomic(folder / "orders.json", {"seed": config.seed, "ours_first": first})
-    with closing(Asker(config.judge, asked, benchmark="caparena")) as asker:
+    with _asker(config, asked, "caparena", folder) as asker:
         began = clocks()
         items = caparena_run.judge_battles(
             asker, captions, battles, files, first=first, both_orders=config.both_orders
         )
         spent, failures = asker.spent(since=began), asker.failures
-    counts = _counts(files, captions, caparena_run.counts(items))
+    counts = _counts(files, captions, caparena_run.counts(items), cut_captions(config, folder))
     record = _record("caparena", config, asked, items, counts, spent, failures,
-                     against=caparena.against(items), data=str(data))  # fmt: skip
+                     against=caparena.against(items), flip_share=caparena.flip_share(items),
+                     data=str(data))  # fmt: skip
     caparena_run.write_official(folder, items, model=name_of(config))
     return _written(folder, record, items, files, config)
 
@@ -178,13 +187,19 @@ def _bcapscore(config: BCapScoreConfig) -> results.Results:
     rows = [examples.row(place) for place in range(len(examples))]
     wanted = [Wanted(row.id, row.image, row.prompt) for row in rows]
     captions = captions_of(config, wanted, folder, data=data)
+    _make_folder(config, folder)
     began = clocks()
     items, named, ledger = bcapscore_run.judge_captions(
         config.judge, captions, examples, data=data
     )  # fmt: skip
     wall, cpu = (now - then for now, then in zip(clocks(), began, strict=True))
     spent = Spent(ledger, wall, 1000 * cpu / max(ledger.get("calls", 0), 1)) if ledger else None
-    counts = _counts({row.id: row for row in rows}, captions, bcapscore_run.counts(items))
+    counts = _counts(
+        {row.id: row for row in rows},
+        captions,
+        bcapscore_run.counts(items),
+        cut_captions(config, folder),
+    )
     record = results.record_of(
         "bcapscore",
         items,
@@ -225,25 +240,53 @@ def _start(config: Any, benchmark: str) -> tuple[Path, Prompts]:
     return folder_of(config) / benchmark, official_prompts(benchmark, config.official)
 
 
+def _asker(config: Any, asked: Prompts, benchmark: str, folder: Path) -> closing[Asker]:
+    """What asks the judge, once the results can be written."""
+    _make_folder(config, folder)
+    return closing(Asker(config.judge, asked, benchmark=benchmark))
+
+
+def _make_folder(config: Any, folder: Path) -> None:
+    """The folder of the results, and a line where it has those of other captions."""
+    results.make_folder(folder)
+    there = results.captions_of(folder)
+    if there is not None and there != plain(_source(config)):
+        told = there.get("file") or there.get("model")
+        announce(
+            f"{folder} has results of other captions ({told}), which these are going to replace"
+        )
+
+
 def _captions(
-    config: Any, files: Mapping[str, Path], images: Path, folder: Path, *, data: Path
+    config: Any,
+    files: Mapping[str, Path],
+    images: Path,
+    folder: Path,
+    *,
+    data: Path,
+    passed_over: Collection[str] = (),
 ) -> Mapping[str, str]:
     """The captions of the images, all of which can be read."""
     wanted = [Wanted(name, path) for name, path in files.items()]
     if config.captions is None:
         results.check_images(files, folder=images, of=str(data))
-    captions = captions_of(config, wanted, folder, data=data)
+    captions = captions_of(config, wanted, folder, data=data, passed_over=passed_over)
     if config.captions is not None:
         results.check_images({n: files[n] for n in captions}, folder=images, of=str(data))
     return captions
 
 
 def _captions_of_entries(
-    config: CaptionQAConfig, entries: list[captionqa.Entry], folder: Path, *, data: Path
+    config: CaptionQAConfig,
+    entries: list[captionqa.Entry],
+    folder: Path,
+    *,
+    data: Path,
+    passed_over: Collection[str],
 ) -> Mapping[str, str]:
     if config.captions is not None:
         wanted = [Wanted(entry.id, None) for entry in entries]
-        return captions_of(config, wanted, folder, data=data)
+        return captions_of(config, wanted, folder, data=data, passed_over=passed_over)
     shown = [entry for entry in entries if entry.images]
     if len(shown) < len(entries) and not config.allow_missing:
         other = next(entry for entry in entries if not entry.images)
@@ -281,9 +324,12 @@ def _of_domains(
 
 
 def _counts(
-    planned: Mapping[str, Any], captions: Mapping[str, str], more: Mapping[str, int]
+    planned: Mapping[str, Any], captions: Mapping[str, str], *more: Mapping[str, int]
 ) -> dict[str, int]:
-    return {"planned": len(planned), "missing": len(planned) - len(captions), **more}
+    found = {"planned": len(planned), "missing": len(planned) - len(captions)}
+    for counts in more:
+        found |= counts
+    return found
 
 
 def _record(
@@ -319,46 +365,3 @@ def _written(
 ) -> results.Results:
     results.write(folder, record, items, images, shown=config.shown)
     return results.Results(folder, record, items)
-
-
-# For people ---------------------------------------------------------------------------------------
-
-
-def table(found: results.Results) -> Table:
-    """Numbers of one benchmark with their intervals."""
-    record = found.record
-    rendered = Table(
-        title=escape(f"{record['title']}: {record['model']}"), box=box.SIMPLE, title_justify="left"
-    )
-    for column in ("", "value", "95 % interval"):
-        rendered.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for name, value in record["values"].items():
-        bounds = f"{_number(value['low'])} to {_number(value['high'])}"
-        rendered.add_row(name.replace("_", " "), _number(value["value"]), bounds)
-    return rendered
-
-
-def lines(found: results.Results) -> list[str]:
-    """What else there is to say: counts, words, cost."""
-    record = found.record
-    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in
-                       record["counts"].items())  # fmt: skip
-    words = record["words"]
-    said = [counts, f"{words['split']:.1f} words ({words['arena']:.1f} by single blanks)"]
-    if between := record.get("strict_between"):
-        said.append(
-            f"strict is between {_number(between[0])} and {_number(between[1])}, whatever the "
-            f"questions without an answer had come to ({record.get('failures', '')})"
-        )
-    if spent := record.get("spent"):
-        price = f", price {spent['price']:.4f}" if spent["price"] else ""
-        said.append(
-            f"{spent['calls']:.0f} calls, {spent['cache_hits']:.0f} answers from the cache, "
-            f"{spent['prompt_tokens']:.0f} + {spent['completion_tokens']:.0f} tokens{price}, "
-            f"{spent['seconds']:.1f} s, {spent['cpu_ms_per_call']:.2f} ms of CPU per call"
-        )
-    return said
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.2f}"

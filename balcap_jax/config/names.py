@@ -47,7 +47,8 @@ def advice(name: str, known: Iterable[str], *, spelled: Callable[[str], str] = s
         return f"; did you mean {' or '.join(map(spelled, without_room[:_MOST]))}?"
     if sentence := foreign_names.why_not(name):
         return f": {sentence}."
-    # A name without a room is compared with names without theirs.
-    short = {setting.rpartition(".")[2]: setting for setting in known} if "." not in name else {}
+    # A name without a room is compared with names without theirs, of which the highest is meant.
+    deepest_first = sorted(known, key=lambda setting: (-setting.count("."), setting))
+    short = {s.rpartition(".")[2]: s for s in deepest_first} if "." not in name else {}
     like = nearest(name, known | short.keys())
     return f"; did you mean {spelled(short.get(like, like))}?" if like else "."

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import math
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +85,14 @@ def flips(items: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return sum(one != other for one, other in both), len(both)
 
 
+def flip_share(items: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of images, of those with verdicts in both orders, whose verdict changes; None where
+    there are none.
+    """
+    flipped, both = flips(items)
+    return flipped / both if both else None
+
+
 def measures(items: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
     """The mean over the three baselines of the score against each.
 
@@ -146,7 +156,8 @@ def agreement(leaderboard: str | Path, human: str | Path) -> Agreement:
       human: a JSON list of models, the best first; "human" among them is passed over.
 
     Raises:
-      UserError: a file cannot be read so, or they share fewer than two models.
+      UserError: a file cannot be read so or has a model twice, a score is no finite number, or the
+        files share fewer than two models, or those have the same score.
     """
     scores = _leaderboard(Path(leaderboard))
     ranking = _ranking(Path(human))
@@ -157,6 +168,11 @@ def agreement(leaderboard: str | Path, human: str | Path) -> Agreement:
             "two; write the models by the same names."
         )
     places, found = range(len(shared)), [-scores[model] for model in shared]
+    if len(set(found)) < 2:
+        raise UserError(
+            f"{leaderboard} gives one score to all models that {human} ranks, which have no order "
+            "then; give a leaderboard that tells them apart."
+        )
     return Agreement(
         float(stats.spearmanr(places, found).statistic),
         float(stats.kendalltau(places, found).statistic),
@@ -166,22 +182,29 @@ def agreement(leaderboard: str | Path, human: str | Path) -> Agreement:
 
 def _leaderboard(path: Path) -> dict[str, float]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         rows = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in text else ",")
-        return {row["model"]: float(row["score_avg"]) for row in rows}
+        found = [(row["model"], float(row["score_avg"])) for row in rows]
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); give the leaderboard's file."
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path} is no leaderboard; give a table with the columns model and score_avg."
+            f"{path} is no leaderboard; give a table with the columns model and score_avg, with a "
+            "number in each row."
         ) from None
+    _check_once([model for model, _ in found], path)
+    if endless := [model for model, score in found if not math.isfinite(score)]:
+        raise UserError(
+            f"{path} has no finite score_avg of {endless[0]}; give its number, or leave it out."
+        )
+    return dict(found)
 
 
 def _ranking(path: Path) -> list[str]:
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError
     except OSError as error:
@@ -190,4 +213,10 @@ def _ranking(path: Path) -> list[str]:
         ) from None
     except ValueError:
         raise UserError(f"{path} is no ranking; give a JSON list of models' names.") from None
+    _check_once(names, path)
     return [name for name in names if name != HUMAN]
+
+
+def _check_once(models: Sequence[str], path: Path) -> None:
+    if twice := [model for model, count in Counter(models).items() if count > 1]:
+        raise UserError(f"{path} has the model {twice[0]} twice; keep one.")

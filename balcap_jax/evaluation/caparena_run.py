@@ -40,7 +40,7 @@ def read_battles(path: Path) -> dict[str, Battle]:
       UserError: the file is none of them.
     """
     try:
-        rows = read_json(path.read_text(encoding="utf-8"))
+        rows = read_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"data={path} cannot be read ({error.strerror}); name the file.") from None
     except ValueError as error:
@@ -181,5 +181,6 @@ def write_official(folder: Path, items: Sequence[Mapping[str, Any]], *, model: s
                 **({} if battle["failed"] else judged),
             }
         )
-    name = model.replace("/", "_") or "model"
+    # As long as a file's name may be.
+    name = model.replace("/", "_").encode()[:200].decode(errors="ignore") or "model"
     write_text_atomic(folder / f"{name}.battles.json", to_json(rows) + "\n")

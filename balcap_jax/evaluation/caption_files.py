@@ -1,9 +1,11 @@
 """Captions in files: those of the official repositories and ours."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from balcap_jax.data.json_text import DuplicateKeyError, is_encodable, json_lines, read_json
 from balcap_jax.errors import UserError
@@ -84,22 +86,25 @@ def matched(
     path: Path,
     data: Path,
     allow_missing: bool,
+    passed_over: Collection[str] = (),
 ) -> dict[str, str]:
     """The captions of the images `wanted`, in their order.
 
     Args:
       path, data: of captions and benchmark, for messages.
       allow_missing: images without a caption are left out.
+      passed_over: images of the data that are not asked about; they may have captions.
 
     Raises:
       UserError: a caption is of no such image, the names have another form, or images lack one.
     """
-    known = set(wanted)
+    known = {*wanted, *passed_over}
     unknown = [name for name in captions if name not in known]
-    if unknown and len(unknown) == len(captions) and (form := _other_form(unknown, wanted)):
+    if forms := _other_forms(unknown, wanted):
+        theirs, ours = forms
         raise UserError(
-            f"captions={path} names images as {unknown[0]!r} where {data} has {form!r}; write the "
-            "names as the benchmark has them."
+            f"captions={path} names images as {theirs} where {data} has {ours}; write the names as "
+            "the benchmark has them."
         )
     if unknown:
         raise UserError(
@@ -117,10 +122,21 @@ def matched(
     return {name: captions[name] for name in wanted if name in captions}
 
 
-def _other_form(names: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """How the benchmark names an image whose path or ending differs in `names`."""
-    stems = {Path(name).stem: name for name in wanted}
-    return next((stems[stem] for name in names if (stem := Path(name).stem) in stems), None)
+def _other_forms(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, str] | None:
+    """The first of `names` that the benchmark has with another path, ending, percent sign or
+    Unicode form, and its name there.
+    """
+    plain = {_plain(name): name for name in wanted}
+    for name in names:
+        if (known := plain.get(_plain(name))) is not None:
+            alike = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", known)
+            show = ascii if alike else repr  # what looks the same is told by its numbers
+            return show(name), show(known)
+    return None
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", Path(unquote(name)).stem)
 
 
 def _some(names: Iterable[str]) -> str:

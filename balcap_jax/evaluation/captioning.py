@@ -1,7 +1,7 @@
 """Captions of a benchmark's images by our sampler; what was made is not made again."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,31 +57,59 @@ def make_captions(config: Any, wanted: Sequence[Wanted], folder: Path) -> dict[s
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
-        _check_settings(config, wanted, folder)
         done = _made(folder / MADE, {one.name for one in wanted})
         missing = [place for place, one in enumerate(wanted) if one.name not in done]
+        source = _source_of(config) if missing else None
+        _check_settings(config, wanted, folder, source)
         if missing:
             with disk_errors(folder / MADE), (folder / MADE).open("a", encoding="utf-8") as file:
-                for place, caption in _sampled(config, wanted, missing):
-                    row = {"id": wanted[place].name, "caption": caption}
+                for place, caption, ended in _sampled(config, wanted, missing, source):
+                    row = {"id": wanted[place].name, "caption": caption, "cut": not ended}
                     file.write(to_json(row) + "\n")
                     file.flush()
                     done[wanted[place].name] = caption
     return {one.name: done[one.name] for one in wanted}
 
 
-def _check_settings(config: Any, wanted: Sequence[Wanted], folder: Path) -> None:
+def cut_captions(config: Any, folder: Path) -> dict[str, int]:
+    """How many captions reached `max_new_tokens` and were cut there, as a count of a result; none
+    where the captions are those of a file.
+    """
+    if config.captions is not None:
+        return {}
+    return {"cut": sum(bool(row.get("cut")) for row in read_jsonl(folder / MADE))}
+
+
+def _source_of(config: Any) -> Path | None:
+    """The folder of the policy; None for a checkpoint, which says itself what it was made of."""
+    from balcap_jax.models.hf.folders import policy_folder  # noqa: PLC0415
+
+    return None if config.checkpoint else policy_folder(config.model, revision=config.revision)
+
+
+def _check_settings(
+    config: Any, wanted: Sequence[Wanted], folder: Path, source: Path | None
+) -> None:
+    """Refuses to add to captions that were made otherwise.
+
+    Args:
+      source: of the policy, where captions are to be made.
+    """
+    from balcap_jax.models.hf.folders import commit_of  # noqa: PLC0415
+
     values = to_dict(config)
     now = {name: values[name] for name in _DEPEND} | {"images": [one.name for one in wanted]}
     now |= {"policy": _policy_files(config)}
     path = folder / SETTINGS
-    if not path.exists() or not (folder / MADE).exists():
-        write_json_atomic(path, now)
-        return
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         then = {}
+    # A branch of the hub may have moved.
+    now["commit"] = commit_of(config.model, source) if source else then.get("commit")
+    if not path.exists() or not (folder / MADE).exists():
+        write_json_atomic(path, now)
+        return
     now = json.loads(to_json(now))
     if changed := [name for name in now if then.get(name) != now[name]]:
         raise UserError(
@@ -120,15 +148,14 @@ def _made(path: Path, names: set[str]) -> dict[str, str]:
 
 
 def _sampled(
-    config: Any, wanted: Sequence[Wanted], missing: Sequence[int]
-) -> Iterator[tuple[int, str]]:
-    """(place, caption) of each missing one."""
+    config: Any, wanted: Sequence[Wanted], missing: Sequence[int], source: Path | None
+) -> Iterator[tuple[int, str, bool]]:
+    """(place, caption, whether it came to an end) of each missing one."""
     # Here, not above: captions from files need no device.
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
     from balcap_jax.data.prompts.processor import Processor  # noqa: PLC0415
-    from balcap_jax.models.hf.folders import policy_folder  # noqa: PLC0415
     from balcap_jax.models.hf.weights import load_pretrained  # noqa: PLC0415
     from balcap_jax.parallel.sharding import batch_shards, make_mesh, replicate  # noqa: PLC0415
     from balcap_jax.rollout.rollout import Captioner  # noqa: PLC0415
@@ -136,12 +163,11 @@ def _sampled(
 
     pixels = Pixels(config.min_pixels, config.max_pixels, config.max_file_pixels)
     mesh = make_mesh()
-    if config.checkpoint:
+    if source is None:
         saved = saved_policy(Path(config.model), config.checkpoint)
         source, policy = saved.source, saved.policy
         params = jax.tree.map(lambda leaf: replicate(mesh, leaf), saved.params)
     else:
-        source = policy_folder(config.model, revision=config.revision)
         policy, params = load_pretrained(source, dtype=config.dtype, mesh=mesh)
     captioner = Captioner(
         policy,
@@ -166,8 +192,11 @@ def _sampled(
                 key,
                 images=np.array([*places, *places[-1:] * rest]),
             )
-            texts = captioner.texts(generation.rollout)
-            yield from ((place, text[0]) for place, text in zip(places, texts, strict=False))
+            texts, ended = captioner.texts(generation.rollout), generation.rollout.ended
+            yield from (
+                (place, text[0], bool(end[0]))
+                for place, text, end in zip(places, texts, np.asarray(ended), strict=False)
+            )
             advance(len(wanted) - len(missing) + start + len(places), "")
 
 
@@ -190,9 +219,17 @@ def _example(config: Any, one: Wanted, pixels: Pixels) -> Example:
 
 
 def captions_of(
-    config: Any, wanted: Sequence[Wanted], folder: Path, *, data: Path
+    config: Any,
+    wanted: Sequence[Wanted],
+    folder: Path,
+    *,
+    data: Path,
+    passed_over: Collection[str] = (),
 ) -> Mapping[str, str]:
     """The captions that the settings give: those of a file, or of a policy.
+
+    Args:
+      passed_over: images of the data that are not asked about; a file may have their captions.
 
     Raises:
       UserError: neither is named, or see `make_captions`, `read_captions` and `matched`.
@@ -206,6 +243,7 @@ def captions_of(
             path=config.captions,
             data=data,
             allow_missing=config.allow_missing,
+            passed_over=passed_over,
         )
     if not config.model:
         raise UserError(

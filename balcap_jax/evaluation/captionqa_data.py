@@ -7,7 +7,7 @@ from typing import Any
 
 from balcap_jax.data.json_text import json_lines, read_json
 from balcap_jax.errors import UserError
-from balcap_jax.evaluation.captionqa import DOMAINS, Entry, question_of
+from balcap_jax.evaluation.captionqa import DOMAINS, LETTERS, Entry, question_of
 
 REPOSITORY = "Borise/CaptionQA"
 LICENCE = "captionqa (other; see its page)"
@@ -130,9 +130,28 @@ def _entry(path: Path, number: int, row: Any, *, domain: str) -> Entry:
             f"data={path}, entry {number} has no id with a list of questions; give entries such as "
             '{"id": ..., "questions": [{"question": ..., "choices": [...], "answer": ...}]}.'
         ) from None
+    for place, asked in enumerate(questions):
+        _check_question(path, name, place, asked)
     images = row.get("images") or row.get("image_paths") or ()
     found = row.get("domain") or domain or _PREFIXES.get(name.partition("_")[0], "")
     return Entry(name, str(found), tuple(questions), tuple(_image(image) for image in images))
+
+
+def _check_question(path: Path, name: str, place: int, asked: Mapping[str, Any]) -> None:
+    """Refuses what could be asked about in another way than was meant."""
+    choices, words = asked.get("choices"), asked.get("question")
+    texts = isinstance(choices, list) and all(isinstance(c, str | int | float) for c in choices)
+    if not (isinstance(words, str) and words.strip() and (texts or choices is None)):
+        raise UserError(
+            f"data={path}, {name}, question {place} is no text with a list of choices, each a text "
+            'or a number; give {"question": ..., "choices": [...], "answer": ...}.'
+        )
+    made = question_of(asked)
+    if made is not None and len(made.options) > len(LETTERS):
+        raise UserError(
+            f"data={path}, {name}, question {place} has {len(made.options)} options, and the judge "
+            f"answers with one of {len(LETTERS)} letters; leave choices out."
+        )
 
 
 def _image(image: Any) -> Any:

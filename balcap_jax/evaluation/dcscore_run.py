@@ -224,6 +224,9 @@ def write_official(folder: Path, items: Sequence[Mapping[str, Any]]) -> None:
         for item in items
     ]
     write_jsonl_atomic(folder / "captions.jsonl", rows)
+    for path in (folder / "results").glob("*.json"):  # of more captions, which would count there
+        if path.stem.isdecimal() and int(path.stem) >= len(rows):
+            path.unlink()
     for index, (row, item) in enumerate(zip(rows, items, strict=True)):
         details: dict[str, Any] = {"consume_token": []}
         if answers := item.get("answers"):

@@ -81,7 +81,7 @@ class _Source:
     """The texts that a Python file gives names to."""
 
     def __init__(self, folder: Path, name: str, benchmark: str):
-        self._path, self._benchmark = folder / name, benchmark
+        self._folder, self._path, self._benchmark = folder, folder / name, benchmark
         try:
             self._tree = ast.parse(self._path.read_text(encoding="utf-8"))
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
@@ -129,8 +129,9 @@ class _Source:
                 yield node.value
 
     def _unknown(self, what: str) -> UserError:
+        name = self._path.relative_to(self._folder)
         return UserError(
-            f"official={self._path.parent}: {self._path.name} {what}; give the folder of a "
+            f"official={self._folder}: {name} {what}; give the folder of a "
             f"checkout of github.com/{REPOSITORIES[self._benchmark]} as --official, or leave it "
             "out for our own prompts."
         )

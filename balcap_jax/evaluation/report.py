@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 _MOST_MODELS = 5  # beside one another on a page
+# Fields of items that are of the benchmark's data, by what they are called.
+_DATA = {
+    "reference": "reference", "list of oracle facts": "oracle",
+    "baseline's caption": "baseline_caption",
+}  # fmt: skip
 
 
 class Side(NamedTuple):
@@ -37,7 +42,7 @@ class Difference(NamedTuple):
     """Of a number, between the first model and another.
 
     Attributes:
-      told: whether the interval leaves out 0.
+      told: whether the interval leaves out 0, as far as it is printed.
     """
 
     value: float
@@ -45,14 +50,14 @@ class Difference(NamedTuple):
 
     @property
     def told(self) -> bool:
-        return self.interval.low > 0 or self.interval.high < 0
+        return round(self.interval.low, 2) > 0 or round(self.interval.high, 2) < 0
 
 
 def compare(folders: Sequence[Path]) -> dict[str, list[Side]]:
     """The results by benchmark, a side for each folder that has them.
 
     Raises:
-      UserError: a folder has no results, or two evaluated other images.
+      UserError: a folder has no results, or two evaluated other images, or by other data.
     """
     if len(folders) > _MOST_MODELS:
         raise UserError(
@@ -69,6 +74,7 @@ def compare(folders: Sequence[Path]) -> dict[str, list[Side]]:
             sides.append(Side(name, results))
     for sides in found.values():
         _check_same_images(sides)
+        _check_same_data(sides)
     return {name: found[name] for name in TITLES if name in found}
 
 
@@ -86,9 +92,40 @@ def _check_same_images(sides: Sequence[Side]) -> None:
             )
 
 
+def _check_same_data(sides: Sequence[Side]) -> None:
+    first, *others = sides
+    asked = {item["id"]: _data_of(item) for item in first.results.items}
+    for other in others:
+        for item in other.results.items:
+            ours, theirs = asked[item["id"]], _data_of(item)
+            apart = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
+            if apart:
+                raise UserError(
+                    f"{first.results.folder} and {other.results.folder} are of other data: the "
+                    f"{apart[0]} of {item['id']!r} differs, and models are compared on the same "
+                    "one; evaluate both on the same data."
+                )
+
+
+def _data_of(item: Mapping[str, Any]) -> dict[str, Any]:
+    """What the benchmark says of an image, whatever the caption is; by name, where it is there."""
+    found = {name: item.get(field) for name, field in _DATA.items() if item.get(field)}
+    asked = [[q["question"], q["answer"], q["choices"]] for q in item.get("questions", ())]
+    return found | ({"list of questions": asked} if asked else {})
+
+
+def alone(folders: Sequence[Path]) -> list[str]:
+    """The names of the benchmarks that some of the folders lack.
+
+    Raises:
+      UserError: as `compare`.
+    """
+    return [TITLES[name] for name, sides in compare(folders).items() if len(sides) < len(folders)]
+
+
 def difference(one: Results, other: Results, name: str, *, seed: int) -> Difference | None:
     """How much `other` is above `one` in a number, with its paired interval over images; None where
-    judge, prompts or the data of the two differ, so that the numbers cannot be compared.
+    judge or prompts of the two differ, so that the numbers cannot be compared.
     """
     if not _comparable(one, other) or name not in one.measures or name not in other.measures:
         return None
@@ -185,6 +222,7 @@ def _notes(record: Mapping[str, Any]) -> dict[str, Any]:
         "words": f"{number(record['words']['split'])} words",
         "between": [number(value) for value in record.get("strict_between", ())],
         "failures": record.get("failures", ""),
+        "flips": None if (share := record.get("flip_share")) is None else f"{100 * share:.1f}",
     }
 
 

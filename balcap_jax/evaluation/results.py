@@ -11,6 +11,7 @@ Layout of a folder of results, one below it for each benchmark:
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -108,6 +109,7 @@ def record_of(
         "title": title,
         "model": model,
         "date": today(),
+        "images": len(items),
         "values": values,
         "counts": dict(counts),
         "words": {
@@ -130,6 +132,24 @@ def record_of(
             "cpu_ms_per_call": spent.cpu_ms,
         }
     return record
+
+
+def make_folder(folder: Path) -> None:
+    """Makes sure that results can be written there, before anything is paid for.
+
+    Raises:
+      UserError: they cannot.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+def captions_of(folder: Path) -> dict[str, Any] | None:
+    """Where the captions come from whose results the folder has; None where it has none."""
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads((folder / RESULT).read_text(encoding="utf-8")).get("captions")
+    return None
 
 
 def write(
@@ -193,12 +213,15 @@ def _read(folder: Path) -> Results:
         record = json.loads(path.read_text(encoding="utf-8"))
         items = read_jsonl(folder / ITEMS)
         found = Results(folder, record, items)
-        for measure in found.measures.values():
-            _ = measure.value
+        for name, measure in found.measures.items():
+            told = record["values"][name]["value"]  # of these items, all of them
+            if not np.isclose(measure.value, np.nan if told is None else told, equal_nan=True):
+                raise ValueError
         for name in ("title", "model", "values", "counts", "words", "date"):
             record[name]
-        for item in items:
-            item["id"], item["caption"]
+        names = {item["id"] for item in items if isinstance(item["caption"], str)}
+        if len(items) != record.get("images", len(items)) or len(names) != len(items):
+            raise ValueError
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(

@@ -196,7 +196,7 @@ def cannot_write(path: str | Path, reason: str) -> UserError:
     """The error for a full disk, a missing permission and their like."""
     return UserError(
         f"Cannot write {path}: {reason}; what was saved before is intact, so free space or fix "
-        "the permissions there, then continue with --resume."
+        "the permissions there, then give the same command again, that of a run with --resume."
     )
 
 

@@ -1,15 +1,19 @@
 """Captions of a benchmark's images: made once, whatever stops the process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from benchmark_world import make_world
+from hub_server import HubServer
 
+from balcap_jax.cli.main import main
 from balcap_jax.config.evaluation import DCScoreConfig
 from balcap_jax.errors import UserError
 from balcap_jax.evaluation import captioning
 from balcap_jax.evaluation.captioning import MADE, Wanted, make_captions
+from balcap_jax.models.hf.folders import policy_folder
 
 
 @pytest.fixture
@@ -28,12 +32,12 @@ def sampled(monkeypatch):
     class Sampler(list):
         stop = None
 
-        def __call__(self, config, images, missing):
+        def __call__(self, config, images, missing, source):
             for count, place in enumerate(missing):
                 if count == self.stop:
                     raise KeyboardInterrupt
                 self.append(place)
-                yield place, f"Caption of {images[place].name}."
+                yield place, f"Caption of {images[place].name}.", place < 3
 
     sampler = Sampler()
     monkeypatch.setattr(captioning, "_sampled", sampler)
@@ -56,6 +60,7 @@ def test_captions_are_made_once(world, sampled, tmp_path):
     assert len((out / MADE).read_text().splitlines()) == 5
     assert make_captions(config, wanted(world), out) == found
     assert len(sampled) == 5
+    assert captioning.cut_captions(config, out) == {"cut": 2}  # by both starts
 
 
 def test_captions_of_other_settings_are_not_mixed(world, sampled, tmp_path):
@@ -73,6 +78,59 @@ def test_captions_of_other_settings_are_not_mixed(world, sampled, tmp_path):
     assert (out / MADE).read_bytes() == before
     # How many at once changes nothing.
     make_captions(DCScoreConfig(model="base", batch_size=2), wanted(world), out)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this machine that has the package's policy as `tiny/captioner`."""
+    repository = shutil.copytree(policy_folder("base"), tmp_path / "repository")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # of retries
+    with HubServer({"tiny/captioner": repository}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def test_a_hub_branch_that_moved_is_told(world, sampled, hub, tmp_path):
+    config, out = DCScoreConfig(model="tiny/captioner"), tmp_path / "out"
+    sampled.stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        make_captions(config, wanted(world), out)
+    told = json.loads((out / captioning.SETTINGS).read_text())
+    assert told["commit"] == hub.commit("tiny/captioner")
+    sampled.stop = None
+    (tmp_path / "repository" / "config.json").write_bytes(
+        (tmp_path / "repository" / "config.json").read_bytes() + b"\n"
+    )
+    with pytest.raises(UserError, match="captions that were made with other commit; give"):
+        make_captions(config, wanted(world), out)
+    # As long as it has the old one, the same command goes on, and needs no hub when all is there.
+    (tmp_path / "repository" / "config.json").write_bytes(
+        (tmp_path / "repository" / "config.json").read_bytes()[:-1]
+    )
+    assert list(make_captions(config, wanted(world), out)) == world.names
+    hub.close()
+    assert list(make_captions(config, wanted(world), out)) == world.names
+    assert sampled == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow  # the policy of the package, compiled
+def test_a_hub_name_and_its_folder_give_the_same_captions(world, hub, tmp_path):
+    found = []
+    for model in ("base", "tiny/captioner"):
+        out = tmp_path / Path(model).name
+        arguments = ["eval", "bcapscore", "--model", model, "--out", out, "--max-new-tokens", "6",
+                     "--data", world.folder / "photos.jsonl"]  # fmt: skip
+        assert main(list(map(str, arguments))) == 0
+        found.append([json.loads(line) for line in (out / "bcapscore" / MADE).open()])
+        told = json.loads((out / "bcapscore" / "result.json").read_text())
+        assert told["model"] == Path(model).name
+        assert told["counts"]["cut"] == sum(row["cut"] for row in found[-1])
+    assert found[0] == found[1]
+    assert all(row["caption"].strip() for row in found[0])
+    assert hub.fetched["model.safetensors"] == 1
 
 
 @pytest.mark.slow  # the policy of the package, compiled

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from benchmark_runs import record, run, values
 from benchmark_world import answer, make_world
 from judge_server import JudgeServer
 
@@ -29,30 +29,6 @@ def world(tmp_path_factory):
 def server():
     with JudgeServer(answer=answer) as running:
         yield running
-
-
-def run(world, server, benchmark, captions, out, *more, cache=None, url=None) -> int:
-    data = {
-        "dcscore": ["--facts", world.folder / "facts.jsonl", "--images", world.images],
-        "captionqa": ["--data", world.folder / "questions.jsonl", "--images", world.images],
-        "caparena": ["--data", world.folder / "battles.json", "--images", world.images],
-        "bcapscore": ["--data", world.folder / "photos.jsonl"],
-    }[benchmark]
-    asked = [] if benchmark == "bcapscore" else [
-        "--judge.base-url", url or server.url, "--judge.cache", cache or out / "cache.sqlite",
-        "--judge.backoff", "0.01", "--judge.model", "ruler",
-    ]  # fmt: skip
-    return main(
-        ["eval", benchmark, "--captions", *map(str, [captions, "--out", out, *data, *asked, *more])]
-    )
-
-
-def record(out, benchmark):
-    return json.loads((out / benchmark / "result.json").read_text())
-
-
-def values(out, benchmark):
-    return {name: value["value"] for name, value in record(out, benchmark)["values"].items()}
 
 
 def all_four(world, server, captions, out, *more, **given):
@@ -202,71 +178,6 @@ def test_a_part_of_the_domains_has_the_orders_of_the_whole(whole, world, server,
     assert record(tmp_path / "part", "captionqa")["counts"]["questions"] == 3 * len(ecommerce)
 
 
-# Every way of the server to fail but the delay, which is a fault where it is longer than `timeout`.
-KINDS = ("500", "429", "400", "401", "drop", "half", "half_body", "schema", "stall")
-# Images of an invented benchmark, so that a tenth of its calls has every kind of fault.
-FAILING = {"dcscore": 22, "captionqa": 32, "caparena": 92, "bcapscore": 92}
-FULL = {"dcscore": 100 * 6 / 7, "captionqa": 100.0, "caparena": 100.0}
-
-
-class Tenth:
-    """Fault k of `KINDS` for call 10 k + 9, each in its turn."""
-
-    def __call__(self, number: int) -> str | None:
-        return KINDS[number // 10 % len(KINDS)] if number % 10 == 9 else None
-
-
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_a_judge_that_fails_a_tenth_in_every_way_is_shown(benchmark, tmp_path, capsys):
-    world = make_world(tmp_path / "w", FAILING[benchmark])
-    own = benchmark == "bcapscore"  # its judge is asked as that of training
-    by_rules = {} if own else {"answer": answer}
-    with JudgeServer(fault=Tenth(), **by_rules) as bad:
-        out = tmp_path / "out"
-        args = (world, bad, benchmark, world.captions("faulty.json"), out)
-        more = ["--judge.retries", "0", "--judge.max-failure-share", "1", "--judge.timeout", ".4",
-                "--judge.concurrency", "8"]  # fmt: skip
-        if own:
-            cache = str(out / "cache.sqlite")
-            more += ["--judge.kind", "llm", "--judge.model", "ruler", "--judge.base-url", bad.url,
-                     "--judge.backoff", "0.01", "--judge.cache", cache]  # fmt: skip
-        assert run(*args, *more) == 0
-        assert set(bad.faults) == set(KINDS)
-        assert sum(bad.faults.values()) == bad.calls // 10
-        found = record(out, benchmark)
-        items = [json.loads(line) for line in (out / benchmark / "items.jsonl").open()]
-        failed, said = found["counts"]["failed"], capsys.readouterr().out
-        assert failed > 0
-        assert f"{failed} failed" in said
-        assert "strict is between" in said
-        low, high = found["strict_between"]
-        value = found["values"]["strict"]["value"]
-        assert low < value <= high
-        assert scores_of_the_failed(benchmark, items) == [None] * failed
-        if benchmark == "dcscore":
-            lost = sum(item["score"] is None for item in items)
-            assert failed == lost
-            assert found["values"]["official"]["value"] == pytest.approx(FULL[benchmark], abs=1e-3)
-        # What was answered is as without faults: nothing that failed became a zero.
-        if not found["counts"].get("unparsed") and not own:
-            assert value == pytest.approx(FULL[benchmark], abs=1e-3)
-        # The same command asks for what failed alone.
-        bad.fault = lambda _: None
-        before = bad.calls
-        assert run(*args, *more) == 0
-        assert 0 < bad.calls - before <= failed * (4 if benchmark == "dcscore" else 1) + 1
-        assert record(out, benchmark)["counts"]["failed"] == 0
-
-
-def scores_of_the_failed(benchmark: str, items: list[dict]) -> list[float | None]:
-    if benchmark == "captionqa":
-        return [q["score"] for item in items for q in item["questions"] if q["failed"]]
-    if benchmark == "caparena":
-        return [b["value"] for item in items for b in item["battles"] if b["failed"]]
-    name = "score" if benchmark == "dcscore" else "precision"
-    return [item[name] for item in items if item["failed"]]
-
-
 def test_all_of_a_config_file_with_one_report(world, server, tmp_path, capsys, whole):
     config = tmp_path / "eval.toml"
     captions = world.folder / "whole.json"
@@ -285,64 +196,79 @@ def test_all_of_a_config_file_with_one_report(world, server, tmp_path, capsys, w
     assert "DCScore (balcap prompts, judge ruler)" in page
     assert "mine" in page
     assert "85.71" in capsys.readouterr().out
+    # What fails costs no other: the rest is printed, and in the report.
+    config.write_text(config.read_text() + f'[caparena]\ndata = "{tmp_path / "none"}"\n'
+                      f'images = "{world.images}"\ncaptions = "{captions}"\n')  # fmt: skip
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["eval", "all", "--config", str(config)]) == 2
+    printed = capsys.readouterr()
+    assert "85.71" in printed.out
+    assert "CaptionQA (balcap prompts, judge ruler): mine" in printed.out
+    assert "none cannot be read (No such file" in printed.err.splitlines()[-1]
+    assert "DCScore (balcap" in (tmp_path / "out" / "report.html").read_text()
     assert main(["eval", "all"]) == 2
     assert "No benchmark has data; give one of" in capsys.readouterr().err
 
 
-@pytest.mark.long
-@pytest.mark.slow  # seven processes of their own, five of which are killed: a minute
-def test_kill_9_at_any_moment_loses_nothing(tmp_path):
-    images, at_once, rng = 8, 4, random.Random(0)
-    world, out, cache = make_world(tmp_path / "w", images), tmp_path / "out", tmp_path / "c.sqlite"
+@pytest.mark.slow  # six processes of their own, four of which are killed: half a minute
+def test_kill_9_in_each_benchmark_loses_nothing_and_replay_needs_no_server(tmp_path):
+    images, at_once = 8, 4
+    # Of each image: extraction, 3 matchings, 3 verifications; 3 questions; a battle; the units of
+    # the reference and the verdict on the caption.
+    planned = {"dcscore": 7, "captionqa": 3, "caparena": 1, "bcapscore": 2}
+    world, cache = make_world(tmp_path / "w", images), tmp_path / "c.sqlite"
     captions, folder = world.captions("killed.json"), world.folder
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def config(name: str, url: str, *, replay: bool = False) -> list[str]:
+        data = {
+            "dcscore": f'facts = "{folder / "facts.jsonl"}"\nimages = "{world.images}"\n',
+            "captionqa": f'data = "{folder / "questions.jsonl"}"\n',
+            "caparena": f'data = "{folder / "battles.json"}"\nimages = "{world.images}"\n',
+            "bcapscore": f'data = "{folder / "photos.jsonl"}"\n',
+        }
+        judge = (
+            f'kind = "llm"\nbase_url = "{url}"\nmodel = "ruler"\nconcurrency = {at_once}\n'
+            f'cache = "{cache}"\nreplay = {str(replay).lower()}\n'
+        )
+        (tmp_path / f"{name}.toml").write_text(
+            f'name = "m"\nout = "{tmp_path / name}"\n'
+            + "".join(
+                f'[{benchmark}]\n{of}captions = "{captions}"\n[{benchmark}.judge]\n{judge}'
+                for benchmark, of in data.items()
+            )
+        )
+        return [sys.executable, "-m", "balcap_jax", "eval", "all", "--config",
+                str(tmp_path / f"{name}.toml")]  # fmt: skip
+
     with JudgeServer(answer=answer, latency=0.1) as slow:
-
-        def config(name: str, url: str) -> list[str]:
-            data = {
-                "dcscore": f'facts = "{folder / "facts.jsonl"}"\nimages = "{world.images}"\n',
-                "captionqa": f'data = "{folder / "questions.jsonl"}"\n',
-                "caparena": f'data = "{folder / "battles.json"}"\nimages = "{world.images}"\n',
-                "bcapscore": f'data = "{folder / "photos.jsonl"}"\n',
-            }
-            judge = (
-                f'base_url = "{url}"\nmodel = "ruler"\nconcurrency = {at_once}\ncache = "{cache}"\n'
-            )
-            (tmp_path / f"{name}.toml").write_text(
-                f'name = "m"\nout = "{tmp_path / name}"\n'
-                + "".join(
-                    f'[{benchmark}]\n{of}captions = "{captions}"\n'
-                    + (f"[{benchmark}.judge]\n{judge}" if benchmark != "bcapscore" else "")
-                    for benchmark, of in data.items()
-                )
-            )
-            return [sys.executable, "-m", "balcap_jax", "eval", "all", "--config",
-                    str(tmp_path / f"{name}.toml")]  # fmt: skip
-
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        command, planned = config("out", slow.url), images * (7 + 3 + 1)
-        for share in range(5):
-            until = slow.calls + rng.randint(1, planned // 6)
+        asked = lambda: [json.dumps([b["messages"], b.get("seed")]) for b in slow.requests]  # noqa: E731
+        command, before, out = config("out", slow.url), 0, tmp_path / "out"
+        for place, (benchmark, calls) in enumerate(planned.items()):
             process = subprocess.Popen(command, env=environment)
-            while slow.calls < until:
-                assert process.poll() is None, share
-                time.sleep(rng.uniform(0, 0.05))
+            while len(set(asked())) < before + calls * images // 3:
+                assert process.poll() is None, benchmark
+                time.sleep(0.02)
             process.kill()
             process.wait()
+            before += calls * images
+            finished = [b for b in BENCHMARKS if (out / b / "result.json").exists()]
+            assert finished == list(BENCHMARKS[:place])  # it was within this one
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        asked = [json.dumps([b["messages"], b.get("seed")]) for b in slow.requests]
-        assert len(set(asked)) == planned
-        assert len(asked) - len(set(asked)) <= 5 * at_once  # those that were under way
         assert "answers from the cache" in done.stdout
-        before = slow.calls
-        subprocess.run(config("again", slow.url), env=environment, check=True)
-        assert slow.calls == before
-    # File by file as those of a start that nothing stopped.
+        assert len(set(asked())) == before
+        assert len(asked()) - before <= len(planned) * at_once  # those that were under way
+    # With no server, file by file the same.
+    replayed, again = config("again", "http://127.0.0.1:9/v1", replay=True), tmp_path / "again"
+    subprocess.run(replayed, env=environment, check=True)
     files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    assert len([file for file in files if file.name == "items.jsonl"]) == len(BENCHMARKS)
     for file in sorted(files):
         if file.suffix in (".json", ".jsonl") and file.name != "result.json":
-            assert (out / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+            assert (out / file).read_bytes() == (again / file).read_bytes(), file
     for benchmark in BENCHMARKS:
-        assert values(out, benchmark) == values(tmp_path / "again", benchmark)
+        assert values(out, benchmark) == values(again, benchmark)
+        assert record(out, benchmark)["counts"] == record(again, benchmark)["counts"]
     assert values(out, "dcscore")["official"] == pytest.approx(100 * 6 / 7, abs=1e-4)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from balcap_jax.errors import UserError
-from balcap_jax.evaluation import bcapscore, caparena, captionqa, dcscore
-from balcap_jax.evaluation.statistics import interval, paired_interval
+from balcap_jax.evaluation import caparena, captionqa, dcscore
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -345,47 +344,7 @@ def test_orders_are_a_seeded_coin_of_each_image():
 def test_flips_and_words():
     both = lambda one, other: {"battles": [{"value": one}, {"value": other}]}  # noqa: E731
     assert caparena.flips([both(1, 1), both(1, -1), both(0, 1), both(None, 1)]) == (2, 3)
+    assert caparena.flip_share([both(1, 1), both(1, -1), both(0, 1), both(None, 1)]) == 2 / 3
+    assert caparena.flip_share([both(None, 1), {"battles": [{"value": 1}]}]) is None
     assert caparena.arena_words("") == 1
     assert caparena.arena_words("a  b\nc") == 3  # "a", "", "b\nc"
-
-
-# Intervals ----------------------------------------------------------------------------------------
-
-
-def test_b_capscore_is_of_means():
-    items = [
-        {"precision": 1.0, "recall": 0.5, "linguistic": None},
-        {"precision": 0.5, "recall": 0.0, "linguistic": 0.5},
-    ]
-    found = bcapscore.measures(items)
-    assert found["strict"].value == pytest.approx(100 * 3 / (1 / 0.75 + 1 / 0.25 + 1 / 0.5))
-    assert found["linguistic"].value == pytest.approx(50.0)
-
-
-def of_scores(values):
-    items = [{"score": float(v), "strict_score": float(v), "failed": None} for v in values]
-    return dcscore.measures(items)["strict"]
-
-
-def test_intervals_hold_the_mean_and_know_the_number_of_images():
-    values = np.random.default_rng(0).random(400)
-    whole, part = of_scores(values), of_scores(values[:40])
-    wide, narrow = interval(part), interval(whole)
-    assert narrow.low < whole.value < narrow.high
-    # The standard error is 100 * std / sqrt(n); 95 % are 1.96 of it on both sides.
-    expected = 2 * 1.96 * 100 * values.std() / np.sqrt(400)
-    assert narrow.high - narrow.low == pytest.approx(expected, rel=0.05)
-    assert 2.2 < (wide.high - wide.low) / (narrow.high - narrow.low) < 4.5
-    assert interval(whole) == narrow
-    assert np.isnan(interval(of_scores([0.5])).low)
-
-
-def test_paired_intervals_see_through_what_images_share():
-    rng = np.random.default_rng(1)
-    images = rng.random(60)
-    same, worse = of_scores(images), of_scores(images - 0.03 - 0.02 * rng.random(60))
-    low, high = paired_interval(same, worse)
-    assert high < 0
-    assert paired_interval(same, same) == (0.0, 0.0)
-    # Apart, they overlap.
-    assert interval(same).low < interval(worse).high

@@ -45,6 +45,8 @@ PACKAGE = Path(balcap_jax.evaluation.__file__).parents[1]
         (CapArenaConfig, {"captions": "a", "model": "b"}, "leave one of captions and model out"),
         (BCapScoreConfig, {"top_p": 0.0}, "above 0 and at most 1"),
         (EvalAllConfig, {"dcscore": {"model": "a"}}, "write model above the tables"),
+        (EvalAllConfig, {"modle": "a"}, "there is no setting modle; did you mean model?"),
+        (EvalAllConfig, {"matchigns": 1}, "did you mean dcscore.matchings?"),
     ],
 )
 def test_bad_settings_are_one_sentence(kind, values, said):
