@@ -11,6 +11,7 @@ from balcap_jax.config.base import from_dict, to_dict
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.sections import DistConfig
 from balcap_jax.errors import UserError
+from balcap_jax.evidence.code_version import trl_version
 
 KINDS = ("train", "trl")  # a run of balcap train; the same by TRL's GRPOTrainer
 # What every cell has unless its table says otherwise: no samples, no loggers, hardly a checkpoint,
@@ -50,7 +51,8 @@ class Cell(NamedTuple):
           code: see `code_version`.
         """
         settings = to_dict(dataclasses.replace(self.config, dist=DistConfig()))
-        return _digest([self.kind, _without(settings, "name", "out"), self._contents(), code])
+        by = trl_version() if self.kind == "trl" else ""
+        return _digest([self.kind, _without(settings, "name", "out"), self._contents(), code, by])
 
     def start_key(self, code: str) -> str:
         """The same for all cells whose starting policies have the same held-out scores."""

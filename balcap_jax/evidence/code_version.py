@@ -4,6 +4,7 @@ import ast
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import balcap_jax
 
@@ -11,12 +12,8 @@ import balcap_jax
 _ROOMS = (
     "config", "data", "models", "parallel", "rewards", "rl", "rollout", "scenes", "training",
 )  # fmt: skip
-_OWN = (
-    "evidence/cell_loop.py",
-    "evidence/cell_run.py",
-    "evidence/measures.py",
-    "evidence/trl_cell.py",
-)
+_OWN = ("evidence/cell_loop.py", "evidence/cell_run.py", "evidence/measures.py")
+_OF_TRL = ("evidence/trl_cell.py", "bench/trainer_sides.py")
 _ASSETS = "assets"
 _SHOWN = 12
 
@@ -31,13 +28,25 @@ def code_version() -> str:
     package = Path(balcap_jax.__file__).parent
     digest = hashlib.sha256()
     sources = [path for room in _ROOMS for path in sorted((package / room).rglob("*.py"))]
-    for path in [*sources, *(package / own for own in _OWN)]:
-        digest.update(str(path.relative_to(package)).encode())
-        digest.update(meaning_of(path.read_text(encoding="utf-8")).encode())
+    _add(digest, package, [*sources, *(package / own for own in _OWN)])
     for path in sorted((package / _ASSETS).rglob("*")):
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()[:_SHOWN]
+
+
+@functools.cache
+def trl_version() -> str:
+    """The same of what only cells by TRL are computed by; TRL's own version is in their results."""
+    package, digest = Path(balcap_jax.__file__).parent, hashlib.sha256()
+    _add(digest, package, [package / path for path in _OF_TRL])
+    return digest.hexdigest()[:_SHOWN]
+
+
+def _add(digest: Any, package: Path, sources: list[Path]) -> None:
+    for path in sources:
+        digest.update(str(path.relative_to(package)).encode())
+        digest.update(meaning_of(path.read_text(encoding="utf-8")).encode())
 
 
 def meaning_of(source: str) -> str:
