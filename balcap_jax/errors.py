@@ -11,6 +11,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _FLAGS: ContextVar[bool] = ContextVar("flags", default=False)
+_PYTHON: ContextVar[bool] = ContextVar("python", default=False)
 
 
 class UserError(ValueError):
@@ -22,7 +23,9 @@ class UserError(ValueError):
 
 def as_arguments(sentence: str) -> str:
     """`sentence` with its flags as settings are called in Python: --rl.kl-coef -> rl.kl_coef."""
-    sentence = re.sub(r"`balcap train --resume ([^`]+)`", r"Trainer(resume='\1').train()", sentence)
+    sentence = re.sub(
+        r"`balcap (?:train|sft) --resume ([^`]+)`", r"Trainer(resume='\1').train()", sentence
+    )
     return re.sub(
         r"(?<![\w-])--([a-z][a-z0-9_.-]*[a-z0-9])", lambda m: m[1].replace("-", "_"), sentence
     )
@@ -47,14 +50,22 @@ def in_callers_words(sentence: str) -> str:
     return sentence if _FLAGS.get() else as_arguments(sentence)
 
 
+def called_in_python() -> bool:
+    """Whether this is within what `speaks_python` marks."""
+    return _PYTHON.get()
+
+
 def speaks_python(function: Callable[P, R]) -> Callable[P, R]:
     """For what is called in Python: a UserError of `function` names arguments and not flags."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = _PYTHON.set(True)
         try:
             return function(*args, **kwargs)
         except UserError as error:
             raise UserError(as_arguments(str(error))) from error
+        finally:
+            _PYTHON.reset(token)
 
     return call

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from balcap_jax.errors import UserError
+from balcap_jax.errors import UserError, speaks_python
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.hf import weights as hf_weights
 from balcap_jax.models.hf.folders import policy_folder
@@ -25,6 +25,7 @@ from balcap_jax.rollout.sampling import caption_keys, sample
 __all__ = ["generate", "load_pretrained", "save_pretrained"]
 
 
+@speaks_python
 def load_pretrained(
     folder: str | Path,
     dtype: str = "bfloat16",
@@ -54,6 +55,7 @@ def load_pretrained(
     return hf_weights.load_pretrained(folder, dtype=dtype, mesh=mesh)
 
 
+@speaks_python
 def generate(
     policy: VisionLanguagePolicy,
     params: Params,

@@ -1,7 +1,6 @@
 """Processes that are one run, as on as many hosts."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import strangers
+from addresses import free_port
 
 
 class Hosts:
@@ -24,8 +24,7 @@ class Hosts:
         start: Sequence[int] | None = None,
         command: str = "train",
     ):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self._port = str(server.getsockname()[1])
+        self._port = str(free_port())
         self.address = f"127.0.0.1:{self._port}"
         self._flags, self._devices, self._slurm, self._count = flags, devices, slurm, count
         self._command = command

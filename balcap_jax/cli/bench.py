@@ -124,6 +124,31 @@ class DeviceBenchFlags(Settings):
 
 
 @dataclass(frozen=True)
+class ImagesBenchFlags(Settings):
+    """Padding in batches of photos of which a share is large, and images a second of the host."""
+
+    photos: Path  # Photos, as a .jsonl file of {"image", "caption"} rows.
+    count: int = 4096  # Photos of an epoch; those of the file, again and again.
+    phones: float = 0.1  # Share of them that is enlarged to 4032 x 3024 pixels; the others to 500.
+    batch: int = 64  # Photos of a step.
+    shards: int = 1  # Parts that the mesh splits a batch in.
+    window: int = 32  # Batches that data.group_by_length sorts among; beside it stands 0.
+    steps: int = 100  # Steps that are counted.
+    side: int = 896  # Sides of the images that the host makes ready, in pixels.
+    measured: int = 20  # Number of these; 0: none.
+    json: bool = False  # One line of JSON instead of tables.
+
+    def check(self) -> None:
+        self._at_least(1, "count", "batch", "shards", "window", "steps")
+        self._at_least(0, "measured")
+        self._at_least(56, "side")
+        self._require(0 <= self.phones <= 1, "phones", "must be a share from 0 to 1")
+        self._require(
+            self.batch % self.shards == 0, "batch", f"must be a multiple of shards={self.shards}"
+        )
+
+
+@dataclass(frozen=True)
 class UpdateBenchFlags(Settings):
     """Times of updates of packed tokens beside padded ones, on captions of the default run."""
 
@@ -245,6 +270,15 @@ def _device(arguments: list[str]) -> None:
     run_and_print(plan, arguments)
 
 
+def _images(arguments: list[str]) -> None:
+    flags = parse(ImagesBenchFlags, arguments, "bench images")
+
+    from balcap_jax.bench.images import Sizes, run_and_print
+
+    values = {name: value for name, value in vars(flags).items() if name != "json"}
+    run_and_print(Sizes(**values), json=flags.json)
+
+
 def _update(arguments: list[str]) -> None:
     flags = parse(UpdateBenchFlags, arguments, "bench update")
 
@@ -256,6 +290,7 @@ def _update(arguments: list[str]) -> None:
 _BENCHMARKS = {
     "advantages": _advantages,
     "device": _device,
+    "images": _images,
     "judge": _judge,
     "load": _load,
     "step": _step,
@@ -266,6 +301,7 @@ _BENCHMARKS = {
 _HELP = """\
 usage: balcap bench advantages [FLAGS]
        balcap bench device [FLAGS]
+       balcap bench images PHOTOS [FLAGS]
        balcap bench judge DATA [FLAGS]
        balcap bench load FOLDER [FLAGS]
        balcap bench step [FLAGS]
@@ -274,6 +310,7 @@ usage: balcap bench advantages [FLAGS]
 
   advantages  the advantage kernels against numpy and, where installed, TRL's torch code
   device      all that is worth measuring on an accelerator in ten minutes, as a table
+  images      batches of photos of many sizes: what is padding; images a second of the host
   judge       the offline judge against people's labels, beside a bag of words
   load        seconds and peak memory of loading a folder, beside transformers
   step        rollout and update of a policy, beside transformers and the limits of the device

@@ -12,10 +12,9 @@ from balcap_jax.models.hf.adapter_config import CONFIG, WEIGHTS
 from balcap_jax.models.hf.adapters import save_adapter
 from balcap_jax.models.hf.folders import ADAPTER, POLICY
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
-from balcap_jax.runs.folder import SUMMARY, disk_errors, existing_run
+from balcap_jax.runs.folder import disk_errors, existing_run
 from balcap_jax.training.adapter_run import base_of
-from balcap_jax.training.checkpoint import latest_step_of
-from balcap_jax.training.saved_policy import saved_policy
+from balcap_jax.training.saved_policy import is_finished, saved_policy
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,7 +37,7 @@ def export(config: ExportConfig) -> str:
         )
     if config.adapter or config.merged:
         _check_has_adapter(run)
-    finished = not config.checkpoint and _finished(run)
+    finished = not config.checkpoint and is_finished(run)
     if config.adapter:
         return _export_adapter(config, finished=finished)
     if finished:
@@ -82,11 +81,3 @@ def _check_has_adapter(run: Path) -> None:
             f"{run} trained whole weights and has no adapter (model.lora.rank=0); leave --adapter "
             "and --merged out."
         )
-
-
-def _finished(run: Path) -> bool:
-    """Whether the run wrote its policy at its end and has not been resumed and saved since."""
-    written = (run / POLICY / "config.json").is_file()
-    if not written or not (run / SUMMARY).is_file():  # supervised runs wrote none once
-        return written
-    return latest_step_of(run) <= read_json(run / SUMMARY).get("steps", 0)

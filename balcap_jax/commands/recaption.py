@@ -14,11 +14,10 @@ from typing import Any, BinaryIO, TypeVar
 from balcap_jax.commands.appended import appended
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
 from balcap_jax.config.sections import DataConfig
-from balcap_jax.data.caption_files import CAPTIONS
 from balcap_jax.data.examples import Example
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.photos import Photos
-from balcap_jax.data.rows import BadRowError, Row
+from balcap_jax.data.rows import CAPTIONS, BadRowError, Row
 from balcap_jax.data.sources import open_rows
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge

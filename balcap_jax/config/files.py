@@ -157,6 +157,8 @@ def load_any_run(run: Path) -> TrainConfig | SFTConfig:
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; restore the file or start a new run.")
+    if isinstance(data := values.get("data"), dict):  # a run of before there was this setting
+        data.setdefault("group_by_length", 0)
     kind = SFTConfig if "batch_size" in values else TrainConfig
     return from_dict(kind, values, source=str(path))
 

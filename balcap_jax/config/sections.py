@@ -138,6 +138,9 @@ class DataConfig(Settings):
     min_pixels: int = 0  # Least pixels of an image; a smaller one is enlarged to it.
     # Most pixels of an image file; a larger one is not opened: decoding takes 5 bytes for each.
     max_file_pixels: int = 64_000_000
+    # Batches among which photos of similar size are brought together, so that little is padded; an
+    # epoch has the same photos. 0: batches by chance alone.
+    group_by_length: int = 32
     workers: int = 4  # Threads that read and process images ahead of the device.
     room = "data."
 
@@ -154,7 +157,8 @@ class DataConfig(Settings):
                     "has no effect with data.path='scenes'",
                     "leave it out or give a --data.path.",
                 )
-        self._at_least(0, "max_bad_images")
+        self._at_least(0, "max_bad_images", "group_by_length")
+        self._at_most(4096, "group_by_length")
         check_pixels(self)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.conversations import check_shown, from_messages, row_of
+from balcap_jax.data.conversations import Conversation, check_shown, row_of, talk_of
 from balcap_jax.data.images import BadImageError, open_image
 from balcap_jax.data.json_text import read_json
 from balcap_jax.data.line_ids import LineIds
@@ -25,8 +25,6 @@ __all__ = ["BadImageError", "CaptionFile", "CaptionRows", "open_image"]
 
 # What reward functions get in another form: the image itself, and prompts.
 NOT_COLUMNS = ("image", "prompt")
-# Where captions are, the one of the reference first.
-CAPTIONS = ("caption", "captions", "reference", "references")
 
 
 class CaptionFile(Photos):
@@ -89,8 +87,9 @@ class CaptionRows(Sequence[Row]):
         where = f"{self.path}, line {number}"
         values = json_object(self._texts.raw(index), where=where)
         id_ = f"{self.path.stem}-{number:06d}"
-        if self._conversations and not rows.missing(values.get("messages")):
-            return _conversation(values, where=where, images=self.images, id_=id_)
+        talk = talk_of(values, where=where) if self._conversations else None
+        if talk is not None:
+            return _conversation(talk, values, where=where, images=self.images, id_=id_)
         if self._conversations and not rows.missing(values.get("questions")):
             return _questions(values, where=where, images=self.images, id_=id_)
         return _row(values, where=where, images=self.images, id_=id_)
@@ -119,8 +118,9 @@ def json_object(line: bytes, *, where: str) -> dict[str, Any]:
     return values
 
 
-def _conversation(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
-    talk = from_messages(values["messages"], where=where)
+def _conversation(
+    talk: Conversation, values: dict[str, Any], *, where: str, images: Path, id_: str
+) -> Row:
     given = values.get("images", values.get("image"))
     given = given if isinstance(given, list) else [] if rows.missing(given) else [given]
     check_shown(talk, len(given), where=where)
@@ -141,13 +141,13 @@ def _questions(values: dict[str, Any], *, where: str, images: Path, id_: str) ->
 
 
 def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
-    if "conversations" in values and not values.keys() & set(CAPTIONS):
+    if "conversations" in values and not values.keys() & set(rows.CAPTIONS):
         raise BadRowError(
             where,
             'has "conversations" in place of a caption; give a file of such rows, one per line or '
             "as an array, with --data.format llava.",
         )
-    captions = rows.captions(values, names=CAPTIONS, where=where)
+    captions = rows.captions(values, names=rows.CAPTIONS, where=where)
     if not captions:
         raise BadRowError(
             where,

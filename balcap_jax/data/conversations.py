@@ -84,9 +84,41 @@ def from_messages(value: Any, *, where: str) -> Conversation:
     try:
         return _conversation([Said(m["role"].lower(), _parts(m["content"])) for m in value])
     except UnusableError as error:
-        raise BadRowError(
-            where, f'is one of the rows {error} in "messages"; fix it or remove the row.'
-        ) from None
+        raise _unusable(error, "messages", where=where) from None
+
+
+def talk_of(values: Mapping[str, Any], *, where: str) -> Conversation | None:
+    """The conversation of a row: its `messages`, LLaVA's `conversations`, or TRL's `prompt` and
+    `completion`, each a text or messages. None where it has none of them.
+
+    Raises:
+      BadRowError: it is none, or cannot be learned from.
+    """
+    given = {name: values.get(name) for name in ("messages", "conversations", "completion")}
+    if not rows.missing(given["messages"]):
+        return from_messages(given["messages"], where=where)
+    if not all(rows.missing(values.get(name)) for name in rows.CAPTIONS):
+        return None  # the captions are what is learned
+    if not rows.missing(given["conversations"]):
+        turns = rows.listed(given["conversations"])
+        try:
+            return from_llava(turns if isinstance(turns, list) else [turns])
+        except UnusableError as error:
+            raise _unusable(error, "conversations", where=where) from None
+    if rows.missing(given["completion"]):
+        return None
+    prompt = PROMPT if rows.missing(values.get("prompt")) else values["prompt"]
+    asked, answered = _messages(prompt, "user"), _messages(given["completion"], "assistant")
+    return from_messages([*asked, *answered], where=where)
+
+
+def _messages(value: Any, role: str) -> list[Any]:
+    value = rows.listed(value)
+    return value if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+def _unusable(error: UnusableError, name: str, *, where: str) -> BadRowError:
+    return BadRowError(where, f'is one of the rows {error} in "{name}"; fix it or remove the row.')
 
 
 def check_shown(talk: Conversation, images: int, *, where: str) -> None:
@@ -153,7 +185,9 @@ def _conversation(said: Sequence[Said]) -> Conversation:
     merged: list[Said] = []
     for speaker, parts in said:
         if speaker not in (*USER, *MODEL, *SYSTEM):
-            raise UnusableError("with a turn of another speaker than human, gpt and system")
+            raise UnusableError(
+                "with a turn of another speaker than human or user, gpt or assistant, and system"
+            )
         role = "user" if speaker in USER else "assistant" if speaker in MODEL else "system"
         if merged and merged[-1].speaker == role:
             merged[-1] = Said(role, (*merged[-1].parts, *parts))

@@ -96,6 +96,28 @@ def _pillow_errors(image: str | Path | bytes, pixels: Pixels) -> Iterator[None]:
         raise BadImageError(f"it cannot be read ({reason})") from error
 
 
+def image_size(image: ImageLike, *, pixels: Pixels = AS_IS) -> tuple[int, int]:
+    """Width and height that `open_image` gives an image before it is turned upright, by the head of
+    its file: no pixel is decoded.
+
+    Raises:
+      BadImageError: as `open_image`, as far as the head tells.
+    """
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if isinstance(image, Image.Image):
+        _check_header(image, pixels)
+        return _wanted(image.size, pixels)
+    in_memory = isinstance(image, bytes)
+    if not in_memory and not _is_file(image):
+        raise BadImageError("there is no such file")
+    source = io.BytesIO(image) if in_memory else image
+    with _pillow_errors(image, pixels), Image.open(source, formats=_formats()) as opened:
+        _check_header(opened, pixels)
+        _draft(opened, pixels)  # rounds the size that is scaled
+        return _wanted(opened.size, pixels)
+
+
 def check_file(path: Path, *, pixels: Pixels = AS_IS) -> None:
     """Reads the head of an image file and decodes nothing.
 

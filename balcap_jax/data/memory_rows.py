@@ -9,8 +9,8 @@ from PIL import Image
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.caption_files import CAPTIONS, NOT_COLUMNS
-from balcap_jax.data.conversations import check_shown, from_messages, row_of
+from balcap_jax.data.caption_files import NOT_COLUMNS
+from balcap_jax.data.conversations import Conversation, check_shown, row_of, talk_of
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.seen_ids import SeenIds
@@ -31,8 +31,9 @@ class MemoryRows(Sequence[Row]):
     def __init__(self, data: Any, *, name: str, conversations: bool = False):
         """
         Args:
-          conversations: rows may have `messages` with answers, or `questions`, in place of prompt
-            and captions, and show several `images`; for supervised training.
+          conversations: rows may have `messages` with answers, LLaVA's `conversations`, TRL's
+            `completion` or `questions` in place of captions, and show several `images`; for
+            supervised training.
           name: what messages call the data.
 
         Raises:
@@ -44,7 +45,12 @@ class MemoryRows(Sequence[Row]):
         ):
             raise UserError(
                 f"{name} is a {type(data).__name__}, which must be a list of rows, a data set with "
-                "__len__ and __getitem__, or the path of a data file; give one of them."
+                f"__len__ and __getitem__, or the path of a data file; {_remedy(data)}."
+            )
+        if hasattr(data, "iloc"):  # its places are columns
+            raise UserError(
+                f"{name} is a {type(data).__name__}, whose places are columns, and rows are "
+                'needed; give df.to_dict("records").'
             )
         if not len(data):
             raise UserError(f"{name} is empty; give at least one row.")
@@ -73,18 +79,19 @@ class MemoryRows(Sequence[Row]):
                 where,
                 f"is a {type(values).__name__}, which must be a dict with an image; make it one.",
             )
-        if self._conversations and not rows.missing(values.get("messages")):
-            return self._conversation(values, index, where=where)
+        talk = talk_of(values, where=where) if self._conversations else None
+        if talk is not None:
+            return self._conversation(talk, values, index, where=where)
         if self._conversations and not rows.missing(values.get("questions")):
             return self._questions(values, index, where=where)
         given = values.get("prompt")
         prompt, messages = (PROMPT, ()) if given is None else rows.prompt(given, where=where)
-        captions = rows.captions(_lenient(values), names=CAPTIONS, where=where)
+        captions = rows.captions(_lenient(values), names=rows.CAPTIONS, where=where)
         if self._conversations and not captions:
             raise BadRowError(
                 where,
-                'has no caption and no "messages", so there is no answer to learn; add one or '
-                "remove the row.",
+                'has no caption, "messages", "conversations" or "completion", so there is no '
+                "answer to learn; add one or remove the row.",
             )
         id_ = _id(values.get("id"), index, where=where)
         self._seen.check(id_, index)
@@ -111,13 +118,22 @@ class MemoryRows(Sequence[Row]):
         image = _image(values, where=where)
         return rows.question_row(values, id_=id_, image=image, where=where)
 
-    def _conversation(self, values: Mapping[str, Any], index: int, *, where: str) -> Row:
-        talk = from_messages(values["messages"], where=where)
+    def _conversation(
+        self, talk: Conversation, values: Mapping[str, Any], index: int, *, where: str
+    ) -> Row:
         images = [image_of(image, where=where) for image in _images(values)]
         check_shown(talk, len(images), where=where)
         id_ = _id(values.get("id"), index, where=where)
         self._seen.check(id_, index)
         return row_of(talk, id_=id_, images=images)
+
+
+def _remedy(data: Any) -> str:
+    if isinstance(data, Mapping) and data and not rows.missing(next(iter(data))):
+        return f"give one of its parts, such as data[{next(iter(data))!r}]"
+    return (
+        "give one of them" if isinstance(data, Mapping) else "give one of them, such as list(data)"
+    )
 
 
 def _ids(data: Any) -> Sequence[Any]:
@@ -136,7 +152,7 @@ def _id(value: Any, index: int, *, where: str) -> str:
 def _lenient(values: Mapping[str, Any]) -> dict[str, Any]:
     """The captions of a row with a text for a list of one, and the other way round."""
     found = {}
-    for name in CAPTIONS:
+    for name in rows.CAPTIONS:
         value = rows.listed(values.get(name))
         if name.endswith("s") and isinstance(value, str):
             value = [value]

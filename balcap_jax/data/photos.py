@@ -13,7 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from balcap_jax.data.examples import Example
-from balcap_jax.data.images import AS_IS, BadImageError, Pixels, image_key, open_image
+from balcap_jax.data.images import (
+    AS_IS,
+    BadImageError,
+    Pixels,
+    image_key,
+    image_size,
+    open_image,
+)
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
 
@@ -197,6 +204,15 @@ class Photos:
           BadRowError: the row is none.
         """
         return self.rows[self.places[index]]
+
+    def image_sizes(self, index: int) -> list[tuple[int, int]]:
+        """Width and height that the images at `index` will be opened with, by the heads of their
+        files; none where the row or an image is bad.
+        """
+        try:
+            return [image_size(image, pixels=self.pixels) for image in self.row(index).all_images]
+        except (BadRowError, BadImageError):
+            return []
 
     def exactly(self, index: int) -> Example | None:
         """The example at `index` and no other; None where its row or image is bad, which counts.

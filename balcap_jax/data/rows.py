@@ -18,6 +18,8 @@ from balcap_jax.errors import UserError
 if TYPE_CHECKING:
     from balcap_jax.scenes.world import Scene
 
+# Where captions are, the one of the reference first.
+CAPTIONS = ("caption", "captions", "reference", "references")
 # Words that chat templates and tokenizers give a meaning: a policy must not learn to say them, and
 # a question that holds them would end or begin a turn.
 _SPECIAL = re.compile(

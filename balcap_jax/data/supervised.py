@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 
 from balcap_jax.data.lessons import Answers, Lessons
 from balcap_jax.data.loading import Draw, StepLoader
+from balcap_jax.data.order import NO_EXTENT, Extent
 from balcap_jax.data.prompts.answers import AnswerEncoder, Text
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
@@ -37,8 +38,9 @@ class SupervisedLoader(StepLoader[Supervised]):
     def _prepare(self, draw: Draw) -> tuple[Row, list[Text]]:
         return prepared(self._lessons.at(draw), self.processor, self._encoder)
 
-    def _join(self, parts: list[Future[Any]]) -> Supervised:
-        return join([part.result() for part in parts], self.processor, self._encoder)
+    def _join(self, parts: list[Future[Any]], least: Extent) -> Supervised:
+        made = [part.result() for part in parts]
+        return join(made, self.processor, self._encoder, least=least)
 
 
 def prepared(
@@ -65,8 +67,12 @@ def prepared(
 
 
 def join(
-    rows: Sequence[tuple[Row, list[Text]]], processor: Processor, encoder: AnswerEncoder
+    rows: Sequence[tuple[Row, list[Text]]],
+    processor: Processor,
+    encoder: AnswerEncoder,
+    *,
+    least: Extent = NO_EXTENT,
 ) -> Supervised:
-    """Such rows as a batch."""
+    """Such rows as a batch, padded to `least` or more."""
     tokens, mask = encoder.pad([texts for _, texts in rows])
-    return Supervised(processor.pad([row for row, _ in rows]), tokens, mask)
+    return Supervised(processor.pad([row for row, _ in rows], least=least), tokens, mask)

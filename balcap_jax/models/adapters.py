@@ -44,9 +44,11 @@ def adapted_paths(policy: VisionLanguagePolicy, targets: Sequence[str]) -> tuple
         if not matching:
             decoder = {p.rpartition("/")[2] for p in linear if selects(policy.parts["decoder"], p)}
             known = {*policy.parts, *linear, *decoder}
+            names = ", ".join([*policy.parts, *sorted(decoder)])
+            near = did_you_mean(target, known)
             raise UserError(
                 f"model.lora.targets holds {target!r}, which matches no layer that takes an "
-                f"adapter{did_you_mean(target, known)}"
+                f"adapter{near if near != '.' else f'; choose of {names}, or give a path.'}"
             )
         found += [path for path in matching if path not in found]
     return tuple(found)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 from numpy import ndarray
 
 from balcap_jax.models.geometry import Grid
@@ -17,19 +17,22 @@ class ImagePatches(NamedTuple):
 
     Attributes:
       pixels: flattened patches. Qwen2.5-VL: in the order of Hugging Face's Qwen2-VL image
-        processor, where the merge x merge patches of one merged token are neighbours. LLaVA: row by
-        row, [channel, row, column] each; all images have one size.
+        processor, where the merge x merge patches of one merged token are neighbours, all frames
+        or the one that a still image repeats. LLaVA: row by row, [channel, row, column] each; all
+        images have one size. Floats, or bytes, uint8, where there are `levels`.
       positions: row and column of each patch in its image.
       image_ids: index of the image within its prompt; -1 is padding. Full attention joins equal
         ids.
       windows: the patches of each attention window, as indices into the prompt's patches; -1 is an
         empty slot. [b 0 0] where the tower has no windows.
+      levels: the number that each byte stands for, by channel; see `models/pixels`.
     """
 
-    pixels: Float[AnyArray, "b s c"]
+    pixels: Num[AnyArray, "b s c"]
     positions: Int[AnyArray, "b s 2"]
     image_ids: Int[AnyArray, "b s"]
     windows: Int[AnyArray, "b w l"]
+    levels: Float[AnyArray, "b k 256"] | None = None
 
 
 class Prompts(NamedTuple):
@@ -55,10 +58,11 @@ class Prompts(NamedTuple):
 
 
 class CutImage(NamedTuple):
-    """One image as flattened patches, and its rows and columns of patches."""
+    """One image as flattened patches, and its rows and columns of patches; see `ImagePatches`."""
 
-    pixels: Float[np.ndarray, "s c"]
+    pixels: Num[np.ndarray, "s c"]
     grid: Grid
+    levels: Float[np.ndarray, "k 256"] | None = None
 
 
 class Row(NamedTuple):

@@ -40,9 +40,24 @@ class Layout(ABC):
     def patch_dim(self) -> int:
         """Numbers in one flattened patch."""
 
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of an image."""
+
+    @property
+    def frames(self) -> int:
+        """How often a flattened patch of a still image repeats it."""
+        return 1
+
     @abstractmethod
     def features(self, grid: Grid) -> int:
         """Features, and so placeholders, of an image."""
+
+    def windows(self, grid: Grid) -> int:
+        """Attention windows of an image; 0 where the tower has none."""
+        del grid
+        return 0
 
     @abstractmethod
     def cut(self, arrays: Mapping[str, Any]) -> list[CutImage]:
@@ -128,4 +143,5 @@ class Layout(ABC):
             positions=np.concatenate(positions).astype(np.int32),
             image_ids=np.repeat(np.arange(len(images), dtype=np.int32), sizes),
             windows=np.concatenate(windows).astype(np.int32),
+            levels=images[0].levels,
         )

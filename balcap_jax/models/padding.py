@@ -4,6 +4,7 @@ Host side, numpy only. Below `data/`, because `policy.logits` takes the arrays o
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -11,24 +12,45 @@ from jaxtyping import Int
 from balcap_jax.models.inputs import ImagePatches, Prompts, Row
 
 
+class Least(NamedTuple):
+    """What a batch has room for at least, so that batches are of few sizes: tokens of a prefix,
+    patches and windows.
+    """
+
+    prefix: int = 0
+    patches: int = 0
+    windows: int = 0
+
+
 def pad_rows(
-    rows: Sequence[Row], *, pad_token_id: int, prefix_step: int, patch_step: int
+    rows: Sequence[Row],
+    *,
+    pad_token_id: int,
+    prefix_step: int,
+    patch_step: int,
+    least: Least = Least(),  # noqa: B008 - a tuple
 ) -> Prompts:
     """Rows as a batch: prefix and patches padded on the right to the next bucket."""
-    prefix = bucket(max(len(row.tokens) for row in rows) - 1, prefix_step)
+    prefix = bucket(max(least.prefix, *(len(row.tokens) - 1 for row in rows)), prefix_step)
     return Prompts(
         tokens=np.stack([_pad(row.tokens[:-1], prefix, pad_token_id) for row in rows]),
         mask=np.stack([np.arange(prefix) < len(row.tokens) - 1 for row in rows]),
         positions=np.stack([_pad(row.positions[:, :-1].T, prefix, 0).T for row in rows]),
         last_token=np.array([row.tokens[-1] for row in rows], np.int32),
         last_position=np.array([row.positions[0, -1] for row in rows], np.int32),
-        images=pad_images(rows, patch_step),
+        images=pad_images(rows, patch_step, least=least),
     )
 
 
-def pad_images(rows: Sequence[Row], patch_step: int) -> ImagePatches:
+def pad_images(
+    rows: Sequence[Row],
+    patch_step: int,
+    *,
+    least: Least = Least(),  # noqa: B008 - a tuple
+) -> ImagePatches:
     """The images of a batch, patches padded on the right to the next bucket."""
-    patches = bucket(max(len(row.images.pixels) for row in rows), patch_step)
+    patches = bucket(max(least.patches, *(len(row.images.pixels) for row in rows)), patch_step)
+    levels = [row.images.levels for row in rows]
 
     def stack(name: str, value: int) -> np.ndarray:
         return np.stack([_pad(getattr(row.images, name), patches, value) for row in rows])
@@ -37,7 +59,8 @@ def pad_images(rows: Sequence[Row], patch_step: int) -> ImagePatches:
         pixels=stack("pixels", 0),
         positions=stack("positions", 0),
         image_ids=stack("image_ids", -1),
-        windows=pad_windows([row.images.windows for row in rows], patches),
+        windows=pad_windows([row.images.windows for row in rows], patches, least=least.windows),
+        levels=None if levels[0] is None else np.stack(levels),  # those of one processor
     )
 
 
@@ -83,7 +106,7 @@ def bucket(value: int, step: int) -> int:
 
 
 def pad_windows(
-    rows: Sequence[Int[np.ndarray, "_ _"]], patches: int
+    rows: Sequence[Int[np.ndarray, "_ _"]], patches: int, *, least: int = 0
 ) -> Int[np.ndarray, "b windows slots"]:
     """The windows of a batch of prompts, padded with empty ones.
 
@@ -93,7 +116,7 @@ def pad_windows(
     # No window has more patches than there are, and a prompt without images has no slots at all.
     slots = min(max(windows.shape[1] for windows in rows), patches)
     step = round_up(patches, 2 * slots) // (2 * slots) if slots else 1
-    count = round_up(max(map(len, rows)), step)
+    count = round_up(max(least, *map(len, rows)), step)
     padded = np.full((len(rows), count, slots), -1, np.int32)
     for b, windows in enumerate(rows):
         padded[b, : len(windows), : windows.shape[1]] = windows[:, :slots]

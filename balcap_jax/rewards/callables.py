@@ -236,8 +236,9 @@ def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example])
     values = answer.tolist() if hasattr(answer, "tolist") else answer  # arrays and tensors
     if isinstance(values, str | Mapping) or not hasattr(values, "__len__"):
         raise RewardFunctionError(
-            f"The reward function {function.name} returned a {type(answer).__name__}, which must "
-            f"be a list of {len(examples)} numbers, one per completion; change it."
+            f"The reward function {function.name} returned {_kind(answer)}, which must be a list "
+            f"of {len(examples)} numbers, one per completion, or None in a place without signal; "
+            "change it."
         )
     if len(values) != len(examples):
         raise RewardFunctionError(
@@ -256,6 +257,10 @@ def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example])
             )
         found.append(float(number))
     return found
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _plain(value: Any) -> Any:

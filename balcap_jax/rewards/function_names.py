@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -10,6 +12,10 @@ from typing import Any, NamedTuple
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 
+# What a function gets beside the columns of the data, by name.
+ALWAYS_PASSED = (
+    "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric",
+)  # fmt: skip
 IN_PYTHON = "in Python:"  # how a run's settings name a function that was given as an object
 
 
@@ -50,6 +56,7 @@ def load_function(spec: str) -> RewardFunction:
         raise UserError(
             f"reward.functions holds {spec!r}, but {place} has no function {name}{guess}"
         )
+    _check_signature(call, name)
     return RewardFunction(name, spec, call)
 
 
@@ -78,24 +85,65 @@ def _module_of(place: str, spec: str) -> ModuleType:
 
 
 def name_function(call: Any) -> RewardFunction:
-    """A function given as an object, by the name it was defined with.
+    """A function given as an object, by the name it was defined with; "lambda" for a lambda.
 
     Raises:
-      UserError: it cannot be called, or has no name of its own.
+      UserError: it cannot be called, has no name, or refuses what every call passes by name.
     """
-    if not callable(call):
+    if isinstance(call, str):
+        raise UserError(
+            f"reward_funcs holds {call!r}, and reward models by name are not known here; give a "
+            "function that asks the model, or name a judge by judge.kind and judge.model."
+        )
+    if not callable(call) or isinstance(call, type):
         raise UserError(
             f"reward_funcs holds {call!r:.80}, which must be a function; give a function or an "
             "object with __call__."
         )
     inner = getattr(call, "func", call)  # of functools.partial
     name = getattr(call, "__name__", None) or getattr(inner, "__name__", type(inner).__name__)
-    if not str(name).isidentifier():
+    name = "lambda" if name == "<lambda>" else name
+    if not name.isidentifier():
         raise UserError(
             f"reward_funcs holds a function called {name!r}, and rewards are told apart by their "
             "names; define it with def."
         )
+    _check_signature(call, name)
     return RewardFunction(name, _spec_of(call, name), call)
+
+
+def name_functions(calls: Sequence[Any]) -> list[RewardFunction]:
+    """Functions given as objects; a second one of a name is called NAME_2.
+
+    Raises:
+      UserError: see `name_function`.
+    """
+    found: list[RewardFunction] = []
+    for call in calls:
+        function, taken = name_function(call), {other.name for other in found}
+        name = function.name
+        if not any(other.call is call for other in found):  # the same twice is refused by settings
+            numbers = itertools.count(2)
+            while name in taken:
+                name = f"{function.name}_{next(numbers)}"
+        spec = function.spec if name == function.name else IN_PYTHON + name
+        found.append(RewardFunction(name, spec, call))
+    return found
+
+
+def _check_signature(call: Any, name: str) -> None:
+    """Refuses before the run what would raise at its first captions."""
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):  # of no Python function
+        return
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    refused = [argument for argument in ALWAYS_PASSED if argument not in named]
+    if refused and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise UserError(
+            f"The reward function {name} takes no argument {refused[0]}, and prompts, completions "
+            "and all columns are passed by name; give it a last parameter **columns."
+        )
 
 
 def _spec_of(call: Any, name: str) -> str:

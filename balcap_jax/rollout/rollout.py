@@ -14,6 +14,7 @@ from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.padding import pad_to_sizes, sizes_of
+from balcap_jax.models.pixels import as_computed
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.processes import largest
 from balcap_jax.parallel.sharding import BatchRows, batch_shards, local_rows, replicate, shard_batch
@@ -74,6 +75,7 @@ class Captioner:
             )
         self.processor = processor
         self.mesh = mesh
+        self._dtype = policy.dtype
         self._clock = clock
         # (prefix tokens, patches, windows) of the prompts so far: each compiles the programs once.
         self.shapes: set[tuple[int, int, int]] = set()
@@ -156,6 +158,7 @@ class Captioner:
         # All hosts run one program, so the longest prompt of any of them decides.
         sizes = largest(sizes_of(prompts))
         prompts = pad_to_sizes(prompts, sizes, pad_token_id=self.processor.pad_token_id)
+        prompts = as_computed(prompts, self._dtype)
         prompts = shard_batch(self.mesh, prompts)
         self.shapes.add(
             tuple(
@@ -201,16 +204,24 @@ class Captioner:
         key: Key[Array, ""],
         *,
         batch_size: int,
+        order: Int[np.ndarray, " n"] | None = None,
     ) -> Iterator[tuple[int, list[Caption]]]:
-        """As `captions`, with tokens and places of the examples; several hosts share them out."""
+        """As `captions`, with tokens and places of the examples; several hosts share them out.
+
+        Args:
+          order: places of all examples in the order that batches take them; default: their own.
+        """
         shards = batch_shards(self.mesh)
         batch_size = -(-batch_size // shards) * shards
         rows = BatchRows.of(self.mesh, batch_size)
         for start in range(0, len(examples), batch_size):
-            numbers = start + rows.local_rows
+            counted = start + rows.local_rows
+            numbers = counted
+            if order is not None:
+                numbers = order[np.minimum(counted, len(examples) - 1)]
             held = [examples[min(int(i), len(examples) - 1)] for i in numbers]
             generation = self.generate(params, held, key, images=numbers)
             sampled = self.sampled(generation.rollout)
             for place in rows.judged_places:
-                if numbers[place] < len(examples):
+                if counted[place] < len(examples):
                     yield int(numbers[place]), sampled[place]

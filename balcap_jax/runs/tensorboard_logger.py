@@ -24,7 +24,8 @@ class TensorBoardLogger:
         self._purge_step: int | None = None
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Numbers as scalars, lists (counts per bin of rho) as histograms.
+        """Numbers as scalars, lists (counts per bin of rho) as histograms; NaN, where there was
+        nothing to measure, leaves a gap.
 
         Raises:
           UserError: the files cannot be written.
@@ -32,7 +33,8 @@ class TensorBoardLogger:
         writer = self._open()
         for name, value in row.items():
             if np.ndim(value) == 0:
-                writer.add_scalar(name, float(value), step)
+                if not math.isnan(value):
+                    writer.add_scalar(name, float(value), step)
             else:
                 writer.add_histogram_raw(name, **_raw_histogram(value), global_step=step)
 

@@ -45,7 +45,8 @@ def evaluate(
     """
     key = evaluation_key(seed)
     size = min(batch_size, len(examples))
-    own = list(captioner.local_captions(params, examples, key, batch_size=size))
+    order = captioner.processor.shortest_first(examples)
+    own = list(captioner.local_captions(params, examples, key, batch_size=size, order=order))
     places = [place for place, _ in own]
     completions = Completions(
         examples=[examples[place] for place in places],

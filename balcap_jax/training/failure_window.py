@@ -7,10 +7,11 @@ from balcap_jax.errors import UserError
 
 
 class FailureWindow:
-    """Stops a run whose judge no longer answers.
+    """Stops a run whose judge no longer answers, or whose reward functions have no reward.
 
     Args:
       run: the run's folder.
+      who: what gives the signal, in messages: "the judge" or "the reward functions a, b".
       limit: share of captions without a signal above which it stops.
       window: over how many steps the share is taken.
 
@@ -18,8 +19,8 @@ class FailureWindow:
       shares: of the last steps.
     """
 
-    def __init__(self, run: Path, *, limit: float, window: int):
-        self.run, self.limit = run, limit
+    def __init__(self, run: Path, *, limit: float, window: int, who: str = "the judge"):
+        self.run, self.limit, self.who = run, limit, who
         self.shares: deque[float] = deque(maxlen=window)
 
     def trips(self, share: float) -> bool:
@@ -31,7 +32,7 @@ class FailureWindow:
         """What to raise, once all is saved."""
         why = f" ({reasons})" if reasons else ""
         return UserError(
-            f"the judge gave no signal for {share:.0%} of the captions of {where}{why}, above "
-            f"judge.max_failure_share={self.limit}; the run is saved: fix the judge, then "
+            f"{self.who} gave no signal for {share:.0%} of the captions of {where}{why}, above "
+            f"judge.max_failure_share={self.limit}; the run is saved: fix {self.who}, then "
             f"`balcap train --resume {self.run}`."
         )

@@ -18,9 +18,11 @@ from balcap_jax.data.tfds_folders import find_folder
 from balcap_jax.errors import UserError
 
 INVALID = "invalid rows"
+UNSIZED = "rows without sizes of images"
 _OF_FILE = ("bytes of data.path", "content of data.path")
 ROWS = 5_000  # of more rows, as many are looked at, evenly spread; the file is, as a whole
 MEMORY_ROWS = 2_000  # the same for rows in memory, which may be decoded to be looked at
+SIZED = 500  # rows of which the heads of images are read, evenly spread
 _WHOLE = 1 << 30  # bytes; of a larger file pieces are read, evenly spread
 _PIECE, _PIECES = 1 << 20, 512
 _SAMPLE = 4096  # bytes of an image in memory
@@ -33,14 +35,17 @@ def fingerprint(
     *,
     in_memory: bool = False,
     without: Collection[int] = (),
+    unsized: Collection[int] = (),
 ) -> dict[str, Any]:
     """Names and sizes of the data's files, and numbers of rows with digests of their ids and texts.
 
-    Images on the disk are not opened. A million rows take seconds.
+    Images on the disk are not opened, but for the heads of some where their sizes decide which
+    photos share a batch. A million rows take seconds.
 
     Args:
       in_memory: the training rows are, and not in the file of the settings.
       without: places of training rows to pass over: those that were invalid and are fixed since.
+      unsized: the same of images whose sizes could not be read.
     """
     facts: dict[str, Any] = {"training rows": len(source)}
     if isinstance(source, Photos):
@@ -56,6 +61,12 @@ def fingerprint(
         facts["images of training rows"] = _digest(
             _image(image) for row in good for image in row.all_images
         )
+        if data.group_by_length:
+            passed = {*without, *unsized}
+            some = [place for place in _spread(len(source), SIZED) if place not in passed]
+            sizes = {place: source.image_sizes(place) for place in some}
+            facts[UNSIZED] = [*unsized, *(place for place in some if not sizes[place])]
+            facts["sizes of training images"] = _digest(str(s) for s in sizes.values() if s)
     else:  # generated: other programs would give other texts
         places = _spread(min(len(source), 1 << 16), 4)
         facts["texts of training rows"] = _digest(_text(source[place]) for place in places)
@@ -76,7 +87,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         else name
         for name in {**then, **now}
         if then.get(name) != now.get(name)
-        and name != INVALID
+        and name not in (INVALID, UNSIZED)
         and not (fixed and name.startswith(_OF_FILE))
     ]
 

@@ -104,8 +104,13 @@ class TrainingLoop(TaskRun):
 
     def _open_task(self) -> None:
         config = self.config
+        names = config.reward.all_names
+        functions = f"the reward function{'s' * (len(names) > 1)} {', '.join(names)}"
         self.failures = FailureWindow(
-            self.run, limit=config.judge.max_failure_share, window=config.judge.failure_window
+            self.run,
+            limit=config.judge.max_failure_share,
+            window=config.judge.failure_window,
+            who="the judge" if config.reward.names else functions,
         )
         self.scales = RewardScales(config.rl.grpo_weights, steps=config.rl.grpo_weight_steps)
         self.rooms = Rooms()
@@ -117,6 +122,7 @@ class TrainingLoop(TaskRun):
             steps=config.steps + config.rollout.overlap_steps,
             rows=self.rows.local_rows,
             workers=config.data.workers,
+            group_by_length=config.data.group_by_length,
         )
         self._closers.append(self.loader.close)
         self.queue = RolloutQueue(

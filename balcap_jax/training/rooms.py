@@ -12,6 +12,7 @@ from balcap_jax.rl.balance import balanced_order
 # A smaller room than one that is there is compiled once so many steps have wanted it. Compiling
 # takes as long as a few dozen steps save.
 PATIENCE = 16
+WASTE = 2.0  # a room larger than so many times that one is not taken in its place
 
 
 class Rooms:
@@ -32,7 +33,9 @@ class Rooms:
         fitting = [room for room in self.made if _holds(room, least)]
         self.wanted[least] += 1
         if fitting and self.wanted[least] < PATIENCE:
-            return min(fitting, key=sum)
+            nearest = min(fitting, key=sum)
+            if sum(nearest) <= WASTE * sum(least):
+                return nearest
         del self.wanted[least]
         self.made.append(least)
         return least

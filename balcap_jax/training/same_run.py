@@ -10,17 +10,22 @@ from balcap_jax.rewards.judges import check_same_judge
 from balcap_jax.runs.folder import plain
 from balcap_jax.training.adapter_run import check_base
 from balcap_jax.training.checkpoint import Restored
-from balcap_jax.training.fingerprint import INVALID, differences, fingerprint
+from balcap_jax.training.fingerprint import INVALID, UNSIZED, differences, fingerprint
 
 if TYPE_CHECKING:
     from balcap_jax.training.task_run import TaskRun
 
 
-def look_at_data(run: "TaskRun", without: Sequence[int] = ()) -> None:
+def look_at_data(run: "TaskRun", without: Sequence[int] = (), unsized: Sequence[int] = ()) -> None:
     """Fills `run.data_facts`; see `fingerprint`."""
     in_memory = run.config.data.path == MEMORY
     run.data_facts = fingerprint(
-        run.config.data, run.source, run.heldout, in_memory=in_memory, without=without
+        run.config.data,
+        run.source,
+        run.heldout,
+        in_memory=in_memory,
+        without=without,
+        unsized=unsized,
     )
 
 
@@ -52,7 +57,7 @@ def check_same_run(run: "TaskRun", found: Restored, *, anyway: bool) -> None:
     else:
         unknown.append("settings")
     then = extra.get("data") or {}
-    look_at_data(run, without=then.get(INVALID, ()))
+    look_at_data(run, without=then.get(INVALID, ()), unsized=then.get(UNSIZED, ()))
     if then:
         changed += differences(then, plain(run.data_facts))
     else:

@@ -7,17 +7,18 @@ import jax
 
 from balcap_jax.config import files as config_files
 from balcap_jax.config.sections import ModelConfig
+from balcap_jax.models.config import read_json
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.families import load_config, make_policy
-from balcap_jax.models.hf.folders import SCRATCH, START, policy_folder
+from balcap_jax.models.hf.folders import POLICY, SCRATCH, START, policy_folder
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rl.train_state import state_shapes
-from balcap_jax.runs.folder import RunLock, existing_run
+from balcap_jax.runs.folder import SUMMARY, RunLock, existing_run
 from balcap_jax.runs.progress import announce
 from balcap_jax.training.adapter_run import base_digest, check_base, state_to_save
-from balcap_jax.training.checkpoint import FOLDER, Checkpoints
+from balcap_jax.training.checkpoint import FOLDER, Checkpoints, latest_step_of
 from balcap_jax.training.programs import optimizer_of
 from balcap_jax.training.trained import load_policy, param_shapes, trained_of, with_lora
 
@@ -40,6 +41,14 @@ class SavedPolicy(NamedTuple):
     adapters: Params | None
     model: ModelConfig
     step: int
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the run wrote its policy at its end and has not been resumed and saved since."""
+    written = (run / POLICY / "config.json").is_file()
+    if not written or not (run / SUMMARY).is_file():  # supervised runs wrote none once
+        return written
+    return latest_step_of(run) <= read_json(run / SUMMARY).get("steps", 0)
 
 
 def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> SavedPolicy:

@@ -32,6 +32,7 @@ from balcap_jax.data.supervised import Supervised, SupervisedLoader, join, prepa
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.folders import POLICY, SCRATCH, START
 from balcap_jax.models.padding import pad_to_sizes, sizes_of
+from balcap_jax.models.pixels import as_computed
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 from balcap_jax.parallel import processes
@@ -183,6 +184,7 @@ class SupervisedRun(TaskRun):
             steps=config.steps,
             rows=self.rows.local_rows,
             workers=config.data.workers,
+            group_by_length=config.data.group_by_length,
         )
         self._closers.append(self.loader.close)
 
@@ -243,6 +245,7 @@ class SupervisedRun(TaskRun):
         own = [*sizes_of(batch.prompts), *batch.tokens.shape[1:]]
         *sizes, count, length = processes.largest(own)
         prompts = pad_to_sizes(batch.prompts, sizes, pad_token_id=self.processor.pad_token_id)
+        prompts = as_computed(prompts, self.policy.dtype)
         widths = [(0, 0), (0, count - batch.tokens.shape[1]), (0, length - batch.tokens.shape[2])]
         tokens = np.pad(batch.tokens, widths, constant_values=self.processor.pad_token_id)
         self.shapes.add((sizes[0], sizes[1], sizes[2]))
@@ -280,9 +283,11 @@ class SupervisedRun(TaskRun):
         shards = batch_shards(self.mesh)
         size = -(-min(self.config.evaluation.batch_size, last + 1) // shards) * shards
         rows = BatchRows.of(self.mesh, size)
+        order = self.processor.shortest_first(self.heldout)
         for start in range(0, last + 1, size):
             numbers = start + rows.local_rows
-            lessons = [self._heldout_lesson(self.heldout[min(int(i), last)]) for i in numbers]
+            places = order[np.minimum(numbers, last)]
+            lessons = [self._heldout_lesson(self.heldout[i]) for i in places]
             batch = join(
                 [prepared(lesson, self.processor, self.encoder) for lesson in lessons],
                 self.processor,

@@ -5,6 +5,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from balcap_jax.errors import called_in_python
 from balcap_jax.parallel import processes
 from balcap_jax.runs.folder import RunLock, new_run, remove_half_written
 from balcap_jax.training.checkpoint import latest_step_of
@@ -87,5 +88,6 @@ def _say_stopped(run: Path, steps: int, *, command: str) -> bool:
     else:
         print("stopped before the run began; start it again")
         return False
-    print(f"  balcap {command} --resume {run}", flush=True)
+    here = f"trainer.train(), or in another process Trainer(resume={str(run)!r}, ...).train()"
+    print(f"  {here if called_in_python() else f'balcap {command} --resume {run}'}", flush=True)
     return bool(step)

@@ -5,30 +5,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from balcap_jax.config.commands import SFTConfig, TrainConfig
+from balcap_jax.config.commands import CaptionConfig, SFTConfig, TrainConfig
 from balcap_jax.config.files import check_resume, check_resume_flags, load_any_run, load_run
 from balcap_jax.config.sections import PROMPT
-from balcap_jax.data.examples import Example
-from balcap_jax.data.images import BadImageError, ImageLike, Pixels, open_image
-from balcap_jax.data.sources import pixels_of
 from balcap_jax.errors import UserError, speaks_python
-from balcap_jax.models.hf.folders import POLICY, policy_folder
-from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
-from balcap_jax.parallel.sharding import make_mesh
+from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.rewards.verdicts import Judge
-from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.compilation import use_persistent_cache
 from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback
 from balcap_jax.training.loop import TrainingLoop
-from balcap_jax.training.opening import open_processor
 from balcap_jax.training.outcome import write_outcome
+from balcap_jax.training.policy_now import (
+    Captions,
+    PolicyNow,
+    example_of,
+    start_policy,
+    trained_policy,
+)
 from balcap_jax.training.seams import Seams
 from balcap_jax.training.sft import sft
 from balcap_jax.training.start import run_task
 from balcap_jax.training.trainer_settings import (
+    callbacks_of,
     config_of_task,
     with_data,
     with_evaluations,
@@ -81,18 +80,21 @@ class Trainer:
       config: settings, such as `TrainConfig.of({"steps": 200})` or `SFTConfig.of({...})`; default:
         those of the default run, or with `resume` those of that run.
       task: "rl" or "sft"; default: that of `config` or of the run, else "rl".
-      model: "base", a run, a Hugging Face folder, or a name on the hub.
+      model: "base", a run, a Hugging Face folder, an adapter's folder, or a name on the hub;
+        default: "base", and with task="sft" "scratch", a small policy that knows nothing.
       revision: branch, tag or commit of a name on the hub.
       train_dataset: rows in memory (a list of dicts, a `datasets.Dataset`, any data set with a
         length and places; see `MemoryRows`), or the path of a data file.
-      eval_dataset: rows in memory to hold out; default: the last `data.heldout` of the others.
+      eval_dataset: rows in memory to hold out, or the path of a data file, of which the first
+        `data.heldout` are; default: the last `data.heldout` of the others.
       reward_funcs: functions with TRL's signature (see `rewards.callables`). The lexical ones of
         `balcap_jax.rewards` stand for the rewards of the offline judge.
+        A second function of one name is called NAME_2.
       reward_weights: one for each of them; default: 1 each.
       judge: an object with the protocol `Judge` for the rewards precision, recall and linguistic.
-      loggers: names ("tensorboard", "wandb") and objects with `log(step, row)`.
-      callbacks: see `Callback`. Early stopping by held-out scores evaluates ten times in the run
-        where `evaluation.every` says nothing.
+      loggers: names ("tensorboard", "wandb") and objects with `log(step, row)`, one or several.
+      callbacks: one or several; see `Callback`. Early stopping by held-out scores evaluates ten
+        times in the run where `evaluation.every` says nothing.
       resume: a run to go on with, with its own settings where `config` is not given.
       checkpoint: of `resume`, "best" or the number of a step; default: the newest.
       resume_anyway: goes on with other data or settings than those that the run was saved with.
@@ -118,8 +120,8 @@ class Trainer:
         reward_funcs: Callable | Sequence[Callable] | None = None,
         reward_weights: Sequence[float] | None = None,
         judge: Judge | None = None,
-        loggers: Sequence[Any] | None = None,
-        callbacks: Sequence[Callback] = (),
+        loggers: Any = None,
+        callbacks: Callback | Sequence[Callback] = (),
         resume: str | Path | None = None,
         checkpoint: str | int | None = None,
         resume_anyway: bool = False,
@@ -133,7 +135,7 @@ class Trainer:
         if old is not None and type(old) is not type(config):
             load_run(self._resume, type(config))  # says which command it is a run of
         config = with_model(config, model, revision)
-        config = with_data(config, train_dataset)
+        config = with_data(config, train_dataset, eval_dataset)
         functions = None
         if isinstance(config, TrainConfig):
             config, functions = with_rewards(config, reward_funcs, reward_weights)
@@ -143,6 +145,7 @@ class Trainer:
                 'judge; leave them out, or train on rewards with task="rl".'
             )
         config, objects = with_loggers(config, loggers)
+        callbacks = callbacks_of(callbacks)
         config = with_evaluations(config, callbacks)
         if self._resume is not None:
             folder = self._resume.resolve()  # may have been moved since
@@ -153,13 +156,14 @@ class Trainer:
         self.config = config
         self.run = config.out / config.name
         in_memory = not isinstance(train_dataset, str | Path)
+        self._captions: Captions | None = None
         self._seams = Seams(
             train_rows=train_dataset if in_memory else None,
-            eval_rows=eval_dataset,
+            eval_rows=None if isinstance(eval_dataset, str | Path) else eval_dataset,
             functions=functions,
             judge=judge,
             loggers=objects,
-            callbacks=tuple(callbacks),
+            callbacks=callbacks,
         )
 
     @speaks_python
@@ -173,6 +177,7 @@ class Trainer:
           UserError: see `train`.
         """
         announce_settings(self.config)
+        self._captions = None
         use_persistent_cache()
         resume, checkpoint = self._resume, self._checkpoint
         self._resume, self._checkpoint = self.run, ""  # a second call goes on
@@ -191,70 +196,66 @@ class Trainer:
 
     @speaks_python
     def caption(
-        self, images: ImageLike | Sequence[ImageLike], prompt: str = PROMPT, **sampling: Any
+        self,
+        images: Any,
+        prompt: str | Sequence[dict[str, Any]] = PROMPT,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ) -> str | list[str]:
         """The policy's caption of an image, or of each of a list.
 
-        It is the trained policy once `train` is through, before that the one it starts from.
+        It is the trained policy once `train` is through, that of the newest checkpoint where it was
+        interrupted, and before that the one it starts from. Its weights stay in memory until
+        `train` is called again.
 
         Args:
-          images: paths, PIL images, uint8 arrays or the bytes of image files.
-          sampling: max_new_tokens (128), temperature (0: the most likely tokens), top_p, seed.
+          images: paths, PIL images, uint8 arrays, the bytes of image files, or what `datasets`
+            makes of an image.
+          prompt: a text, or messages in chat form.
+          temperature: 0 takes the most likely token at each position.
 
         Raises:
-          UserError: an image cannot be read.
+          UserError: an image cannot be read, or a number is out of range.
         """
         several = isinstance(images, list | tuple)
-        seed = sampling.pop("seed", 0)
-        pixels = pixels_of(self.config.data)
         given = images if several else [images]
-        examples = [_example(image, prompt, pixels) for image in given]
-        captioner, params = self._captioner_for(sampling)
-        captions = captioner.captions(
-            params, examples, jax.random.key(seed), batch_size=min(16, len(examples))
+        sampling = CaptionConfig(
+            images=(Path("image"),),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
         )
-        texts = [group[0] for group in captions]
+        examples = [example_of(image, prompt, self.config) for image in given]
+        if not examples:
+            return []
+        if self._captions is None:
+            self._captions = Captions(self._now(), self.config)
+        texts = self._captions(examples, sampling)
         return texts if several else texts[0]
 
     @speaks_python
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the policy as a Hugging Face folder, for transformers, vLLM and `model=`.
+        """Writes the policy as a Hugging Face folder, for transformers, vLLM and `model=`; of an
+        interrupted run that of its newest checkpoint.
 
         Raises:
           UserError: there is no trained policy yet, or the folder cannot be written.
         """
-        trained = self._trained()
-        if trained is None:
-            raise UserError(
-                f"{self.run} holds no trained policy yet; call train() first, or for an unfinished "
-                f"run `balcap export {self.run} {folder}`."
-            )
-        policy, params = load_pretrained(trained, dtype=self.config.model.dtype)
-        save_pretrained(folder, policy, params, dtype=self.config.model.dtype, source=trained)
+        now = self._trained(dtype=self.config.model.dtype)
+        if now is None:
+            raise UserError(f"{self.run} holds no trained policy yet; call train() first.")
+        save_pretrained(folder, now.policy, now.params, dtype=now.dtype, source=now.folder)
 
-    def _trained(self) -> Path | None:
+    def _trained(self, dtype: str | None = None) -> PolicyNow | None:
         """The policy that this trainer has trained; None as long as there is none."""
         # A folder of the same name may hold another run, which this trainer did not go on with.
-        trained = self.run / POLICY
-        mine = self._resume is not None
-        return trained if mine and (trained / "config.json").is_file() else None
+        if self._resume is None:
+            return None
+        return trained_policy(self.run, self._checkpoint, dtype=dtype)
 
-    def _start(self) -> Path:
-        return policy_folder(self.config.model.path, revision=self.config.model.revision)
-
-    def _captioner_for(self, sampling: dict[str, Any]) -> tuple[Captioner, dict]:
-        folder = self._trained() or self._start()
-        policy, params = load_pretrained(folder)
-        options = {"max_new_tokens": 128, "temperature": 0.0, **sampling}
-        mesh = make_mesh(devices=jax.devices()[:1])
-        processor = open_processor(folder, self.config.data)
-        return Captioner(policy, processor, mesh, group_size=1, **options), params
-
-
-def _example(image: ImageLike, prompt: str, pixels: Pixels) -> Example:
-    name = str(image) if isinstance(image, str | Path) else "the image"
-    try:
-        opened = open_image(image, pixels=pixels)
-        return Example(id=name, image=opened, prompt=prompt, reference="")
-    except BadImageError as error:
-        raise UserError(f"{name} cannot be captioned ({error}); give a readable image.") from None
+    def _now(self) -> PolicyNow:
+        return self._trained() or start_policy(self.config)

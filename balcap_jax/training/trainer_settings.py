@@ -9,7 +9,7 @@ from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.config.files import RunConfig
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.errors import UserError
-from balcap_jax.rewards.function_names import RewardFunction, name_function
+from balcap_jax.rewards.function_names import RewardFunction, name_functions
 from balcap_jax.rewards.functions import verdict_reward_of
 from balcap_jax.training.callbacks import Callback, EarlyStopping
 
@@ -39,17 +39,24 @@ def config_of_task(task: str | None, config: Any) -> TrainConfig | SFTConfig:
 def with_model(config: RunConfig, model: str | Path | None, revision: str | None) -> RunConfig:
     if model is None and revision is None:
         return config
+    if not isinstance(model, str | Path | None):
+        raise UserError(
+            f"model is a {type(model).__name__}, which must be a name on the hub, a run or a "
+            "folder; write the model by its save_pretrained(folder) and give the folder."
+        )
     path = config.model.path if model is None else str(model)
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, path=path, revision=revision)
     )
 
 
-def with_data(config: RunConfig, train_dataset: Any) -> RunConfig:
-    if train_dataset is None:
-        return config
-    path = str(train_dataset) if isinstance(train_dataset, str | Path) else MEMORY
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+def with_data(config: RunConfig, train_dataset: Any, eval_dataset: Any = None) -> RunConfig:
+    changes = {}
+    if train_dataset is not None:
+        changes["path"] = str(train_dataset) if isinstance(train_dataset, str | Path) else MEMORY
+    if isinstance(eval_dataset, str | Path):
+        changes["heldout_path"] = str(eval_dataset)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
 def with_rewards(
@@ -63,7 +70,8 @@ def with_rewards(
             reward = dataclasses.replace(config.reward, weights=tuple(weights))
             config = dataclasses.replace(config, reward=reward)
         return config, None
-    given = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+    single = callable(reward_funcs) or isinstance(reward_funcs, str)
+    given = [reward_funcs] if single else list(reward_funcs)
     if weights is not None and len(weights) != len(given):
         raise UserError(
             f"reward_weights has {len(weights)} numbers for {len(given)} reward_funcs, and each "
@@ -71,7 +79,9 @@ def with_rewards(
         )
     weighted = list(zip(given, weights or [1.0] * len(given), strict=True))
     by_judge = [(name, w) for f, w in weighted if (name := verdict_reward_of(f))]
-    own = [(name_function(f), w) for f, w in weighted if not verdict_reward_of(f)]
+    others = [(f, w) for f, w in weighted if not verdict_reward_of(f)]
+    named = name_functions([f for f, _ in others])
+    own = list(zip(named, [w for _, w in others], strict=True))
     reward = dataclasses.replace(
         config.reward,
         names=tuple(name for name, _ in by_judge),
@@ -85,14 +95,24 @@ def with_rewards(
     return config, tuple(function for function, _ in own)
 
 
-def with_loggers(
-    config: RunConfig, loggers: Sequence[Any] | None
-) -> tuple[RunConfig, tuple[Any, ...]]:
+def with_loggers(config: RunConfig, loggers: Any) -> tuple[RunConfig, tuple[Any, ...]]:
+    """Settings with the names among `loggers`, one or several, and the objects among them."""
     if loggers is None:
         return config, ()
+    if isinstance(loggers, str) or hasattr(loggers, "log"):
+        loggers = [loggers]
     names = tuple(logger for logger in loggers if isinstance(logger, str))
     objects = tuple(logger for logger in loggers if not isinstance(logger, str))
     return dataclasses.replace(config, loggers=names), objects
+
+
+def callbacks_of(given: Callback | type | Sequence[Any]) -> tuple[Any, ...]:
+    """One callback or several; a class stands for an object of it, as in transformers."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return tuple(
+        c() if isinstance(c, type) and issubclass(c, Callback) and c is not EarlyStopping else c
+        for c in several
+    )
 
 
 def with_evaluations(config: RunConfig, callbacks: Sequence[Callback]) -> RunConfig:

@@ -433,6 +433,15 @@ def test_a_conflict_shows_both_values():
     assert resume_conflicts(TrainConfig(seed=1), TrainConfig(seed=2)) == ["seed (1 -> 2)"]
 
 
+def test_a_run_of_before_groups_goes_on_without_them(tmp_path):
+    values = to_dict(TrainConfig())
+    del values["data"]["group_by_length"]
+    (tmp_path / "config.json").write_text(json.dumps(values, default=str))
+    old = load_run(tmp_path)
+    assert old.data.group_by_length == 0 != DataConfig().group_by_length
+    assert resume_conflicts(old, TrainConfig()) == ["data.group_by_length (0 -> 32)"]
+
+
 def test_steps_are_fixed_where_the_learning_rate_depends_on_them():
     old = TrainConfig(steps=10, optim=OptimConfig(schedule="cosine"))
     assert resume_conflicts(old, dataclasses.replace(old, steps=20)) == ["steps (10 -> 20)"]

@@ -7,6 +7,7 @@ import pytest
 from images import red
 
 from balcap_jax.config.sections import PROMPT, DataConfig
+from balcap_jax.data.caption_files import CaptionRows
 from balcap_jax.data.examples import Example, Turn
 from balcap_jax.data.lessons import RowLessons, SceneLessons, answers_of, corpus_captions
 from balcap_jax.data.llava_files import LlavaRows
@@ -95,7 +96,7 @@ def test_rows_of_no_use_are_counted_by_reason(tmp_path):
             "with another number of image tags than images": 1,
             "that begin with an answer": 1,
             "with a system turn after the first turn": 1,
-            "with a turn of another speaker than human, gpt and system": 1,
+            "with a turn of another speaker than human or user, gpt or assistant, and system": 1,
         }
     )
 
@@ -134,6 +135,37 @@ def test_messages_of_files_and_of_rows_in_memory_are_alike(tmp_path):
         open_sources(DataConfig(path=str(path), heldout=1, max_bad_images=0), seed=0)
 
 
+def test_rows_of_llava_and_of_trl_are_conversations_as_well(tmp_path):
+    """The same question and answer however it is written, in memory and in a file."""
+    red(tmp_path)
+    question = {"role": "user", "content": "What is it?"}
+    answer = {"role": "assistant", "content": "A wall."}
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A wall."},
+    ]
+    forms = [
+        {"messages": [question, answer]},
+        {"conversations": turns},
+        {"prompt": "What is it?", "completion": "A wall."},
+        {"prompt": [question], "completion": [answer]},
+    ]
+    given = [{"image": "red.png", **form} for form in forms]
+    path = tmp_path / "talk.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    file = CaptionRows(path, conversations=True)
+    memory = MemoryRows(
+        [{**row, "image": tmp_path / "red.png"} for row in given], name="rows", conversations=True
+    )
+    for place in range(len(forms)):
+        for row in (file[place], memory[place]):
+            assert (row.prompt, row.reference, row.turns) == ("What is it?", "A wall.", ())
+    both = [{"image": "a.png", "caption": "A dog.", "completion": "A cat."}]
+    assert MemoryRows(both, name="rows", conversations=True)[0].reference == "A dog."
+    bare = MemoryRows([{"image": "a.png", "completion": "A cat."}], name="r", conversations=True)
+    assert (bare[0].prompt, bare[0].reference) == (PROMPT, "A cat.")
+
+
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
@@ -142,6 +174,10 @@ def test_messages_of_files_and_of_rows_in_memory_are_alike(tmp_path):
         ({"messages": MESSAGES, "image": None}, 'no "image"'),
         ({"messages": MESSAGES, "images": ["a", "b"], "image": None}, "2 images where its"),
         ({"image": "a.png"}, "there is no answer to learn"),
+        ({"conversations": [{"from": "human", "value": "Hm?"}]}, 'answer in "conversations"'),
+        ({"conversations": "What?"}, "whose turns must be like"),
+        ({"completion": 3}, "which must be a list"),
+        ({"completion": [{"role": "user", "content": "Hm?"}]}, "rows without an answer"),
     ],
 )
 def test_bad_rows_are_named(row, fault):

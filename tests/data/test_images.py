@@ -9,7 +9,7 @@ import pytest
 from images import RED, animated, bomb, empty, red, text_file, truncated, truncated_png
 from PIL import Image
 
-from balcap_jax.data.images import BadImageError, Pixels, check_file, open_image
+from balcap_jax.data.images import BadImageError, Pixels, check_file, image_size, open_image
 
 BAD = [
     (truncated, "truncated"),
@@ -133,6 +133,29 @@ def test_large_images_are_shrunk_in_their_proportions(tmp_path, size, most, want
     image = open_image(red(tmp_path, name, size=size), pixels=Pixels(most=most))
     assert image.size == wanted
     assert most is None or image.width * image.height <= most
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, None), (0, 300_000), (1000, 3000)])
+def test_the_head_of_a_file_tells_the_size_that_it_is_opened_with(tmp_path, most, least):
+    """A JPEG is decoded at a fraction before it is scaled, which rounds twice."""
+    pixels = Pixels(least=least, most=most)
+    rng = np.random.default_rng(0)
+    for size in [(31, 30), (2000, 1333), *rng.integers(20, 1500, (4, 2)).tolist()]:
+        for name in ("photo.jpg", "photo.png"):
+            path = red(tmp_path, name, size=tuple(size))
+            opened = open_image(path, pixels=pixels)
+            assert image_size(path, pixels=pixels) == opened.size
+            assert image_size(path.read_bytes(), pixels=pixels) == opened.size
+    whole = Image.open(path)
+    assert image_size(whole, pixels=pixels) == open_image(whole, pixels=pixels).size
+    array = np.asarray(whole)
+    assert image_size(array, pixels=pixels) == open_image(array, pixels=pixels).size
+
+
+def test_a_head_that_cannot_be_read_says_why(tmp_path):
+    for bad, reason in ((b"no picture", "not an image"), (tmp_path / "none.jpg", "no such file")):
+        with pytest.raises(BadImageError, match=reason):
+            image_size(bad)
 
 
 def test_small_images_are_enlarged_in_their_proportions(tmp_path):

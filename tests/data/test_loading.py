@@ -13,13 +13,18 @@ import jax
 import numpy as np
 import pytest
 import tiny_hf
+from images import write_rows
 
 from balcap_jax.config.sections import DataConfig
+from balcap_jax.data import loading
+from balcap_jax.data import photos as photos_module
+from balcap_jax.data.caption_files import CaptionFile
 from balcap_jax.data.loading import Loader
 from balcap_jax.data.order import step_places
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.data.sources import open_sources
 from balcap_jax.errors import UserError
+from balcap_jax.models.padding import sizes_of
 
 SIZES = ((16, 16), (48, 16), (16, 40), (37, 21))
 
@@ -168,6 +173,90 @@ def _wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline, "nothing was prepared ahead"
         time.sleep(0.002)
+
+
+# By length ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """40 photos, every fifth of four times the size; one file is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    rows = []
+    for i in range(40):
+        side = 32 if i % 5 == 0 else 16
+        tiny_hf.example("a", (side, side), seed=i).image.save(folder / f"{i}.png")
+        rows.append({"id": i, "image": f"{i}.png", "caption": "Red."})
+    (folder / "7.png").write_bytes(b"nothing")
+    return write_rows(folder, rows)
+
+
+def by_length(path, processor, monkeypatch, **options):
+    monkeypatch.setattr(photos_module, "CHECKED", 10)  # others are opened when their turn comes
+    monkeypatch.setattr(photos_module, "SAMPLED", 5)
+    source = CaptionFile(path, max_bad_images=1)
+    return loader(source, processor, **{"steps": 20, "group_by_length": 4} | options)
+
+
+def test_photos_of_a_size_come_together_each_once(processor, photos, monkeypatch):
+    with by_length(photos, processor, monkeypatch) as load:
+        steps = [load.step(step) for step in range(20)]
+    with by_length(photos, processor, monkeypatch, group_by_length=0) as load:
+        plain = [load.step(step) for step in range(20)]
+    for some in (slice(0, 10), slice(10, 20)):  # each an epoch; 8 stands for the bad 7 as well
+        ours, theirs = ([i for loaded in x[some] for i in ids(loaded)] for x in (steps, plain))
+        assert ours != theirs
+        assert sorted(ours) == sorted(theirs)
+        assert sorted(set(ours), key=int) == [str(i) for i in range(40) if i != 7]
+
+    def padded(steps):
+        return sum(loaded.prompts.images.pixels.size for loaded in steps)
+
+    assert padded(steps) < 0.7 * padded(plain)
+    sizes = {tuple(sizes_of(loaded.prompts)) for loaded in steps}
+    assert len(sizes) == 2
+    with by_length(photos, processor, monkeypatch) as load:  # resumed
+        for step in (13, 14, 15):
+            same(load.step(step), steps[step])
+
+
+def test_hosts_share_a_step_by_length(processor, photos, monkeypatch):
+    with by_length(photos, processor, monkeypatch) as load:
+        whole = [ids(load.step(step)) for step in range(6)]
+    parts = []
+    for rows in ((0, 1), (2, 3)):
+        with by_length(photos, processor, monkeypatch, rows=rows) as load:
+            parts.append([load.step(step) for step in range(6)])
+    assert [ids(a) + ids(b) for a, b in zip(*parts, strict=True)] == whole
+    for a, b in zip(*parts, strict=True):  # and pad alike without a word to each other
+        assert sizes_of(a.prompts) == sizes_of(b.prompts)
+
+
+def test_hosts_that_see_other_files_are_refused(processor, photos, monkeypatch):
+    monkeypatch.setattr(loading.processes, "is_alone", lambda: False)
+    told = []
+
+    def largest(sizes):
+        told.append(sizes)
+        other = sizes if len(told) < 3 else [5, -5]
+        return [max(pair) for pair in zip(sizes, other, strict=True)]
+
+    monkeypatch.setattr(loading.processes, "largest", largest)
+    with by_length(photos, processor, monkeypatch) as load:
+        load.step(0)
+        load.step(1)
+        with pytest.raises(UserError, match="other image files for step 3.*group-by-length 0"):
+            load.step(2)
+    assert len(told) == 3
+
+
+def test_no_head_is_read_where_nothing_is_grouped(processor, photos, monkeypatch):
+    def head(self, index):
+        raise AssertionError
+
+    with by_length(photos, processor, monkeypatch, group_by_length=0) as load:
+        monkeypatch.setattr(photos_module.Photos, "image_sizes", head)
+        load.step(0)
 
 
 # Real data --------------------------------------------------------------------------------------

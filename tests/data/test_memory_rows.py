@@ -98,12 +98,25 @@ def test_datasets_of_other_libraries():
     assert [example.reference for example in examples(Mapped())] == ["Wall 0.", "Wall 1."]
 
 
+class SimpleFrame:
+    """What is seen of a DataFrame of pandas: places are columns."""
+
+    iloc = ()
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, name):
+        raise KeyError(name)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
         ([], "rows is empty"),
         (iter([]), "rows is a list_iterator, which must be a list of rows"),
-        ({"image": [RED]}, "rows is a dict"),
+        ({"train": [RED]}, r"rows is a dict.*; give one of its parts, such as data\['train'\]"),
+        (SimpleFrame(), r'rows is a SimpleFrame, whose .* give df.to_dict\("records"\)'),
         (["a.png"], "rows, row 0 is a str, which must be a dict"),
         ([{"caption": "A wall."}], 'row 0 has a NoneType as "image"'),
         ([{"image": 3}], 'row 0 has a int as "image"'),

@@ -16,7 +16,8 @@ from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.models.inputs import CutImage
-from balcap_jax.models.padding import bucket
+from balcap_jax.models.padding import bucket, pad_to_sizes, sizes_of
+from balcap_jax.models.pixels import look_up, patch_values
 
 # (width, height): a square, wide, high, an odd size that the processor rounds.
 SIZES = ((16, 16), (48, 16), (16, 40), (37, 21))
@@ -88,7 +89,7 @@ def test_batch_is_padded_to_buckets_and_rows_do_not_change(processor):
 
 def test_arrays_have_the_dtypes_that_jax_keeps(processor):
     for leaf in jax.tree.leaves(processor.prompts(examples()[:2])):
-        assert leaf.dtype in (np.int32, np.float32, np.bool_)
+        assert leaf.dtype in (np.int32, np.float32, np.uint8, np.bool_)
         assert jnp.asarray(leaf).dtype == leaf.dtype
 
 
@@ -237,7 +238,8 @@ def test_pixels_equal_transformers_bit_for_bit(folder, processor):
     theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")
     out = theirs(images=[example.image for example in examples()], return_tensors="pt")
     real = prompts.images.image_ids >= 0
-    np.testing.assert_array_equal(prompts.images.pixels[real], out["pixel_values"].numpy())
+    values = patch_values(prompts.images, channels=3, patch_dim=tiny.CONFIG.vision.patch_dim)
+    np.testing.assert_array_equal(values[real], out["pixel_values"].numpy())
 
 
 def test_buckets_are_few_and_hold_little_padding():
@@ -277,10 +279,43 @@ def test_images_have_the_pixels_that_are_asked_for(processor, size, least, most,
     assert (row.tokens == processor.config.image_token_id).sum() == tokens
 
 
+@pytest.mark.parametrize(("least", "most"), [(0, None), (300, 700)])
+def test_the_extent_of_images_is_known_from_their_sizes(processor, least, most):
+    limited = processor.limited(min_pixels=least, max_pixels=most)
+    sizes = [(64, 32), (16, 8), (37, 21), (100, 60), (8, 90), (33, 44)]
+    for size in sizes:
+        row = limited.row(tiny_hf.example("a", size))
+        tokens = int((row.tokens == processor.config.image_token_id).sum())
+        assert limited.extent([size]) == (tokens, len(row.images.windows))
+    each = [limited.extent([size]) for size in sizes]
+    assert limited.extent(sizes) == tuple(np.sum(each, axis=0))
+    assert limited.extent([(900, 2)]) == limited.extent([]) == (0, 0)
+
+
+def test_a_batch_has_room_for_a_larger_image_where_it_is_asked_for(processor):
+    small, large = tiny_hf.example("a", (16, 16)), tiny_hf.example("b", (64, 32))
+    row, other = processor.row(small), processor.row(large)
+    least = processor.extent([(64, 32)])
+    alone, roomy = processor.pad([row]), processor.pad([row], least=least)
+    assert sizes_of(roomy) == sizes_of(processor.pad([other])) != sizes_of(alone)
+    again = pad_to_sizes(alone, sizes_of(roomy), pad_token_id=processor.pad_token_id)
+    jax.tree.map(np.testing.assert_array_equal, roomy, again)
+    assert sizes_of(processor.pad([row], least=processor.extent([]))) == sizes_of(alone)
+
+
+def test_the_shortest_come_first_and_equal_ones_in_their_order(processor):
+    sizes = [(64, 32), (16, 16), (24, 16), (16, 16), (64, 32)]
+    given = [tiny_hf.example(str(i), size) for i, size in enumerate(sizes)]
+    assert processor.shortest_first(given).tolist() == [1, 3, 2, 0, 4]
+
+
 def test_bounds_are_those_of_transformers(processor):
     image = tiny_hf.example("a", (100, 60)).image
     theirs = processor.image_processor(
         images=[image], size={"shortest_edge": 128, "longest_edge": 600}, return_tensors="np"
     )
     (ours,) = processor.limited(min_pixels=64, max_pixels=600)._cut(image)
-    np.testing.assert_array_equal(ours.pixels, theirs["pixel_values"])
+    np.testing.assert_array_equal(
+        np.repeat(look_up(ours.levels, ours.pixels).reshape(-1, 3, 1, 16), 2, axis=2),
+        theirs["pixel_values"].reshape(-1, 3, 2, 16),
+    )

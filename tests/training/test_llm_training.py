@@ -22,7 +22,7 @@ def asked(server, out: Path, *, overlap: int = 1, steps: int = 4, **judge):
     """A small run whose captions the server judges."""
     given = {
         "kind": "llm", "model": "m", "base_url": server.url, "cache": out / "cache.sqlite",
-        "timeout": STALL / 2, "backoff": 0.002, "retries": 12, "key_env": "TEST_JUDGE_KEY",
+        "timeout": 60.0, "backoff": 0.002, "retries": 12, "key_env": "TEST_JUDGE_KEY",
         "completion_price": 1e6,
     }  # fmt: skip
     return small(
@@ -116,7 +116,7 @@ def test_a_run_with_faults_that_is_resumed_while_captions_wait_equals_one_withou
     start = server.calls
     server.faults.clear()
     server.fault = lambda number: schedule(number - start)
-    half = train(asked(server, tmp_path, steps=2))
+    half = train(asked(server, tmp_path, steps=2, timeout=STALL / 2))
     assert server.faults.total() > 8
     server.fault = lambda _: None
     before = server.calls

@@ -43,8 +43,8 @@ def settings(out, **changes) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Four steps on 8 devices, with a reference policy."""
+def run(tmp_path_factory, one_device):
+    """Four steps with a reference policy."""
     return train(settings(tmp_path_factory.mktemp("lora")))
 
 

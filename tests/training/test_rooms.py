@@ -38,6 +38,17 @@ def test_a_smaller_room_is_made_once_enough_steps_have_wanted_it():
     assert rooms.made == [large, small, wide]
 
 
+def test_a_room_of_more_than_twice_the_size_is_not_taken_in_place_of_one():
+    """As where large photos share a batch and small ones another."""
+    rooms = Rooms()
+    large, half, small = Room(80, 88), Room(40, 44), Room(40, 43)
+    assert rooms.choose(large) == large
+    assert rooms.choose(half) == large
+    assert rooms.choose(small) == small
+    assert rooms.made == [large, small]
+    assert rooms.wanted == {half: 1}
+
+
 def test_a_resumed_run_takes_the_same_rooms():
     rng = np.random.default_rng(0)
     needed = [Room(int(own), int(prefix)) for own, prefix in rng.choice([4, 5, 6, 7], (300, 2))]

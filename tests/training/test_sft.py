@@ -77,7 +77,7 @@ def of_rows(tmp_path, **changes) -> SFTConfig:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, one_device):
     return sft(dataclasses.replace(SMALL, out=tmp_path_factory.mktemp("sft"), profile=(6,)))
 
 
@@ -122,7 +122,7 @@ def test_validation_falls_and_is_logged_with_samples(run):
 
 
 @pytest.mark.slow
-def test_a_tower_that_has_learned_to_see_is_saved_before_the_first_step(tmp_path):
+def test_a_tower_that_has_learned_to_see_is_saved_before_the_first_step(tmp_path, one_device):
     config = dataclasses.replace(
         SMALL, out=tmp_path, steps=1, vision_steps=2, vision_batch_size=2, sample_every=0,
         evaluation=EvaluationConfig(batch_size=2),

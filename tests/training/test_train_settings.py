@@ -101,3 +101,10 @@ def test_the_share_of_failures_is_taken_over_the_window(tmp_path):
     watch.shares.append(1.0)
     assert watch.trips(0.2)  # (0.4 + 1 + 0.2) / 3
     assert not watch.trips(0.1)  # 1.5 / 3
+
+
+def test_who_gave_no_signal_is_named(tmp_path):
+    watch = FailureWindow(tmp_path, limit=0.5, window=1, who="the reward functions a, b")
+    said = str(watch.error(1.0, where="step 1", reasons=""))
+    assert said.startswith("the reward functions a, b gave no signal for 100% of the captions")
+    assert "fix the reward functions a, b, then" in said

@@ -1,6 +1,7 @@
 """`balcap_jax.Trainer`: rows, rewards, judges, loggers and callbacks of the user's own."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -186,6 +187,28 @@ def test_the_trained_policy_captions_and_is_written(trained, tmp_path):
         again.caption("no.png")
 
 
+def test_captions_of_all_that_is_an_image(trained):
+    trainer, _ = trained
+    image = SCENES[0].image
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    text = trainer.caption(image, max_new_tokens=8)
+    given = [file.getvalue(), bytearray(file.getvalue()), {"bytes": file.getvalue(), "path": None}]
+    assert trainer.caption(given, max_new_tokens=8) == [text] * 3
+    messages = [{"role": "user", "content": "Describe the image."}]
+    assert trainer.caption(image, messages, max_new_tokens=8) == text
+    assert trainer.caption([]) == []
+    for arguments, said in (
+        ({"images": 3}, 'has a int as "image", which must be a PIL image'),
+        ({"images": image, "temperature": -1.0}, "temperature=-1.0 must be at least 0"),
+        ({"images": image, "max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"images": image, "top_p": 0.0}, "top_p=0.0 must be above 0"),
+        ({"images": image, "prompt": [{"content": "x"}]}, "must be a text or a list of messages"),
+    ):
+        with pytest.raises(bj.UserError, match=said):
+            trainer.caption(**arguments)
+
+
 def test_a_run_goes_on_in_python_and_the_command_line_says_where(trained, tmp_path, capsys):
     whole, _ = trained
     parts = {
@@ -281,9 +304,26 @@ def test_a_function_that_raises_ends_the_run_saved(tmp_path):
     with pytest.raises(bj.UserError, match=r"fragile raised at row 'train-0-\d+'.*no more"):
         trainer.train()
     assert (trainer.run / "checkpoints" / "2").is_dir()
+    # What is saved can be used as it is.
+    trainer.save_pretrained(tmp_path / "so_far")
+    saved = bj.Trainer(small(tmp_path / "other"), model=tmp_path / "so_far")
+    sampling = {"max_new_tokens": 8, "temperature": 1.0, "seed": 5}
+    captions = trainer.caption([e.image for e in SCENES], **sampling)
+    assert captions == saved.caption([e.image for e in SCENES], **sampling)
+    before, after = (bj.load_pretrained(f, dtype="float32")[1] for f in (BASE, tmp_path / "so_far"))
+    assert _largest_difference(before, after) > 1e-4
+    with pytest.raises(bj.UserError, match="has not written its policy yet; finish it with Train"):
+        bj.Trainer(small(tmp_path / "third"), model=trainer.run).train()
     broken.clear()
     trainer.train()  # goes on
     assert [row["step"] for row in read_jsonl(trainer.run / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def _largest_difference(one, other):
+    return max(
+        float(np.abs(np.asarray(a) - np.asarray(b)).max())
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
 
 
 def test_a_judge_of_ones_own(tmp_path):
@@ -328,7 +368,10 @@ def test_the_command_line_takes_functions(tmp_path, capsys):
         ({"config": {"steps": 2}}, "config is a dict, which must be a TrainConfig"),
         ({"reward_funcs": [short], "reward_weights": [1, 2]}, "has 2 numbers for 1 reward_funcs"),
         ({"reward_funcs": [short, short]}, "names a reward twice"),
-        ({"reward_funcs": ["short"]}, "reward_funcs holds 'short', which must be a function"),
+        ({"reward_funcs": ["short"]}, "reward_funcs holds 'short', and reward models by name"),
+        ({"reward_funcs": "org/model"}, "reward_funcs holds 'org/model', and reward models"),
+        ({"loggers": "mlflow"}, "unknown logger 'mlflow'"),
+        ({"model": SMALL}, "model is a TrainConfig, which must be a name on the hub, a run or"),
         ({"reward_weights": [1.0]}, "must have one weight for each of the 3 rewards"),
         ({"resume": "nowhere"}, "nowhere is not a run"),
     ],
@@ -352,6 +395,31 @@ def test_mistakes_in_data_and_callbacks_leave_no_folder(tmp_path):
         with pytest.raises(bj.UserError, match=said):
             bj.Trainer(config, **options).train()
         assert not (tmp_path / "runs" / "balcap").exists(), said
+
+
+def test_one_stands_for_a_list_of_one(tmp_path):
+    class Silent(bj.Callback):
+        """Does nothing."""
+
+    class Own:
+        """A logger of the user's own."""
+
+        def log(self, step, row):
+            """Takes nothing."""
+
+    one = bj.Trainer(SMALL, callbacks=Silent, loggers="tensorboard")
+    assert [type(c) for c in one._seams.callbacks] == [Silent]
+    assert one.config.loggers == ("tensorboard",)
+    stopper = bj.EarlyStopping("heldout/b_capscore")
+    other = bj.Trainer(
+        SMALL, train_dataset=ROWS, eval_dataset=tmp_path / "held.jsonl", callbacks=stopper,
+        loggers=Own(),
+    )  # fmt: skip
+    assert other._seams.callbacks == (stopper,)
+    assert [type(logger) for logger in other._seams.loggers] == [Own]
+    assert other.config.evaluation.every == 1
+    assert other.config.data.heldout_path == str(tmp_path / "held.jsonl")
+    assert other._seams.eval_rows is None
 
 
 def test_early_stopping_by_hand():

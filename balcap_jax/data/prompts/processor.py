@@ -5,17 +5,19 @@ without torch. Ids, grids, positions and windows of a prompt all come from one c
 disagree.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from balcap_jax.data.examples import Example
+from balcap_jax.data.order import NO_EXTENT, Extent
 from balcap_jax.data.prompts.folder_parts import (
     as_user_error,
     check_files,
@@ -23,15 +25,18 @@ from balcap_jax.data.prompts.folder_parts import (
     load_image_processor,
     load_tokenizer,
 )
+from balcap_jax.data.prompts.pixel_levels import AS_BYTES, levels_of, to_bytes
 from balcap_jax.data.prompts.time_limit import within
 from balcap_jax.data.prompts.trials import trials
 from balcap_jax.errors import UserError
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import layout_of, load_config
+from balcap_jax.models.geometry import Grid
 from balcap_jax.models.hf.adapter_config import base_folder
 from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.layout import Layout
-from balcap_jax.models.padding import pad_rows
+from balcap_jax.models.padding import Least, pad_rows
+from balcap_jax.models.pixels import one_frame
 
 # Of a chat template for one row, which takes a thousandth of it; others may wait for the processor.
 TEMPLATE_SECONDS = 10.0
@@ -129,7 +134,8 @@ class Processor:
                 )
             ):
                 images = self._cut(_trial_examples()[0].image)
-            if not all(np.isfinite(image.pixels).all() for image in images):
+            shown = [image.pixels if image.levels is None else image.levels for image in images]
+            if not all(np.isfinite(numbers).all() for numbers in shown):
                 raise UserError(
                     "the image processor makes pixels that are no numbers; take the "
                     "preprocessor_config.json that was published with the weights."
@@ -174,13 +180,21 @@ class Processor:
         """
         return self.pad([self.row(example) for example in examples])
 
-    def pad(self, rows: Sequence[Row]) -> Prompts:
-        """Rows as a batch: prefix and patches padded on the right to the next bucket."""
+    def pad(self, rows: Sequence[Row], *, least: Extent = NO_EXTENT) -> Prompts:
+        """Rows as a batch: prefix and patches padded on the right to the next bucket.
+
+        Args:
+          least: images for which there is room at least.
+        """
+        image = self.config.image_token_id
+        text = max(int(np.sum(row.tokens != image)) for row in rows)
+        tokens, windows = least
         return pad_rows(
             rows,
             pad_token_id=self.pad_token_id,
             prefix_step=self.prefix_step,
             patch_step=self.layout.step_for(self.patch_step),
+            least=Least(tokens + text - 1 if tokens else 0, tokens * self.layout.granule, windows),
         )
 
     def row(self, example: Example) -> Row:
@@ -243,16 +257,75 @@ class Processor:
 
     def limited(self, *, min_pixels: int, max_pixels: int | None) -> "Processor":
         """This one with other bounds of images, see `data.min_pixels` and `data.max_pixels`."""
-        return replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
+        other = replace(self, min_pixels=min_pixels, max_pixels=max_pixels)
+        other.__dict__["levels"] = self.levels  # of any size
+        return other
+
+    @cached_property
+    def levels(self) -> Float[np.ndarray, "k 256"] | None:
+        """The float that each byte of a pixel stands for, by channel; None: pixels are floats."""
+
+        def process(image: Image.Image, **options: Any) -> Float[np.ndarray, "s k c"]:
+            (cut,) = self._processed([image], **options)
+            return cut.pixels.reshape(len(cut.pixels), self.layout.channels, -1)
+
+        return levels_of(self.image_processor, process, channels=self.layout.channels)
 
     def _cut(self, *images: Image.Image) -> list[CutImage]:
+        if self.levels is None:
+            return [self._one_frame(cut) for cut in self._processed(images)]
+        cuts = [self._one_frame(cut) for cut in self._processed(images, **AS_BYTES)]
+        return [CutImage(to_bytes(cut.pixels), cut.grid, self.levels) for cut in cuts]
+
+    def _one_frame(self, cut: CutImage) -> CutImage:
+        layout = self.layout
+        pixels = one_frame(cut.pixels, channels=layout.channels, frames=layout.frames)
+        return cut._replace(pixels=pixels)
+
+    def _processed(self, images: Sequence[Image.Image], **options: Any) -> list[CutImage]:
+        """What the image processor returns for still images, all of its frames equal."""
         return self.layout.cut(
             self.image_processor(
                 images=[image.convert("RGB") for image in images],
                 return_tensors="np",
                 **self._size_options(),
+                **options,
             )
         )
+
+    def extent(self, sizes: Iterable[tuple[int, int]]) -> Extent:
+        """Of images of (width, height) that are opened so, which themselves are not needed; what no
+        prompt can be made of counts nothing.
+        """
+        grids = [grid for grid in map(self._grid, sizes) if grid is not None]
+        layout = self.layout
+        return Extent(sum(map(layout.features, grids)), sum(map(layout.windows, grids)))
+
+    def _grid(self, size: tuple[int, int]) -> Grid | None:
+        """Rows and columns of patches, by the image processor's own rule; None where it has no such
+        rule, or makes nothing of a strip.
+        """
+        processor = self.image_processor
+        if not hasattr(processor, "merge_size"):  # one size for all, and one number of features
+            return 1, 1
+        bounds = self._size_options().get("size") or processor.size
+        patch = processor.patch_size
+        try:
+            height, width = sys.modules[type(processor).__module__].smart_resize(
+                size[1],
+                size[0],
+                factor=patch * processor.merge_size,
+                min_pixels=bounds["shortest_edge"],
+                max_pixels=bounds["longest_edge"],
+            )
+        except (ValueError, AttributeError, TypeError):  # or the rule of another class
+            return None
+        return height // patch, width // patch
+
+    def shortest_first(self, examples: Sequence[Example]) -> Int[np.ndarray, " n"]:
+        """The places of examples by the tokens of their images; equal ones in their order."""
+        tokens = [self.extent(i.size for i in e.all_images).tokens for e in examples]
+        return np.argsort(np.array(tokens, np.int64), kind="stable")
 
     def _size_options(self) -> dict[str, Any]:
         """The bounds as the image processor takes them; none where it has one size for all."""

@@ -38,6 +38,7 @@ from balcap_jax.parallel.sharding import param_shardings
 from balcap_jax.runs.folder import remove_half_written, written_beside
 
 PREFIX = "base_model.model."
+_OUTSIDE = re.compile(r"lora_embedding_[AB]|\.(?:lm_head|embed_tokens)\.")
 _SUFFIX = re.compile(r"\.lora_([AB])(?:\.default)?\.weight$")
 _DECODER = "language_model/"
 
@@ -182,6 +183,13 @@ def _by_leaf(
             strangers.append(tensor.key)
         else:
             found.setdefault(at[0], {})[(suffix.group(1), at[1])] = tensor
+    outside = [key for key in strangers if _OUTSIDE.search(key)]
+    if outside:
+        raise UserError(
+            f"{folder / WEIGHTS} has an adapter of the embedding or the head (first: "
+            f"{printable(outside[0])}), which is more than LoRA on linear layers and is not read; "
+            "merge the adapter into its base (merge_and_unload of peft) and give that folder."
+        )
     if strangers or not found:
         what = f"{len(strangers)} weights that" if strangers else "no weights that"
         first = f" (first: {printable(strangers[0])})" if strangers else ""

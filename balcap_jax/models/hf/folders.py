@@ -43,6 +43,12 @@ def policy_folder(path: str | Path, *, revision: str | None = None) -> Path:
             f"revision {revision!r} has no effect on the local folder {str(path)!r}; leave it out "
             "or give the name 'owner/name' of a repository on the hub."
         )
+    if (folder / "checkpoints").is_dir() and (folder / "metrics.jsonl").is_file():
+        raise UserError(
+            f"model path {str(path)!r} is a run that has not written its policy yet; finish it "
+            f"with `balcap train --resume {path}`, or take a checkpoint by `balcap export {path} "
+            "OUT` and give OUT."
+        )
     return folder
 
 

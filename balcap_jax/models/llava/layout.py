@@ -26,6 +26,10 @@ class LlavaLayout(Layout):
     def patch_dim(self) -> int:
         return self.config.vision.patch_dim
 
+    @property
+    def channels(self) -> int:
+        return self.config.vision.num_channels
+
     def features(self, grid: Grid) -> int:
         return self.config.image_tokens
 

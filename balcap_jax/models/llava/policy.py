@@ -16,6 +16,7 @@ from balcap_jax.models.llava.config import LlavaConfig
 from balcap_jax.models.llava.layout import LlavaLayout
 from balcap_jax.models.llava.projector import Projector
 from balcap_jax.models.llava.towers import Tower, tower_of
+from balcap_jax.models.pixels import patch_values
 from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
 from balcap_jax.parallel.sharding import constrain_images
 
@@ -62,10 +63,11 @@ class Llava(VisionLanguagePolicy):
     def image_features(self, params: Params, images: ImagePatches) -> Float[Array, "b m d"]:
         """Features of all images [b, images * image_tokens, d]."""
         batch, length, channels = images.pixels.shape
-        patches = self.config.vision.patches
+        vision, patches = self.config.vision, self.config.vision.patches
         assert length % patches == 0, f"{length} patches are not whole images of {patches}"
         # Images know nothing of each other: those of all prompts are one batch.
-        pixels = jnp.asarray(images.pixels).reshape(-1, patches, channels)
+        pixels = patch_values(images, channels=vision.num_channels, patch_dim=vision.patch_dim)
+        pixels = pixels.reshape(-1, patches, channels)
         selected = self._hidden_states(params["vision_tower"], pixels)
         features = self.definitions["multi_modal_projector"](params["multi_modal_projector"])(
             selected

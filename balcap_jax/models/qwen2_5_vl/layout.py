@@ -58,8 +58,20 @@ class QwenLayout(Layout):
     def patch_dim(self) -> int:
         return self.config.vision.patch_dim
 
+    @property
+    def channels(self) -> int:
+        return self.config.vision.in_channels
+
+    @property
+    def frames(self) -> int:
+        return self.config.vision.temporal_patch_size
+
     def features(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.granule
+
+    def windows(self, grid: Grid) -> int:
+        side = self.config.vision.spatial_merge_size * self.config.vision.window
+        return -(-grid[0] // side) * -(-grid[1] // side)
 
     def cut(self, arrays: Mapping[str, Any]) -> list[CutImage]:
         pixels = np.asarray(arrays["pixel_values"], np.float32)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from balcap_jax.models.decoder.layers import Definition, Params
 from balcap_jax.models.decoder.remat import rematerialise
 from balcap_jax.models.inputs import ImagePatches
+from balcap_jax.models.pixels import patch_values
 from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from balcap_jax.models.qwen2_5_vl.layout import QwenLayout
@@ -68,6 +69,7 @@ class Qwen2_5_VL(VisionLanguagePolicy):  # noqa: N801 - the name in Hugging Face
             x = self.definitions["visual.blocks"](weights)(x, angles, attend)
             return constrain_images(x), None
 
-        x = self.definitions["visual.patch_embed"](visual["patch_embed"])(images.pixels)
+        pixels = patch_values(images, channels=vision.in_channels, patch_dim=vision.patch_dim)
+        x = self.definitions["visual.patch_embed"](visual["patch_embed"])(pixels)
         x, _ = jax.lax.scan(rematerialise(self.remat, block), x, (visual["blocks"], full))
         return self.definitions["visual.merger"](visual["merger"])(x)

@@ -36,8 +36,19 @@ def write_word_folder(folder: Path, preset: Preset) -> None:
             "--preset cpu-small or qwen3b."
         )
     write_random_folder(folder, config)
-    _write_tokenizer(folder, config)
     height, width = preset.image
+    write_processor_files(folder, config, pixels=(height * width, height * width))
+
+
+def write_processor_files(
+    folder: Path, config: Qwen2_5_VLConfig, *, pixels: tuple[int, int]
+) -> None:
+    """Adds to `folder` a tokenizer whose tokens are words w0, w1 and so on, and an image processor.
+
+    Args:
+      pixels: least and most of an image.
+    """
+    _write_tokenizer(folder, config)
     vision = config.vision
     settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -45,8 +56,8 @@ def write_word_folder(folder: Path, preset: Preset) -> None:
         "patch_size": vision.patch_size,
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.spatial_merge_size,
-        "min_pixels": height * width,
-        "max_pixels": height * width,
+        "min_pixels": pixels[0],
+        "max_pixels": pixels[1],
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }

@@ -15,12 +15,16 @@ from balcap_jax.data.examples import Example
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.decoder.layers import Params
-from balcap_jax.models.inputs import Prompts
+from balcap_jax.models.inputs import CutImage, Prompts, Row
 from balcap_jax.models.param_tree import shapes_of
+from balcap_jax.models.pixels import one_frame
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from balcap_jax.parallel.sharding import param_shardings
 from balcap_jax.plan.workloads.presets import Preset
+
+# What each byte stands for, like what published processors make of them: about normal.
+LEVELS = ((np.arange(256) / 255 - 0.5) / 0.25).astype(np.float32)
 
 
 class RandomProcessor(Processor):
@@ -41,17 +45,26 @@ class RandomProcessor(Processor):
     @cached_property
     def hf_arrays(self) -> dict[str, np.ndarray]:
         """What Hugging Face's processor of the model would return for the B prompts."""
+        tokens = np.stack([row.tokens for row in self._rows]).astype(np.int64)
         images = random_images(self.preset)
-        cut = self.layout.cut(images)
-        rows = [self.layout.expand(self._ids(i), [image]) for i, image in enumerate(cut)]
-        tokens = np.stack([row.tokens for row in rows]).astype(np.int64)
         return {"input_ids": tokens, "attention_mask": np.ones_like(tokens), **images}
 
     @cached_property
     def batch(self) -> Prompts:
         """The B prompts as training pads them."""
-        cut = self.layout.cut(self.hf_arrays)
-        return self.pad([self.layout.expand(self._ids(i), [x]) for i, x in enumerate(cut)])
+        return self.pad(self._rows)
+
+    @cached_property
+    def _rows(self) -> list[Row]:
+        """The B prompts with their images as they travel to a device: as bytes."""
+        layout = self.layout
+        rows = []
+        for i, cut in enumerate(layout.cut(random_images(self.preset))):
+            pixels = one_frame(cut.pixels, channels=layout.channels, frames=layout.frames)
+            found = np.searchsorted(LEVELS, pixels).astype(np.uint8)
+            image = CutImage(found, cut.grid, np.tile(LEVELS, (layout.channels, 1)))
+            rows.append(layout.expand(self._ids(i), [image]))
+        return rows
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -84,17 +97,18 @@ def random_words(config: PolicyConfig, count: int, generator: np.random.Generato
 
 
 def random_images(preset: Preset) -> dict[str, np.ndarray]:
-    """B images as the image processor of the family returns them, normal(0, 1)."""
+    """B images of random bytes as the image processor of the family returns them."""
     config, generator = preset.config, np.random.default_rng(0)
     height, width = preset.image
     if not isinstance(config, Qwen2_5_VLConfig):
         shape = (preset.batch, config.vision.num_channels, height, width)
-        return {"pixel_values": generator.standard_normal(shape, np.float32)}
-    patch = config.vision.patch_size
+        return {"pixel_values": LEVELS[generator.integers(0, 256, shape, np.uint8)]}
+    vision, patch = config.vision, config.vision.patch_size
     grid = (1, height // patch, width // patch)
-    shape = (preset.batch * grid[1] * grid[2], config.vision.patch_dim)
+    patches, frames = preset.batch * grid[1] * grid[2], vision.temporal_patch_size
+    one = generator.integers(0, 256, (patches, vision.in_channels, 1, patch**2), np.uint8)
     return {
-        "pixel_values": generator.standard_normal(shape, np.float32),
+        "pixel_values": np.repeat(LEVELS[one], frames, axis=2).reshape(patches, -1),
         "image_grid_thw": np.array([grid] * preset.batch, np.int64),
     }
 
