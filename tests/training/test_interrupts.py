@@ -58,8 +58,10 @@ def test_in_another_thread_signals_are_the_callers():
 # Its main thread is in C, as while a program compiles: Python's own handlers do not run there. What
 # time it is its listener asks on stdin.
 BUSY = """
-import hashlib, sys, types
+import hashlib, signal, sys, types
 from balcap_jax.training import interrupts
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
 
 def asked():
     print("when?", flush=True)
