@@ -10,6 +10,9 @@ from importlib.metadata import version
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A worker of tests has a core, not all of them: torch's threads wait for one another, spinning, and
+# on a busy machine for longer than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Many tests compile the same program: each is compiled once per session, for all processes that
 # share its work or are started by it. JAX reads these when it is imported. A directory of your own
 # is kept for the next session.

@@ -163,10 +163,7 @@ def train_with_trl(
         drawing of its batch included; what it takes itself is in no step.
       vllm: TRL samples with vLLM on the same GPU, not with transformers.
     """
-    import torch
-    from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from transformers import TrainerCallback
 
     class AfterEach(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -176,17 +173,52 @@ def train_with_trl(
             after(*_since(self.start))
             self.start = _clocks()
 
+    sampler = {"use_vllm": True, "vllm_mode": "colocate"} if vllm else {}
+    trainer = trl_trainer(
+        work,
+        scratch,
+        rows=[{"prompt": prompt, "image": image} for image, prompt in work.photos[:-1]],
+        reward_funcs=[getattr(free_rewards, name) for name in work.rewards],
+        callbacks=[AfterEach()],
+        max_steps=steps,
+        learning_rate=LEARNING_RATE,
+        **sampler,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other packages about one another
+        trainer.train()
+
+
+def trl_trainer(
+    work: Work,
+    scratch: Path,
+    *,
+    rows: Sequence[dict[str, Any]],
+    reward_funcs: Sequence[Callable[..., list]],
+    callbacks: Sequence[Any] = (),
+    **settings_of_trl: Any,
+) -> Any:
+    """TRL's GRPOTrainer of this work, as GDPO with clipping and without KL, silent.
+
+    Args:
+      work: of which photos and rewards are not read.
+      rows: with `prompt`, a text, `image`, and further columns for the rewards.
+      reward_funcs: with TRL's signature.
+      settings_of_trl: of its GRPOConfig, over those that `work` gives.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import GRPOConfig, GRPOTrainer
+
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-    sampler = {"use_vllm": True, "vllm_mode": "colocate"} if vllm else {}
     settings = GRPOConfig(
         output_dir=str(scratch / "trl"),
-        max_steps=steps,
         per_device_train_batch_size=work.batch * work.group,
         num_generations=work.group,
         max_completion_length=work.completion,
-        learning_rate=LEARNING_RATE,
         beta=0.0,
         multi_objective_aggregation=AGGREGATION,
         # What is faster where it fits; our side's `remat` likewise.
@@ -198,25 +230,22 @@ def train_with_trl(
         save_strategy="no",
         disable_tqdm=True,
         dataloader_pin_memory=not on_cpu,
-        **sampler,
+        **settings_of_trl,
     )
-    rows = [
-        {"prompt": [{"role": "user", "content": prompt}], "image": image}
-        for image, prompt in work.photos[:-1]
-    ]
+    asked = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other packages about one another
         trainer = GRPOTrainer(
             model=_torch_model(work),
-            reward_funcs=[getattr(free_rewards, name) for name in work.rewards],
+            reward_funcs=list(reward_funcs),
             args=settings,
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list(asked),
             processing_class=_processor(work.folder),
             peft_config=peft_config(work.lora) if work.lora else None,
-            callbacks=[AfterEach()],
+            callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)  # of a line of its own at the end
-        trainer.train()
+    return trainer
 
 
 def _clocks() -> tuple[float, float]:

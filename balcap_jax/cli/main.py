@@ -24,6 +24,7 @@ from balcap_jax.cli.data import data
 from balcap_jax.cli.evaluation import evaluation
 from balcap_jax.cli.flags import chain, parse
 from balcap_jax.cli.plan import plan_command
+from balcap_jax.cli.reproduce import reproduce
 from balcap_jax.config import files as config_files
 from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import (
@@ -308,6 +309,7 @@ _COMMANDS = {
     "judge-check": _Command("agreement of a model with the truth on 60 captions", _judge_check),
     "bench": _Command("times of loading, rollout and update beside other codes", bench),
     "plan": _Command("memory and time of a training step on a TPU slice", plan_command),
+    "reproduce": _Command("claims of the paper tested over seeds, with intervals", reproduce),
     "report": _Command("curves and caption gallery of a run", _report),
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
     "check": _Command("a policy on this machine beside transformers", _check),

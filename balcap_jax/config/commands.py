@@ -28,6 +28,7 @@ from balcap_jax.config.sections import (
     check_pixels,
     check_temperature,
 )
+from balcap_jax.config.study import StudyConfig
 from balcap_jax.errors import UserError
 
 LOGGERS = ("tensorboard", "wandb")
@@ -56,6 +57,7 @@ class TrainConfig(Settings):
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -74,6 +76,7 @@ class TrainConfig(Settings):
             f"must be a multiple of rl.micro_batches={self.rl.micro_batches}",
             f"set --prompts-per-step {_round_up(self.prompts_per_step, self.rl.micro_batches)}.",
         )
+        self.study.check_names(self.reward.all_names)
         self.audit._require(  # noqa: SLF001
             not self.audit.every or bool(self.reward.names),
             "every",

@@ -23,7 +23,9 @@ _READ_BY_ADVANTAGE = {
     "ddof": ("gdpo", "grpo"),
     "whiten": ("gdpo",),
     "grpo_scale": ("grpo",),
+    "grpo_weights": ("grpo",),
 }
+_READ_BY_GRPO_WEIGHTS = {"grpo_weight_steps": ("fixed", "running")}
 _READ_BY_LENGTH_CONTROL = {"mask_mode": ("auto", "mask"), "linear_coefficient": ("linear",)}
 # Names in the scores of an evaluation that no reward may have.
 BESIDE_REWARDS = ("b_capscore", "words", "rho", "captions", "no_signal")
@@ -234,6 +236,9 @@ class RewardConfig(Settings):
     mask_mode: Literal["zero", "drop"] = "zero"
     linear_coefficient: float = 0.5  # Strength of the linear penalty ("linear").
     length_unit: Literal["words", "tokens"] = "words"  # Unit that lengths are counted in.
+    # Pointability in the precision of training; without it every true statement counts, commentary
+    # as well (an ablation of the paper). Held-out precision has it always.
+    pointability: bool = True
     room = "reward."
 
     @property
@@ -303,6 +308,12 @@ class RewardConfig(Settings):
             "set --reward.length-control none.",
         )
         self._no_dead_settings("length_control", _READ_BY_LENGTH_CONTROL)
+        self._require(
+            self.pointability or "precision" in self.names,
+            "pointability",
+            "acts on the precision reward, which reward.names does not hold",
+            "leave it at True.",
+        )
 
 
 @dataclass(frozen=True)
@@ -315,8 +326,13 @@ class RLConfig(Settings):
     eps: float = 1e-4  # Number added to standard deviations (gdpo, grpo).
     ddof: Literal[0, 1] = 1  # Form of the standard deviation; 1: unbiased (gdpo, grpo).
     whiten: bool = True  # Whitening of the summed advantages over the batch (gdpo).
-    # Standard deviation that grpo divides by: of the group, of the batch, or none.
-    grpo_scale: Literal["group", "batch", "none"] = "group"
+    # Standard deviation that grpo divides by: of the group, of the batch, of both one after the
+    # other, or none.
+    grpo_scale: Literal["group", "batch", "both", "none"] = "group"
+    # Weights of the rewards under grpo: as given; divided by each reward's mean spread within
+    # groups over the first steps ("fixed"), or over the last ones ("running").
+    grpo_weights: Literal["given", "fixed", "running"] = "given"
+    grpo_weight_steps: int = 10  # Number of these steps.
     clip_low: float = 0.2  # Width below 1 of the range that the ratio is clipped to.
     clip_high: float = 0.2  # Width above 1 of that range.
     # Divisor of the loss: the tokens of the batch ("dapo"), those of each caption ("grpo") or the
@@ -333,11 +349,13 @@ class RLConfig(Settings):
 
     def check(self) -> None:
         self._no_dead_settings("advantage", _READ_BY_ADVANTAGE)
+        self._no_dead_settings("grpo_weights", _READ_BY_GRPO_WEIGHTS)
         self._positive("eps", "clip_high")
         self._require(0 < self.clip_low < 1, "clip_low", "must lie between 0 and 1")
         self._at_least(0, "kl_coef")
-        self._at_least(1, "updates_per_rollout", "micro_batches")
+        self._at_least(1, "updates_per_rollout", "micro_batches", "grpo_weight_steps")
         self._at_most(1024, "updates_per_rollout")
+        self._at_most(10**5, "grpo_weight_steps")
 
 
 @dataclass(frozen=True)

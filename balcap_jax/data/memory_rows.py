@@ -40,16 +40,12 @@ class MemoryRows(Sequence[Row]):
           UserError: it has no length or places, is empty, or has an id twice, where all ids can be
             read without the images; otherwise the second row of an id is told when it is read.
         """
-        other = isinstance(data, Mapping | str | bytes | bytearray)  # places of a text are letters
+        # A table gives columns by their names, and a text its characters.
+        other = isinstance(data, Mapping | str | bytes | bytearray) or hasattr(data, "iloc")
         if other or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise UserError(
                 f"{name} is a {type(data).__name__}, which must be a list of rows, a data set with "
                 f"__len__ and __getitem__, or the path of a data file; {_remedy(data)}."
-            )
-        if hasattr(data, "iloc"):  # its places are columns
-            raise UserError(
-                f"{name} is a {type(data).__name__}, whose places are columns, and rows are "
-                'needed; give df.to_dict("records").'
             )
         if not len(data):
             raise UserError(f"{name} is empty; give at least one row.")
@@ -137,6 +133,8 @@ class MemoryRows(Sequence[Row]):
 
 
 def _remedy(data: Any) -> str:
+    if hasattr(data, "iloc"):
+        return 'give one of them, of a pandas table table.to_dict("records")'
     if isinstance(data, Mapping) and data and not rows.missing(next(iter(data))):
         return f"give one of its parts, such as data[{next(iter(data))!r}]"
     return (

@@ -269,6 +269,10 @@ def _numbers(function: RewardFunction, answer: Any, examples: Sequence[Example])
     return found
 
 
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def _number(value: Any) -> float | None:
     """A reward as a number, NaN for no signal; None for what is none."""
     if value is None:
@@ -283,10 +287,6 @@ def _number(value: Any) -> float | None:
 
 def _copied(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """From verdicts to rewards: arrays in which NaN means that the judge gave no signal."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -8,16 +9,24 @@ from jaxtyping import Float
 from balcap_jax.rewards.verdicts import Verdict
 
 
-def precision(verdict: Verdict) -> float:
+def precision(verdict: Verdict, *, pointability: bool = True) -> float:
     """Utility-aware correctness: share of assertions that are verified and pointable.
 
     A caption with no assertion, or with none that says anything, has precision 0 (arXiv
     2605.07394). A judge that cannot know gives chances, whose weighted mean is the share to expect.
+
+    Args:
+      pointability: False is the paper's ablation: every assertion counts as pointable.
+
+    Raises:
+      UserError: see `Assertion.value_if_pointable`.
     """
     total = sum(assertion.weight for assertion in verdict.assertions)
     if not total:
         return 0.0
-    return sum(a.weight * a.value for a in verdict.assertions) / total
+    of = verdict.assertions
+    values = [a.value if pointability else a.value_if_pointable for a in of]
+    return sum(a.weight * value for a, value in zip(of, values, strict=True)) / total
 
 
 def recall(verdict: Verdict) -> float:
@@ -38,19 +47,23 @@ def linguistic(verdict: Verdict) -> float:
     return (verdict.clarity + verdict.fluency + verdict.coherency) / 3
 
 
-_REWARDS = {"precision": precision, "recall": recall, "linguistic": linguistic}
+_REWARDS = {"recall": recall, "linguistic": linguistic}
 
 
 def rewards_of(
-    verdicts: Sequence[Verdict | None], names: Sequence[str]
+    verdicts: Sequence[Verdict | None], names: Sequence[str], *, pointability: bool = True
 ) -> Float[np.ndarray, "n k"]:
     """Rewards in [0, 1] of each verdict, float32, in the order of `names`.
 
     A verdict of None (the judge failed) is NaN in every reward: no signal, never a zero.
+
+    Args:
+      pointability: see `precision`.
     """
+    rewards = _REWARDS | {"precision": partial(precision, pointability=pointability)}
     return np.array(
         [
-            [np.nan if verdict is None else _REWARDS[name](verdict) for name in names]
+            [np.nan if verdict is None else rewards[name](verdict) for name in names]
             for verdict in verdicts
         ],
         np.float32,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from balcap_jax.data.examples import Example
+from balcap_jax.errors import UserError
 
 FITTED_ON = 64  # examples that a run fits a judge to
 
@@ -20,6 +21,7 @@ class Assertion(NamedTuple):
       pointable: refers to something that can be pointed at in the image.
       chance: that it is both, from 0 to 1, where the judge cannot know; None where it does.
       weight: how much it says, beside the other assertions of its caption.
+      truth: that it is true, whatever it points at, from 0 to 1; where `chance` is given.
     """
 
     text: str
@@ -27,6 +29,7 @@ class Assertion(NamedTuple):
     pointable: bool
     chance: float | None = None
     weight: float = 1.0
+    truth: float | None = None
 
     @property
     def counted(self) -> bool:
@@ -37,6 +40,23 @@ class Assertion(NamedTuple):
     def value(self) -> float:
         """What it adds to precision: its chance, or 1 or 0 from a judge that knows."""
         return float(self.counted) if self.chance is None else self.chance
+
+    @property
+    def value_if_pointable(self) -> float:
+        """`value` as if it pointed at something: only its truth counts.
+
+        Raises:
+          UserError: the judge gives the chance of both and not that of the truth.
+        """
+        if self.chance is None:
+            return float(self.verified)
+        if self.truth is None:
+            raise UserError(
+                f"reward.pointability=False needs the truth of a statement apart, and the judge "
+                f"gives {self.text!r:.60} only the chance {self.chance:.2f} of truth and "
+                "pointability together; let it give Assertion.truth, too, or leave it at True."
+            )
+        return self.truth
 
 
 class Verdict(NamedTuple):

@@ -12,25 +12,33 @@ Everything is float32 and needs the whole rollout batch: whitening a micro-batch
 other advantages, so call this before splitting.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from balcap_jax.errors import UserError
+from balcap_jax.rl.group_statistics import (
+    any_signal,
+    batch_moments,
+    centre,
+    inverse,
+    normalise,
+    signals,
+    spread,
+    weighted_sum,
+)
 
 # Rewards are made on the host by numpy; inside a jitted step they are traced arrays.
 AnyArray = Array | np.ndarray
 # Numbers as users write them: 0 and 2 as well as 0.0 and 2.0.
 Number = float | int
 Weights = Sequence[Number] | AnyArray | None
-SCALES = ("group", "batch", "none")
-
-LARGEST_REWARD = 1e18
+SCALES = ("group", "batch", "both", "none")
 
 
 def gdpo_advantages(
@@ -89,8 +97,9 @@ def grpo_advantages(
 
     Args:
       rewards, weights, eps, ddof: as in `gdpo_advantages`.
-      scale: `std` is that of the group ("group"), of R over the batch ("batch"), or the division
-        is left out ("none", Dr. GRPO).
+      scale: `std` is that of the group ("group"), of R over the batch ("batch"), first that of the
+        group and then that of the result over the batch ("both": GDPO's last line, with the sum
+        first), or the division is left out ("none", Dr. GRPO).
 
     Returns:
       float32, always finite; 0 for a caption without any signal and in a constant group.
@@ -205,8 +214,8 @@ def reward_statistics(rewards: Float[AnyArray, "b g k"]) -> RewardStatistics:
     With few informative groups whitening amplifies those few (4 of 64 groups: root mean square
     advantage 4 instead of 1), so `constant` is the number to watch.
     """
-    rewards, signal = _signals(rewards)
-    mean, std = _batch_moments(rewards, signal, ddof=0)
+    rewards, signal = signals(rewards)
+    mean, std = batch_moments(rewards, signal, ddof=0)
     present = jnp.any(signal, axis=(0, 1))
     low = jnp.min(rewards, axis=1, where=signal, initial=jnp.inf)
     high = jnp.max(rewards, axis=1, where=signal, initial=-jnp.inf)
@@ -223,44 +232,45 @@ def reward_statistics(rewards: Float[AnyArray, "b g k"]) -> RewardStatistics:
 
 @partial(jax.jit, static_argnames="whiten")
 def _gdpo(rewards, weights, *, eps, ddof, whiten: bool):
-    rewards, signal = _signals(rewards)
-    z = _normalise(rewards, signal, axis=1, eps=eps, ddof=ddof)
-    summed = _weighted_sum(z, weights)
+    rewards, signal = signals(rewards)
+    z = normalise(rewards, signal, axis=1, eps=eps, ddof=ddof)
+    summed = weighted_sum(z, weights)
     if not whiten:
         return summed
-    count = jnp.sum(_any(signal), dtype=jnp.float32)
+    return _whitened(summed, any_signal(signal), eps=eps, ddof=ddof)
+
+
+def _whitened(summed, valid, *, eps, ddof):
+    """Divided by their standard deviation over the batch."""
+    count = jnp.sum(valid, dtype=jnp.float32)
     # A caption without signal has S = 0 and adds nothing; the mean of the others is zero.
     std = jnp.sqrt(jnp.sum(summed * summed) / jnp.maximum(count - ddof, 1.0))
-    return summed * _inverse(std, eps)
+    return summed * inverse(std, eps)
 
 
 @partial(jax.jit, static_argnames="scale")
 def _grpo(rewards, weights, *, eps, ddof, scale: str):
-    rewards, signal = _signals(rewards)
-    summed = _weighted_sum(rewards, weights)
-    valid = _any(signal)
-    if scale == "group":
-        return _normalise(summed, valid, axis=1, eps=eps, ddof=ddof)
-    centred, _ = _centre(summed, valid, axis=1)
+    rewards, signal = signals(rewards)
+    summed = weighted_sum(rewards, weights)
+    valid = any_signal(signal)
+    if scale in ("group", "both"):
+        by_group = normalise(summed, valid, axis=1, eps=eps, ddof=ddof)
+        return by_group if scale == "group" else _whitened(by_group, valid, eps=eps, ddof=ddof)
+    centred, _ = centre(summed, valid, axis=1)
     if scale == "none":
         return centred
-    _, std = _batch_moments(summed, valid, ddof=ddof)
-    return centred * _inverse(std, eps)
+    _, std = batch_moments(summed, valid, ddof=ddof)
+    return centred * inverse(std, eps)
 
 
 @partial(jax.jit, static_argnames="convention")
 def _by_convention(rewards, weights, token_counts, *, convention: Convention):
-    rewards, signal = _signals(rewards)
+    rewards, signal = signals(rewards)
     if convention.missing == "zero":
         signal = jnp.ones_like(signal)
-    if convention.lone_caption_raw and rewards.shape[1] == 1:
-        z = rewards / (1.0 + convention.eps)
-    elif convention.baseline == "leave_one_out":
-        z = _normalise_by_others(rewards, signal, convention)
-    else:
-        z = _normalise(rewards, signal, axis=1, eps=convention.eps, ddof=1)
-    summed = _weighted_sum(z, weights)
-    valid = _any(signal)
+    z = _scores(rewards, signal, convention)
+    summed = weighted_sum(z, weights)
+    valid = any_signal(signal)
 
     share = valid.astype(jnp.float32)
     if convention.level == "token":
@@ -273,8 +283,24 @@ def _by_convention(rewards, weights, token_counts, *, convention: Convention):
         return centred * jax.lax.rsqrt(variance + convention.batch_eps)
     std = jnp.sqrt(variance)
     if convention.unscaled_if_constant:
-        return jnp.where(std > 0.0, centred * _inverse(std, convention.batch_eps), centred)
-    return centred * _inverse(std, convention.batch_eps)
+        return jnp.where(std > 0.0, centred * inverse(std, convention.batch_eps), centred)
+    return centred * inverse(std, convention.batch_eps)
+
+
+def convention_scores(rewards, signal, name: str) -> Float[Array, "b g k"]:
+    """z_k of the preset `name`; `rewards` and `signal` as `group_statistics.signals` gives them."""
+    convention = PRESETS[name]
+    if convention.missing == "zero":
+        signal = jnp.ones_like(signal)
+    return _scores(rewards, signal, convention)
+
+
+def _scores(rewards, signal, convention: Convention):
+    if convention.lone_caption_raw and rewards.shape[1] == 1:
+        return rewards / (1.0 + convention.eps)
+    if convention.baseline == "leave_one_out":
+        return _normalise_by_others(rewards, signal, convention)
+    return normalise(rewards, signal, axis=1, eps=convention.eps, ddof=1)
 
 
 def _normalise_by_others(rewards, signal, convention: Convention):
@@ -284,91 +310,11 @@ def _normalise_by_others(rewards, signal, convention: Convention):
     # would leave a rounding error where the others are all equal, to be divided by.
     others = signal[:, None] & ~jnp.eye(group, dtype=bool)[None, :, :, None]
     seen = jnp.broadcast_to(rewards[:, None], others.shape)
-    centred, mean = _centre(seen, others, axis=2)
-    std = _spread(centred, others, axis=2, ddof=1)[:, :, 0]
+    centred, mean = centre(seen, others, axis=2)
+    std = spread(centred, others, axis=2, ddof=1)[:, :, 0]
     comparable = signal & jnp.any(others, axis=2)
     difference = jnp.where(comparable, rewards - mean[:, :, 0], 0.0)
-    return jnp.where(std > 0.0, difference * _inverse(std, convention.eps), difference)
-
-
-# Statistics over the entries that have a signal.
-
-
-def _signals(rewards) -> tuple[Float[Array, "b g k"], Bool[Array, "b g k"]]:
-    """Rewards in float32 with 0 where there is no signal, and where there is one."""
-    rewards = jnp.asarray(rewards, jnp.float32)
-    signal = jnp.abs(rewards) <= LARGEST_REWARD  # False for NaN
-    return jnp.where(signal, rewards, 0.0), signal
-
-
-def _normalise(values, signal, *, axis: int, eps, ddof):
-    """z-scores, 0 where there is no signal or no spread."""
-    centred, _ = _centre(values, signal, axis=axis)
-    return centred * _inverse(_spread(centred, signal, axis=axis, ddof=ddof), eps)
-
-
-def _centre(values, signal, *, axis: int):
-    """Values minus their mean, 0 where there is no signal; and the mean, its axis kept.
-
-    The smallest value is subtracted first: equal values then give exact zeros, and the mean of
-    values that differ little is not lost in the rounding of their common offset.
-    """
-    low = _fold(jnp.minimum, jnp.where(signal, values, jnp.inf), axis=axis)
-    shifted = jnp.where(signal, values - low, 0.0)
-    mean = _fold(jnp.add, shifted, axis=axis) / jnp.maximum(_count(signal, axis=axis), 1.0)
-    return jnp.where(signal, shifted - mean, 0.0), low + mean
-
-
-def _spread(centred, signal, *, axis: int, ddof):
-    """Standard deviation from centred values, its axis kept; 0 for fewer than two values."""
-    freedom = jnp.maximum(_count(signal, axis=axis) - ddof, 1.0)
-    return jnp.sqrt(_fold(jnp.add, centred * centred, axis=axis) / freedom)
-
-
-def _batch_moments(values, signal, *, ddof):
-    """Two-pass mean and standard deviation over all captions of the batch (the first two axes)."""
-    count = jnp.sum(signal, axis=(0, 1), dtype=jnp.float32)
-    mean = jnp.sum(jnp.where(signal, values, 0.0), axis=(0, 1)) / jnp.maximum(count, 1.0)
-    centred = jnp.where(signal, values - jnp.expand_dims(mean, (0, 1)), 0.0)
-    variance = jnp.sum(centred * centred, axis=(0, 1)) / jnp.maximum(count - ddof, 1.0)
-    return mean, jnp.sqrt(variance)
-
-
-def _inverse(std, eps):
-    """1 / (std + eps), and 0 where there is no spread."""
-    spread = std > 0.0
-    return jnp.where(spread, 1.0 / (jnp.where(spread, std, 1.0) + eps), 0.0)
-
-
-def _weighted_sum(values, weights):
-    if weights is not None:
-        values = values * weights[None, None]
-    return _fold(jnp.add, values, axis=2)[..., 0]
-
-
-def _count(signal, *, axis: int):
-    return _fold(jnp.add, signal.astype(jnp.float32), axis=axis)
-
-
-def _any(signal):
-    return _fold(jnp.logical_or, signal, axis=2)[..., 0]
-
-
-def _fold(operation: Callable, values, *, axis: int):
-    """Reduces a short axis, which is kept, by folding halves onto each other.
-
-    XLA's own reduction over a short inner axis is a scalar loop on a CPU; whole halves vectorise
-    (3 times faster overall, see docs/benchmarks.md). The order of the operations is also fixed, so
-    group statistics do not depend on how the batch is spread over devices.
-    """
-    while (size := values.shape[axis]) > 1:
-        low, high = (
-            jax.lax.slice_in_dim(values, start, start + size // 2, axis=axis)
-            for start in (0, size // 2)
-        )
-        odd = jax.lax.slice_in_dim(values, size - size % 2, size, axis=axis)
-        values = jax.lax.concatenate([operation(low, high), odd], axis)
-    return values
+    return jnp.where(std > 0.0, difference * inverse(std, convention.eps), difference)
 
 
 # Checks, on the host: arrays cannot raise inside a jitted program.

@@ -56,9 +56,13 @@ class Captioner:
         max_new_tokens: int,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        greedy: int = 0,
         clock: DeviceClock | None = None,
     ):
         """
+        Args:
+          greedy: see `sample`.
+
         Raises:
           UserError: the policy has not so many positions.
         """
@@ -81,6 +85,7 @@ class Captioner:
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
+            "greedy": greedy,
             "banned_tokens": policy.config.banned_tokens,
             "stop_tokens": processor.stop_tokens,
             "pad_token_id": processor.pad_token_id,

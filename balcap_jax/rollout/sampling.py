@@ -95,13 +95,19 @@ def nucleus(logprobs: Float[Array, " v *batch"], *, top_p: float) -> Float[Array
 
 
 def draw(
-    logits: Float[Array, "v n"], uniform: Float[Array, " n"], *, temperature: float, top_p: float
+    logits: Float[Array, "v n"],
+    uniform: Float[Array, " n"],
+    *,
+    temperature: float,
+    top_p: float,
+    likeliest: Bool[Array, " n"] | None = None,
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """One token per caption, by one uniform number; at temperature 0 the likeliest.
 
     Args:
       logits: of `policy_logits`, which has divided them by the temperature.
       uniform: from 0 to below 1; not read at temperature 0.
+      likeliest: captions that take the likeliest token all the same.
 
     Returns:
       Tokens, and their logprobs before top-p cuts the tail.
@@ -116,6 +122,8 @@ def draw(
             weights = jnp.exp(nucleus(logits - log_sum[None], top_p=top_p))
         # One number, where Gumbel-max takes one per word, which is slow to make on a CPU.
         tokens = invert_cumulative(weights, uniform)
+        if likeliest is not None:
+            tokens = jnp.where(likeliest, jnp.argmax(logits, axis=0), tokens)
     return tokens, jnp.take_along_axis(logits, tokens[None], axis=0)[0] - log_sum
 
 
@@ -162,6 +170,7 @@ def invert_cumulative(
         "banned_tokens",
         "stop_tokens",
         "pad_token_id",
+        "greedy",
     ),
 )
 def sample(
@@ -177,6 +186,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     banned_tokens: tuple[int, ...] = (),
+    greedy: int = 0,
 ) -> Rollout:
     """G captions for each of B images; G is the width of `keys`.
 
@@ -186,8 +196,12 @@ def sample(
     The logprobs are log softmax(logits / temperature) with banned tokens at -inf, *before* top-p
     cuts the tail: exactly what the update computes again. At temperature 0 they are those of
     temperature 1.
+
+    Args:
+      greedy: so many captions of each image, the last ones, take the likeliest token everywhere.
     """
     B, G = keys.shape
+    likeliest = jnp.tile(jnp.arange(G) >= G - greedy, B) if greedy else None
     # Once, before the loop: a slice of the stacked weights inside it would be a copy every step.
     weights = policy.decode_weights(params)
     prompt_cache = policy.prefill(params, prompts, features)
@@ -208,7 +222,9 @@ def sample(
             step,
         )
         logits = policy_logits(logits, temperature=temperature, banned_tokens=banned_tokens, axis=0)
-        drawn = draw(logits, uniforms[step], temperature=temperature, top_p=top_p)
+        drawn = draw(
+            logits, uniforms[step], temperature=temperature, top_p=top_p, likeliest=likeliest
+        )
         token, logprob = (x.reshape(B, G) for x in drawn)
         token = jnp.where(rollout.ended, pad_token_id, token).astype(jnp.int32)
         rollout = _append(rollout, step, token, logprob, stop_tokens=stop_tokens)

@@ -60,7 +60,7 @@ class Audit:
         examples = [example for example, _, _ in flat]
         trained = np.array([rewards for _, _, rewards in flat]).reshape(-1, len(names))
         verdicts = self.judge(examples, [caption for _, caption, _ in flat]) if flat else []
-        audited = rewards_of(verdicts, names)
+        audited = rewards_of(verdicts, names, pointability=self._reward.pointability)
         both = ~(np.isnan(trained).any(axis=1) | np.isnan(audited).any(axis=1))
         sums = [float(both.sum()), *trained[both].sum(axis=0), *audited[both].sum(axis=0)]
         whole = np.sum(gather_list([list(map(float, sums))]), axis=0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from balcap_jax.config.sections import REWARDS
 from balcap_jax.data.examples import Example
@@ -42,7 +43,7 @@ def evaluate(
       RewardFunctionError: see `RewardFunctions`.
       Stopped: on all processes, where one has been interrupted.
     """
-    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # no training step has this number
+    key = evaluation_key(seed)
     size = min(batch_size, len(examples))
     order = captioner.processor.shortest_first(examples)
     own = list(captioner.local_captions(params, examples, key, batch_size=size, order=order))
@@ -63,6 +64,11 @@ def evaluate(
         raise Stopped
     rows = [row for _, row in sorted(told, key=_place)]
     return summary_of(rows, names=reward_names(judge)), rows
+
+
+def evaluation_key(seed: int) -> Key[Array, ""]:
+    """The key that all evaluations of a run draw with."""
+    return jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # no training step has this number
 
 
 def reward_names(judge: JudgeQueue) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What a step learns from: captions of a batch of images, judged, as rewards and advantages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.commentary import comments, praises_itself
 from balcap_jax.rewards.verdicts import Verdict
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
+from balcap_jax.rl.contributions import balance, group_spread
 from balcap_jax.rl.masking import control_length
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import length_metrics, reward_metrics
@@ -27,7 +28,8 @@ class Judged(NamedTuple):
 
     Attributes:
       rewards: as judged; NaN = no signal.
-      kept: after the length control.
+      studied: as a study changes them; without one the same.
+      kept: these after the length control.
       lengths: of the captions, in the unit of the length control.
       words: of the captions.
       token_counts: of the captions, the stop token included.
@@ -40,6 +42,7 @@ class Judged(NamedTuple):
     captions: list[list[str]]
     verdicts: list[list[Verdict | None]]
     rewards: Float[np.ndarray, "b g k"]
+    studied: Float[np.ndarray, "b g k"]
     kept: Float[np.ndarray, "b g k"]
     lengths: Num[np.ndarray, "b g"]
     reference_lengths: Num[np.ndarray, " b"]
@@ -71,19 +74,23 @@ def reward_captions(
     token_counts: Num[np.ndarray, "b g"],
     reference_tokens: Num[np.ndarray, " b"],
     reward: RewardConfig,
+    *,
+    study: Callable[[Float[np.ndarray, "b g k"]], Float[np.ndarray, "b g k"]] | None = None,
 ) -> Judged:
     """From what judge and functions found to rewards, the length control applied.
 
     Args:
       answered: on all captions, image by image.
       token_counts, reference_tokens: lengths in tokens, for `length_unit="tokens"`.
+      study: what it does to the rewards before the length control.
     """
     images, group = np.shape(token_counts)  # no images where other hosts judge all that it holds
     texts = [caption for of_image in captions for caption in of_image]
     verdicts = answered.verdicts
-    judged = rewards_of(verdicts, reward.names)
+    judged = rewards_of(verdicts, reward.names, pointability=reward.pointability)
     rewards = np.concatenate([judged, answered.functions.rewards], axis=1)
     rewards = rewards.reshape(images, group, len(reward.all_names))
+    shown = rewards if study is None else study(rewards)
     words = np.array([len(caption.split()) for caption in texts], np.float32)
     words = words.reshape(images, group)
     reference_words = np.array([len(e.reference.split()) for e in examples], np.float32)
@@ -95,7 +102,8 @@ def reward_captions(
         captions=captions,
         verdicts=_by_image(verdicts, group),
         rewards=rewards,
-        kept=_control_length(rewards, lengths, reference_lengths, reward),
+        studied=shown,
+        kept=_control_length(shown, lengths, reference_lengths, reward),
         lengths=lengths,
         reference_lengths=reference_lengths,
         words=words,
@@ -142,9 +150,21 @@ def _control_length(
     return np.asarray(jax.device_get(kept))
 
 
-def advantages_of(judged: Judged, reward: RewardConfig, rl: RLConfig) -> Float[Array, "b g"]:
-    """One advantage per caption, by the setting `rl.advantage`."""
-    kept, weights = jax.device_put((judged.kept, np.asarray(reward.all_weights, np.float32)))
+def advantages_of(
+    judged: Judged,
+    reward: RewardConfig,
+    rl: RLConfig,
+    *,
+    weights: Float[np.ndarray, " k"] | None = None,
+) -> Float[Array, "b g"]:
+    """One advantage per caption, by the setting `rl.advantage`.
+
+    Args:
+      weights: of the rewards; default: those of the settings.
+    """
+    if weights is None:
+        weights = np.asarray(reward.all_weights, np.float32)
+    kept, weights = jax.device_put((judged.kept, weights))
     if rl.advantage == "gdpo":
         return gdpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, whiten=rl.whiten)
     if rl.advantage == "grpo":
@@ -162,13 +182,53 @@ def rollout_metrics(
     """The part of a metrics row that the rollout and its rewards fill."""
     valid = judged.valid
     return {
-        **reward_metrics(reward.all_names, judged.rewards, judged.kept),
+        **reward_metrics(reward.all_names, judged.rewards, judged.studied, judged.kept),
         **length_metrics(judged.lengths, judged.reference_lengths, judged.words, ~rollout_ended),
         "self_praise": float(judged.praises.mean()),
         "commentary": float(judged.comments.mean()),
         "no_signal": float((~valid).mean()),
         "advantage/rms": float(np.sqrt(np.mean(advantages[valid] ** 2))) if valid.any() else 0.0,
     }
+
+
+def spread_of(judged: Judged, rl: RLConfig) -> Float[np.ndarray, " k"]:
+    """See `group_spread`: of the rewards that the advantages are made of."""
+    ddof = rl.ddof if rl.advantage in ("gdpo", "grpo") else 1
+    return np.asarray(jax.device_get(group_spread(jax.device_put(judged.kept), ddof=ddof)))
+
+
+def balance_metrics(
+    judged: Judged,
+    reward: RewardConfig,
+    rl: RLConfig,
+    *,
+    weights: Float[np.ndarray, " k"],
+    spread: Float[np.ndarray, " k"],
+) -> dict[str, float]:
+    """Per reward its share in the advantages, `balance/<name>`, its spread within groups,
+    `reward/<name>/group_std`, and its weight, `weight/<name>`, where the run estimates it.
+
+    Args:
+      weights: of the advantages.
+      spread: see `spread_of`.
+    """
+    kept, on_device = jax.device_put((judged.kept, weights))
+    shares = jax.device_get(
+        balance(
+            kept,
+            weights=on_device,
+            advantage=rl.advantage,
+            eps=rl.eps,
+            ddof=rl.ddof,
+            scale=rl.grpo_scale,
+        )
+    )
+    names = reward.all_names
+    row = {f"balance/{name}": float(share) for name, share in zip(names, shares, strict=True)}
+    row |= {f"reward/{name}/group_std": float(s) for name, s in zip(names, spread, strict=True)}
+    if rl.grpo_weights != "given":
+        row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
+    return row
 
 
 def sample_rows(

@@ -21,7 +21,9 @@ from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
 from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.judges import fit_judge, judge_record
 from balcap_jax.rewards.model.judge import ModelJudge
+from balcap_jax.rewards.study import studied
 from balcap_jax.rewards.verdicts import FittedJudge
+from balcap_jax.rl.reward_scales import RewardScales
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.progress import waiting
@@ -115,6 +117,7 @@ class TrainingLoop(TaskRun):
             window=config.judge.failure_window,
             who="the judge" if config.reward.names else functions,
         )
+        self.scales = RewardScales(config.rl.grpo_weights, steps=config.rl.grpo_weight_steps)
         self.rooms = Rooms()
         self.loader = Loader(
             self.source,
@@ -164,6 +167,7 @@ class TrainingLoop(TaskRun):
             "spent": self.judge.totals,
             "failures": list(self.failures.shares),
             "rooms": self.rooms.state(),
+            "scales": self.scales.state(),
             **audit,
             **judge,
         }
@@ -177,6 +181,7 @@ class TrainingLoop(TaskRun):
         self.failures.shares.extend(extra["failures"])
         if "rooms" in extra:  # an older checkpoint has none
             self.rooms.restore(extra["rooms"])
+        self.scales.restore(extra.get("scales", []))
         if self.audit is not None and "audit" in extra:
             self.audit.restore(extra["audit"])
         self.queue.restore(self.step, self.state.params, pending)
@@ -203,8 +208,12 @@ class TrainingLoop(TaskRun):
             ended, prefix = processes.gather_rows(self.rows, (ended, prefix))
         self._check_signal(whole.lost, answered.reasons)
         with watch.stage("update"):
+            spread = experience.spread_of(whole, config.rl)
+            weights = self.scales.weights(config.reward.all_weights, spread)
             advantages = np.asarray(
-                jax.device_get(experience.advantages_of(whole, config.reward, config.rl))
+                jax.device_get(
+                    experience.advantages_of(whole, config.reward, config.rl, weights=weights)
+                )
             )
             learning_rate = self._learning_rate()
             room, real_share = self._packed(now.generation, whole, prefix)
@@ -212,6 +221,9 @@ class TrainingLoop(TaskRun):
             update_metrics = self._updates(batch, room)
         self.queue.advance()
         row = experience.rollout_metrics(whole, ended, advantages, config.reward)
+        row |= experience.balance_metrics(
+            whole, config.reward, config.rl, weights=weights, spread=spread
+        )
         row |= {name: value.item() for name, value in update_metrics.items()}
         row |= {
             "tokens/real_share": real_share,
@@ -273,8 +285,20 @@ class TrainingLoop(TaskRun):
             token_counts=mask.sum(axis=-1),
             reference_tokens=self._reference_tokens(now.examples),
             reward=self.config.reward,
+            study=self._study if self.config.study.on else None,
         )
         return judged, ended, prompt.sum(axis=-1, dtype=np.int32)
+
+    def _study(self, rewards: Float[np.ndarray, "b g k"]) -> Float[np.ndarray, "b g k"]:
+        """Rewards of this step as the study of this run changes them."""
+        return studied(
+            rewards,
+            self.config.study,
+            self.config.reward.all_names,
+            seed=self.config.seed,
+            step=self.step,
+            rows=self.rows.judged_rows,
+        )
 
     def _with_function_metrics(self, row: dict[str, Any], answered: Answered) -> dict[str, Any]:
         """`row` with what reward functions gave `log_metric`, the mean over the hosts."""

@@ -37,28 +37,34 @@ def step_scores(row: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def reward_metrics(
     names: Sequence[str],
+    judged: Float[np.ndarray, "b g k"],
     before_mask: Float[np.ndarray, "b g k"],
     after_mask: Float[np.ndarray, "b g k"],
 ) -> dict[str, float]:
     """Per reward `name`, under `reward/<name>/`:
 
-    `mean`, `std` over the captions with a signal, before the length mask; `constant_groups`, the
+    `mean`, `std` over the captions with a signal, as judged; `constant_groups`, the
     share of groups with a signal whose rewards after the mask are all the same, so that they teach
     nothing; `masked`, the share of captions with a signal whose reward the mask changed;
-    `no_signal`, the share of captions the judge gave none (NaN before the mask).
+    `no_signal`, the share of captions the judge gave none.
 
     A share or mean of nothing is NaN.
+
+    Args:
+      judged: by judge and functions; NaN = no signal.
+      before_mask: as a study changes them; the same without one.
+      after_mask: what advantages are made of.
     """
     row = {}
     for k, name in enumerate(names):
-        raw, kept = before_mask[..., k], after_mask[..., k]
+        raw, shown, kept = judged[..., k], before_mask[..., k], after_mask[..., k]
         signal = ~np.isnan(raw)
         row |= {
             f"reward/{name}/mean": _mean(raw[signal]),
             f"reward/{name}/std": _std(raw[signal]),
             f"reward/{name}/constant_groups": _constant_groups(kept),
             # NaN != x, so a reward that the mask dropped counts as changed.
-            f"reward/{name}/masked": _mean((raw != kept)[signal]),
+            f"reward/{name}/masked": _mean((shown != kept)[signal]),
             f"reward/{name}/no_signal": _mean(~signal),
         }
     return row

@@ -22,7 +22,7 @@ from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.progress import announce
-from balcap_jax.training.checkpoint import latest_step_of
+from balcap_jax.training.checkpoint_record import latest_step_of
 from balcap_jax.training.opening import open_processor
 from balcap_jax.training.saved_policy import is_finished, saved_policy
 

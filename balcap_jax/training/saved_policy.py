@@ -7,10 +7,10 @@ import jax
 
 from balcap_jax.config import files as config_files
 from balcap_jax.config.sections import ModelConfig
-from balcap_jax.models.config import read_json
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.families import load_config, make_policy
 from balcap_jax.models.hf.folders import POLICY, SCRATCH, START, policy_folder
+from balcap_jax.models.json_files import read_json
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid
 from balcap_jax.parallel.sharding import make_mesh
@@ -18,7 +18,8 @@ from balcap_jax.rl.train_state import state_shapes
 from balcap_jax.runs.folder import SUMMARY, RunLock, existing_run
 from balcap_jax.runs.progress import announce
 from balcap_jax.training.adapter_run import base_digest, check_base, state_to_save
-from balcap_jax.training.checkpoint import FOLDER, Checkpoints, latest_step_of
+from balcap_jax.training.checkpoint import FOLDER, Checkpoints
+from balcap_jax.training.checkpoint_record import latest_step_of
 from balcap_jax.training.programs import optimizer_of
 from balcap_jax.training.trained import load_policy, param_shapes, trained_of, with_lora
 

@@ -40,6 +40,8 @@ READ_WITH = {
     "judge": {"judge.kind": "llm", "judge.model": "m"},
     "audit": {"audit.kind": "llm", "audit.model": "m", "audit.every": 5},
     "dist": {"dist.coordinator": "a:1", "dist.processes": 6},
+    "study": {"study.squeeze": ["recall=1"]},
+    "rl": {"rl.advantage": "grpo", "rl.grpo_weights": "fixed"},
 }
 NUMBERS = [
     (kind, name, of)

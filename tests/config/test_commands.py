@@ -203,6 +203,7 @@ OTHER = {
     "model.lora.rank": 8,
     "model.lora.start": "adapter",
     "optim.rates": ("projector=1e-3",),
+    **{f"study.{name}": ("recall=1",) for name in ("squeeze", "noise", "levels", "sparse")},
     "rl.clip_low": 0.3,
     "dist.coordinator": "b:1",
     "dist.process": 1,
@@ -213,7 +214,8 @@ OTHER |= {
     if name.startswith("judge.")
 }
 SKIPPED = {
-    *("reward.linear_coefficient", "rl.grpo_scale"),
+    *("reward.linear_coefficient", "rl.grpo_scale", "rl.grpo_weights", "rl.grpo_weight_steps"),
+    "study.centre",
     *(f"model.lora.{name}" for name in ("alpha", "rslora", "dropout", "targets")),
 }  # set with the choice that reads them
 

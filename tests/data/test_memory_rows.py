@@ -122,7 +122,7 @@ class SimpleFrame:
         ([], "rows is empty"),
         (iter([]), "rows is a list_iterator, which must be a list of rows"),
         ({"train": [RED]}, r"rows is a dict.*; give one of its parts, such as data\['train'\]"),
-        (SimpleFrame(), r'rows is a SimpleFrame, whose .* give df.to_dict\("records"\)'),
+        (SimpleFrame(), r"rows is a SimpleFrame, which must .*table\.to_dict\(.records.\)"),
         (["a.png"], "rows, row 0 is a str, which must be a dict"),
         ([{"caption": "A wall."}], 'row 0 has a NoneType as "image"'),
         ([{"image": 3}], 'row 0 has a int as "image"'),
@@ -221,5 +221,5 @@ def test_a_text_is_no_list_of_rows(rows):
 
 def test_a_table_is_told_how_to_become_rows():
     table = pytest.importorskip("pandas").DataFrame([{"image": "red.png", "caption": "A wall."}])
-    with pytest.raises(UserError, match=r'is a DataFrame.*df\.to_dict\("records"\)'):
+    with pytest.raises(UserError, match=r'is a DataFrame.*table\.to_dict\("records"\)'):
         MemoryRows(table, name="rows")

@@ -229,8 +229,8 @@ def test_targets(family):
         ("q_porj", "did you mean q_proj?"),
         ("towr", "did you mean tower?"),
         ("visual/merger/mlp/1", "did you mean visual/merger/mlp/2?"),
-        ("lm_head", "takes an adapter."),
-        ("visual/patch_embed/proj", "takes an adapter."),
+        ("lm_head", "choose of projector, tower, decoder, down_proj"),
+        ("visual/patch_embed/proj", "choose of projector, tower, decoder, down_proj"),
     ],
 )
 def test_targets_that_match_nothing_are_refused(target, nearest):

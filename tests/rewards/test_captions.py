@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from balcap_jax.errors import UserError
 from balcap_jax.rewards.captions import linguistic, precision, recall, rewards_of
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
@@ -17,6 +18,26 @@ def test_an_assertion_counts_when_verified_and_pointable():
     four = [(True, True), (True, False), (False, True), (False, False)]
     assert precision(verdict(four)) == 0.25
     assert precision(verdict(four[:1])) == 1.0
+
+
+def test_without_pointability_every_true_assertion_counts():
+    four = [(True, True), (True, False), (False, True), (False, False)]
+    assert precision(verdict(four), pointability=False) == 0.5
+    # A judge that cannot know: half true, and a tenth of that where it points at nothing.
+    unsure = Assertion("a calm", verified=False, pointable=False, chance=0.05, truth=0.5)
+    both = Verdict((unsure, Assertion("x", True, True)), (), 0.0, 0.0, 0.0)
+    assert precision(both) == pytest.approx(1.05 / 2)
+    assert precision(both, pointability=False) == pytest.approx(1.5 / 2)
+    np.testing.assert_allclose(
+        rewards_of([both, None], ("precision", "linguistic"), pointability=False),
+        np.float32([[0.75, 0.0], [np.nan, np.nan]]),
+    )
+
+
+def test_a_judge_without_truths_cannot_leave_pointability_out():
+    only_both = Assertion("a calm sea", verified=False, pointable=False, chance=0.25)
+    with pytest.raises(UserError, match="'a calm sea' only the chance 0.25"):
+        precision(Verdict((only_both,), (), 0.0, 0.0, 0.0), pointability=False)
 
 
 def test_no_assertion_is_precision_zero():

@@ -106,6 +106,16 @@ def test_grpo_by_hand():
     np.testing.assert_allclose(grpo_advantages(both, scale="batch", eps=0.0), expected, rtol=1e-6)
 
 
+def test_grpo_whitened_over_the_batch_by_hand():
+    # z of 1, 2, 3 is -1, 0, 1; the constant group gives 0. Squares sum to 2, over 6 - 1: the std of
+    # the batch is sqrt(0.4), so that the group that says something weighs more.
+    rewards = np.float32([[[1], [2], [3]], [[5], [5], [5]]])
+    expected = np.array([[-1, 0, 1], [0, 0, 0]]) / np.sqrt(0.4)
+    np.testing.assert_allclose(
+        grpo_advantages(rewards, scale="both", eps=0.0), expected, rtol=1e-6, atol=1e-7
+    )
+
+
 def test_gdpo_keeps_apart_what_grpo_merges():
     # The sums are 1.0 for every caption: GRPO has nothing to say. In GDPO the first reward varies
     # as much as the second, so they cancel, until the second is given more weight.
@@ -130,6 +140,7 @@ def test_constant_groups_are_exactly_zero():
             gdpo_advantages(rewards, eps=eps),
             grpo_advantages(rewards, eps=eps),
             grpo_advantages(rewards, eps=eps, scale="batch"),
+            grpo_advantages(rewards, eps=eps, scale="both"),
             grpo_advantages(rewards, eps=eps, scale="none"),
         ):
             assert np.all(np.asarray(advantages[1:]) == 0.0)

@@ -7,8 +7,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from balcap_jax.errors import UserError
-from balcap_jax.rl.losses import kl_k3, mean_of, policy_loss, token_weights
+from balcap_jax.rl import losses
+from balcap_jax.rl.losses import mean_of, token_weights
 
+# One program each: outside of jit every operation of a shape is one.
+kl_k3 = jax.jit(losses.kl_k3)
+policy_loss = jax.jit(
+    losses.policy_loss,
+    static_argnames=("clip_low", "clip_high", "normaliser", "max_length", "kl_coefficient"),
+)
 B, G, T = 4, 3, 5
 
 

@@ -309,3 +309,13 @@ def test_pixels_change_the_captions(rollout):
     images = prompts.images._replace(pixels=prompts.images.pixels[::-1])
     changed = run(prompts._replace(images=images), stop_tokens=STOPS)
     assert not np.array_equal(changed.tokens[0], rollout.tokens[0])
+
+
+def test_greedy_captions_beside_sampled_ones_are_those_of_temperature_0(rollout):
+    both = run(tiny.prompts(3), greedy=1)
+    # The others draw as if all did.
+    np.testing.assert_array_equal(both.tokens[:, :-1], rollout.tokens[:, :-1])
+    alone = run(tiny.prompts(3), temperature=0.0)
+    np.testing.assert_array_equal(both.tokens[:, -1], alone.tokens[:, -1])
+    np.testing.assert_array_equal(both.mask[:, -1], alone.mask[:, -1])
+    assert (both.tokens[:, -1] != rollout.tokens[:, -1]).any()

@@ -1,10 +1,13 @@
 """From captions to advantages on the host's side."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from balcap_jax.config.sections import RewardConfig, RLConfig
 from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.errors import UserError
 from balcap_jax.rewards.callables import Completions, TrainerState
 from balcap_jax.rewards.scene.judge import SceneJudge
 from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
@@ -17,7 +20,7 @@ STATE = TrainerState(global_step=0, max_steps=1, epoch=0.0)
 SOURCE = SceneSource("train", 4)
 
 
-def judged(config=None, captions=None, judge=JUDGE, per_word=2, reference_per_word=2):
+def judged(config=None, captions=None, judge=JUDGE, per_word=2, reference_per_word=2, study=None):
     """Of two images; lengths in tokens are those in words times `per_word`."""
     examples = [SOURCE[0], SOURCE[1]]
     if captions is None:
@@ -32,7 +35,13 @@ def judged(config=None, captions=None, judge=JUDGE, per_word=2, reference_per_wo
     completions = Completions([e for e, _ in pairs], [c for _, c in pairs], [[1]] * len(pairs))
     answered = JudgeQueue(judge, background=False).score(completions, STATE)
     return reward_captions(
-        answered, examples, captions, counts, reference_tokens, config or RewardConfig()
+        answered,
+        examples,
+        captions,
+        counts,
+        reference_tokens,
+        config or RewardConfig(),
+        study=study,
     )
 
 
@@ -162,3 +171,59 @@ def test_rollout_metrics_count_what_they_say():
     # Judged: reference and thrice of image 0, sentence of image 1; the last two are out of range.
     assert row["reward/linguistic/masked"] == pytest.approx(2 / 3)
     assert row["advantage/rms"] == pytest.approx(1.0)
+
+
+def test_a_study_changes_what_is_learned_from_and_not_what_is_logged():
+    plain = judged()
+    found = judged(study=lambda rewards: 0.8 + 0.2 * (rewards - 0.8))
+    np.testing.assert_array_equal(found.rewards, plain.rewards)
+    np.testing.assert_allclose(found.studied, 0.8 + 0.2 * (plain.rewards - 0.8), rtol=1e-6)
+    # The length control comes after it: a masked reward is 0, not 0.64.
+    np.testing.assert_array_equal(found.kept[:, 1:, 2], 0.0)
+    np.testing.assert_array_equal(found.kept[..., :2], found.studied[..., :2])
+    ended = np.ones((2, 3), bool)
+    rows = [
+        experience.rollout_metrics(which, ended, np.ones((2, 3)), RewardConfig())
+        for which in (plain, found)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_without_pointability_commentary_is_precise():
+    calm = "The composition creates a sense of balance."
+    captions = [[e.reference, f"{e.reference} {calm}", calm] for e in (SOURCE[0], SOURCE[1])]
+    exact = judged(captions=captions).rewards[..., 0]
+    without = judged(RewardConfig(pointability=False), captions=captions).rewards[..., 0]
+    np.testing.assert_array_equal(exact[:, [0, 2]], [[1, 0], [1, 0]])
+    assert (exact[:, 1] < 1).all()
+    np.testing.assert_array_equal(without, 1.0)
+
+
+def test_pointability_of_a_reward_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="acts on the precision reward"):
+        RewardConfig(names=("recall", "linguistic"), pointability=False)
+
+
+@pytest.mark.parametrize("rl", [RLConfig(), RLConfig(advantage="grpo"), RLConfig(advantage="trl")])
+def test_balance_is_logged_of_what_the_advantages_are_made_of(rl):
+    found, reward = judged(), RewardConfig(weights=(1.0, 2.0, 0.5))
+    weights = np.float32(reward.all_weights)
+    spread = experience.spread_of(found, rl)
+    row = experience.balance_metrics(found, reward, rl, weights=weights, spread=spread)
+    shares = [row[f"balance/{name}"] for name in reward.names]
+    assert sum(shares) == pytest.approx(1, rel=1e-5)
+    # Twice the weight, twice the part.
+    double = experience.balance_metrics(
+        found, reward, rl, weights=weights * np.float32([2, 1, 1]), spread=spread
+    )
+    odds = [r["balance/precision"] / r["balance/recall"] for r in (row, double)]
+    assert odds[1] == pytest.approx(2 * odds[0], rel=1e-4)
+    # Of the rewards after the length control, by numpy.
+    stds = found.kept.std(axis=1, ddof=1).mean(axis=0)
+    got = [row[f"reward/{name}/group_std"] for name in reward.names]
+    np.testing.assert_allclose(got, stds, rtol=1e-4, atol=1e-6)
+    assert "weight/precision" not in row
+    if rl.advantage == "grpo":
+        estimated = dataclasses.replace(rl, grpo_weights="running")
+        row = experience.balance_metrics(found, reward, estimated, weights=weights, spread=spread)
+        assert [row[f"weight/{name}"] for name in reward.names] == [1.0, 2.0, 0.5]

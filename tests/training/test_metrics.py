@@ -21,16 +21,18 @@ def lines(path):
 
 def test_reward_metrics_by_hand():
     precision = np.float32([[0.2, 0.4, NAN], [0.5, 0.5, 0.5], [NAN, NAN, NAN]])
-    linguistic = np.float32([[0.9, 0.6, 0.3], [0.6, 0.6, 0.6], [0.0, 1.0, NAN]])
+    linguistic = np.float32([[0.9, 0.5, 0.2], [0.6, 0.7, 0.6], [0.1, 1.0, NAN]])
+    shown = np.float32([[0.9, 0.6, 0.3], [0.6, 0.6, 0.6], [0.0, 1.0, NAN]])  # of a study
     masked = np.float32([[0.9, 0.0, 0.3], [NAN, 0.6, 0.6], [0.0, 0.0, NAN]])
     row = reward_metrics(
         ("precision", "linguistic"),
         np.stack([precision, linguistic], axis=-1),
+        np.stack([precision, shown], axis=-1),
         np.stack([precision, masked], axis=-1),
     )
     # precision: 0.2 0.4 0.5 0.5 0.5 -> sum 2.1, mean 0.42; squares 0.95 / 5 - 0.1764 = 0.0136
     # one of two groups with a signal is constant; 4 of 9 captions have none.
-    # linguistic: sum 4.6 over 8; squares 3.34 / 8 - 0.575^2 = 0.086875
+    # linguistic as judged: sum 4.6 over 8; squares 3.32 / 8 - 0.575^2 = 0.084375
     # after the mask, groups 2 and 3 are constant (a dropped reward does not vary its group);
     # the mask changed one caption in each group: 3 of 8.
     expected = {
@@ -40,7 +42,7 @@ def test_reward_metrics_by_hand():
         "reward/precision/masked": 0.0,
         "reward/precision/no_signal": 4 / 9,
         "reward/linguistic/mean": 4.6 / 8,
-        "reward/linguistic/std": 0.086875**0.5,
+        "reward/linguistic/std": 0.084375**0.5,
         "reward/linguistic/constant_groups": 2 / 3,
         "reward/linguistic/masked": 3 / 8,
         "reward/linguistic/no_signal": 1 / 9,
@@ -52,7 +54,7 @@ def test_reward_metrics_by_hand():
 
 def test_a_judge_outage_is_not_a_zero():
     rewards = np.full((2, 3, 1), NAN, np.float32)
-    row = reward_metrics(("recall",), rewards, rewards)
+    row = reward_metrics(("recall",), rewards, rewards, rewards)
     assert row["reward/recall/no_signal"] == 1.0
     for name in ("mean", "std", "constant_groups", "masked"):
         assert np.isnan(row[f"reward/recall/{name}"])

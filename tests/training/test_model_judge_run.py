@@ -130,7 +130,7 @@ def judged(precision: float, caption: str, example: Example) -> Judged:
     rewards = np.array([[[precision]]], np.float32)
     empty = np.zeros((1, 1))
     return Judged(
-        [example], [[caption]], [[None]], rewards, rewards, empty, empty[0], empty,
+        [example], [[caption]], [[None]], rewards, rewards, rewards, empty, empty[0], empty,
         empty.astype(int), empty.astype(bool), empty.astype(bool), 1, {},
     )  # fmt: skip
 

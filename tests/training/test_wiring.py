@@ -30,6 +30,7 @@ from balcap_jax.config.sections import (
     RLConfig,
     RolloutConfig,
 )
+from balcap_jax.config.study import StudyConfig
 from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
@@ -55,6 +56,9 @@ POLICY, START = tiny.policy(config=tiny.config(stop_tokens=(tiny.STOP, 20, 30, 4
 BANNED = list(POLICY.config.banned_tokens)
 
 
+SQUEEZE, CENTRE, NOISE = 0.5, 0.6, 0.05  # of the rewards of training
+
+
 def settings(start: Path, out: Path, **rollout):
     return small(
         out,
@@ -75,6 +79,9 @@ def settings(start: Path, out: Path, **rollout):
             length_unit="tokens",
             tau_l=TAU_L,
             tau_u=TAU_U,
+        ),
+        study=StudyConfig(
+            squeeze=(f"{NAMES[1]}={SQUEEZE}",), centre=CENTRE, noise=(f"{NAMES[0]}={NOISE}",)
         ),
         rl=RLConfig(
             eps=EPS,
@@ -386,9 +393,10 @@ def plain_rewards(run: Recorded, step: int) -> tuple[np.ndarray, np.ndarray]:
         if verdict is None:
             continue
         if TAU_L <= rho <= TAU_U:
-            rewards[row, place, 0] = verdict.clarity
+            drawn = np.random.default_rng([SEED, step, row]).normal(size=(G, 2))
+            rewards[row, place, 0] = verdict.clarity + NOISE * drawn[place, 0]
         if verdict.covered:
-            rewards[row, place, 1] = np.mean(verdict.covered)
+            rewards[row, place, 1] = CENTRE + SQUEEZE * (np.mean(verdict.covered) - CENTRE)
     return rewards, rhos
 
 

@@ -128,7 +128,7 @@ def _assertions(readings: Iterable[Reading], evidence: Evidence) -> Iterable[Ass
         if not reading.statements:
             if (text.lower(),) not in known:
                 known.add((text.lower(),))
-                yield Assertion(text, verified=False, pointable=False, chance=0.0)
+                yield Assertion(text, verified=False, pointable=False, chance=0.0, truth=0.0)
             continue
         empty = all(is_anything(s.head) for s in reading.statements)
         for statement in reading.statements:
@@ -173,6 +173,7 @@ def _assertion(s: Statement, evidence: Evidence, *, pointable: float) -> Asserti
         pointable=shown,
         chance=true * min(1.0, pointable / _POINTABLE),
         weight=_weight(s, evidence),
+        truth=true,
     )
 
 

@@ -254,6 +254,7 @@ class ModelJudge:
                 pointable=asked.pointable >= 1.0,
                 chance=float(p) * asked.pointable,
                 weight=float(w),
+                truth=float(p),
             )
             for asked, p, w in zip(made, true, weight, strict=True)
         )

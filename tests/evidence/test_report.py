@@ -1,0 +1,157 @@
+"""The page of the evidence, of results made by hand."""
+
+import json
+
+import pytest
+
+from balcap_jax.cli import main as cli
+from balcap_jax.errors import UserError
+from balcap_jax.evidence.claims import read_claim
+from balcap_jax.evidence.files import CELLS, RESULT
+from balcap_jax.evidence.report import BEGIN, END, between_marks, report
+from balcap_jax.evidence.runner import open_folder
+
+CLAIM = """
+number = 1
+name = "first"
+title = "One beside another"
+says = "They differ."
+refuted_by = "They do not."
+required = true
+
+[cells.gdpo]
+
+[cells.grpo]
+rl.advantage = "grpo"
+
+[[comparisons]]
+title = "as they are"
+one = "gdpo"
+other = "grpo"
+expected = {b_capscore = "higher", words = "equal"}
+
+[[curves]]
+title = "length"
+cells = ["gdpo", "grpo"]
+series = ["words"]
+"""
+
+
+@pytest.fixture
+def claim(tmp_path):
+    path = tmp_path / "claim.toml"
+    path.write_text(CLAIM)
+    return read_claim(path)
+
+
+def result(cell, score, words):
+    scores = {"b_capscore": score, "words": words, "rho": 1.0}
+    both = scores | {f"greedy/{name}": value + 1 for name, value in scores.items()}
+    return {
+        "cell": {"kind": "train", "settings": {"seed": cell.seed, "rl": cell.config.rl.advantage}},
+        "date": "2026-11-26",
+        "versions": {"jax": "0.10.2"},
+        "device": "cpu",
+        "cores": 2,
+        "scores": {"before": both | {"b_capscore": 60.0}, "after": both},
+        "series": {"step": list(range(10)), "words": [words] * 10},
+        "steps": 10,
+        "seconds": 360.0,
+    }
+
+
+@pytest.fixture
+def out(tmp_path, claim):
+    folder = tmp_path / "out"
+    open_folder(folder, code="x")
+    # Differences 2, 1 and 4; the lengths are the same.
+    for name, scores in (("gdpo", (81, 80, 84)), ("grpo", (79, 79, 80))):
+        for seed, score in enumerate(scores):
+            cell = claim.cell(name, seed)
+            place = folder / CELLS / cell.key("x")
+            place.mkdir()
+            (place / RESULT).write_text(json.dumps(result(cell, score, 50.0 + seed)))
+    return folder
+
+
+def rows_of(page, start):
+    return [line.split(" | ") for line in page.splitlines() if line.startswith(f"| {start} |")]
+
+
+def test_differences_intervals_and_verdicts_are_those_of_the_cells(out, claim):
+    page, *pictures = report(out, [claim], docs=out, seeds=4)
+    text = page.read_text()
+    score, greedy, words, _ = rows_of(text, "as they are")
+    # As in test_compare: mean 7/3, resampled means from 1 to 4, Student's half-width 3.79.
+    assert score[1:] == [
+        "b-CapScore", "sampled", "+2.33", "+1.00 ... +4.00", "-1.46 ... +6.13", "+1.53", "3 of 3",
+        "higher", "**not shown** |",
+    ]  # fmt: skip
+    assert greedy[2:4] == ["greedy", "+2.33"]
+    assert words[3] == "+0.00"
+    assert words[-1] == "**equal** |"
+    assert rows_of(text, "before training")[0][2] == "60.0 (82.7)"  # greedy stayed in both
+    assert rows_of(text, "gdpo")[0][1:3] == ["3", "81.7 (82.7)"]
+    assert "**Missing cells:** gdpo seeds 3; grpo seeds 3." in text
+    assert "6 cells of the code `x`, computed 2026-11-26 in 0.6 hours" in text
+    assert rows_of(text, "words")[0][1:] == ["3 and 3", "2", "100 |"]
+    assert [picture.name for picture in pictures] == ["first.svg", "first_curves_0.svg"]
+    assert all(picture.read_text().startswith("<?xml") for picture in pictures)
+
+
+def test_text_outside_of_the_marks_stays_and_the_report_repeats(out, claim):
+    page = out / "evidence.md"
+    page.write_text(f"# Evidence\n\nBefore.\n\n{BEGIN}old{END}\n\nAfter.\n")
+    report(out, [claim], docs=out, seeds=3)
+    text, picture = page.read_text(), (out / "evidence" / "first.svg").read_bytes()
+    assert text.startswith(f"# Evidence\n\nBefore.\n\n{BEGIN}")
+    assert text.endswith(f"{END}\n\nAfter.\n")
+    assert "old" not in text.partition("hours")[0].rpartition("Before.")[2]
+    assert "Missing" not in text
+    report(out, [claim], docs=out, seeds=3)
+    assert page.read_text() == text
+    assert (out / "evidence" / "first.svg").read_bytes() == picture
+
+
+def test_a_page_without_marks_gets_them_at_its_end():
+    assert between_marks("# Words\n", "table") == f"# Words\n\n{BEGIN}\n\ntable\n\n{END}\n"
+
+
+def test_nothing_computed_is_said(tmp_path, claim):
+    folder = tmp_path / "empty"
+    open_folder(folder, code="x")
+    page, *pictures = report(folder, [claim], docs=folder, seeds=2)
+    text = page.read_text()
+    assert "No cell is there yet" in text
+    assert "**not testable**" in rows_of(text, "as they are")[0][-1]
+    assert "gdpo seeds 0, 1; grpo seeds 0, 1" in text
+    assert pictures == []
+
+
+def test_another_folder_is_refused(tmp_path, claim):
+    with pytest.raises(UserError, match="is no folder of `balcap reproduce`"):
+        report(tmp_path, [claim], docs=tmp_path, seeds=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["spread"], "there is no claim 'spread', known are 1 (spreads), "),
+        (["spread"], "did you mean spreads?"),
+        (["1", "--budget", "0h"], "budget='0h' must be above 0"),
+        (["--budget", "soon"], "budget='soon' is no time"),
+        (["--jobs", "0"], "jobs=0 must be at least 1"),
+        (["--job", "2"], "has no flag --job; did you mean --jobs?"),
+    ],
+)
+def test_mistakes_of_the_command_are_one_sentence(arguments, said, tmp_path, capsys):
+    out = tmp_path / "new"
+    assert cli.main(["reproduce", *arguments, "--out", str(out)]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_command_reports_a_folder(out, tmp_path, capsys):
+    claims = ["--claims", str(tmp_path / "claim.toml"), "--docs", str(tmp_path / "docs")]
+    assert cli.main(["reproduce", "report", str(out), *claims, "--seeds", "3"]) == 0
+    assert str(tmp_path / "docs" / "evidence.md") in capsys.readouterr().out
