@@ -8,7 +8,7 @@ from small_run import BASE, small
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.errors import UserError
-from balcap_jax.rewards.function_names import name_function
+from balcap_jax.rewards.function_names import RewardFunction, name_function
 from balcap_jax.rewards.llm.stored_units import units_path
 from balcap_jax.training import other_files as other_files_
 from balcap_jax.training.adapter_run import check_base
@@ -80,7 +80,7 @@ def test_the_code_of_functions_is_noted(tmp_path):
     assert code_of([name_function(functools.partial(function_of("[1.0]"), x=1))]) == first
     assert code_of([name_function(function_of("[2.5]"))]) != first
     assert len(code_of([name_function(Scorer())])) == 1
-    assert code_of([name_function(len)]) == {}  # there is none to read
+    assert code_of([RewardFunction("len", "builtins:len", len)]) == {}  # there is none to read
 
 
 def test_the_weights_of_a_reference_policy_are_compared(tmp_path):
