@@ -322,7 +322,7 @@ def test_resume_needs_a_run(mistake, tmp_path):
         ("bench judge --data a", "write `balcap bench judge DATA`."),
         ("data units --data a", "write `balcap data units DATA`."),
         ("data recaption --data a --out b", "write `balcap data recaption DATA OUT`."),
-        ("bench xyz", "known are advantages, device, judge, load, step, trainer, update."),
+        ("bench xyz", "known are advantages, device, images, judge, load, step, trainer, update."),
         ("xyz", "check, assemble, data, scenes."),
         ("bench advantages --jsn", "did you mean --json?"),
         ("scenes folder --split test", "split='test' must be one of train, heldout"),

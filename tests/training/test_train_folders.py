@@ -58,7 +58,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(family, tmp_path, capsy
     module, processor, frozen = FAMILIES[family]
 
     # Random policies write nothing that is worth more than the rest.
-    def advantages(judged, *_):
+    def advantages(judged, *_, **_named):
         return np.random.default_rng(0).normal(size=judged.words.shape).astype(np.float32)
 
     monkeypatch.setattr(experience, "advantages_of", advantages)
