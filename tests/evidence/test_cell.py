@@ -166,6 +166,7 @@ def test_greedy_captions_are_those_of_temperature_0(done):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_is_taken_up_by_the_next(tmp_path):
     # Slow: two processes that compile.
     folder = planned(tmp_path, "killed", dataclasses.replace(CONFIG, steps=4))
