@@ -68,14 +68,25 @@ def open_image(image: ImageLike, *, pixels: Pixels = AS_IS) -> Image.Image:
             return _upright_rgb(image, pixels)
         except Exception as error:  # it may be a file that is only decoded now
             raise BadImageError(f"it cannot be read ({error})") from error
+    with _opened(image, pixels) as opened:
+        _draft(opened, pixels)
+        return _upright_rgb(opened, pixels)
+
+
+@contextmanager
+def _opened(image: str | Path | bytes, pixels: Pixels) -> Iterator[Image.Image]:
+    """The image of a file, or of its bytes, whose head is read and checked.
+
+    Raises:
+      BadImageError: also for what Pillow raises of it inside.
+    """
     in_memory = isinstance(image, bytes)
     if not in_memory and not _is_file(image):
         raise BadImageError("there is no such file")
     source = io.BytesIO(image) if in_memory else image
     with _pillow_errors(image, pixels), Image.open(source, formats=_formats()) as opened:
         _check_header(opened, pixels)
-        _draft(opened, pixels)
-        return _upright_rgb(opened, pixels)
+        yield opened
 
 
 @contextmanager
@@ -109,12 +120,7 @@ def image_size(image: ImageLike, *, pixels: Pixels = AS_IS) -> tuple[int, int]:
     if isinstance(image, Image.Image):
         _check_header(image, pixels)
         return _wanted(image.size, pixels)
-    in_memory = isinstance(image, bytes)
-    if not in_memory and not _is_file(image):
-        raise BadImageError("there is no such file")
-    source = io.BytesIO(image) if in_memory else image
-    with _pillow_errors(image, pixels), Image.open(source, formats=_formats()) as opened:
-        _check_header(opened, pixels)
+    with _opened(image, pixels) as opened:
         _draft(opened, pixels)  # rounds the size that is scaled
         return _wanted(opened.size, pixels)
 
@@ -125,10 +131,8 @@ def check_file(path: Path, *, pixels: Pixels = AS_IS) -> None:
     Raises:
       BadImageError: as `open_image`, as far as the head tells.
     """
-    if not _is_file(path):
-        raise BadImageError("there is no such file")
-    with _pillow_errors(path, pixels), Image.open(path, formats=_formats()) as opened:
-        _check_header(opened, pixels)
+    with _opened(path, pixels):
+        pass
 
 
 def image_key(image: ImageLike) -> str:
