@@ -12,6 +12,7 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.sections import DistConfig
 from balcap_jax.errors import UserError
 from balcap_jax.evidence.code_version import trl_version
+from balcap_jax.runs.contents import pieces
 
 KINDS = ("train", "trl")  # a run of balcap train; the same by TRL's GRPOTrainer
 # What every cell has unless its table says otherwise: no samples, no loggers, hardly a checkpoint,
@@ -25,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {
 _GIVEN = ("name", "out", "seed")  # by the runner
 # Of paths, what the package has itself; "" would be the working directory.
 _NO_FILES = ("", "scenes", "memory", "base")
-_WHOLE = 1 << 26  # bytes of a file that are read for its digest; of a larger one both ends
+_PIECES = 128  # MB of a larger file that are read for its digest
 _SHOWN = 16  # hexadecimal digits of a digest
 
 
@@ -95,11 +96,8 @@ def content_of(path: Path) -> str:
 
 def _part(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(_WHOLE))
-        if path.stat().st_size > 2 * _WHOLE:
-            file.seek(-_WHOLE, 2)
-        digest.update(file.read(_WHOLE))
+    for piece in pieces(path, most=_PIECES):
+        digest.update(piece)
     return digest.hexdigest()
 
 

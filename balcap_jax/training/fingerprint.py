@@ -17,6 +17,7 @@ from balcap_jax.data.photos import Photos
 from balcap_jax.data.rows import Row
 from balcap_jax.data.tfds_folders import find_folder
 from balcap_jax.errors import UserError
+from balcap_jax.runs.contents import pieces
 
 INVALID = "invalid rows"
 UNSIZED = "rows without sizes of images"
@@ -25,7 +26,7 @@ ROWS = 5_000  # of more rows, as many are looked at, evenly spread; the file is,
 MEMORY_ROWS = 2_000  # the same for rows in memory, which may be decoded to be looked at
 SIZED = 500  # rows of which the heads of images are read, evenly spread
 _WHOLE = 1 << 30  # bytes; of a larger file pieces are read, evenly spread
-_PIECE, _PIECES = 1 << 20, 512
+_PIECES = 512
 _SAMPLE = 4096  # bytes of an image in memory
 _SIDE = 32  # pixels of one that is decoded
 
@@ -109,7 +110,7 @@ def _files(setting: str, value: str) -> dict[str, Any]:
         size = path.stat().st_size
         return {
             f"bytes of {setting} {path.name}": size,
-            f"content of {setting} {path.name}": _content(path, size),
+            f"content of {setting} {path.name}": _content(path),
         }
     if value and path.is_dir():
         folder = find_folder(path) or path
@@ -119,16 +120,10 @@ def _files(setting: str, value: str) -> dict[str, Any]:
     return {}
 
 
-def _content(path: Path, size: int) -> str:
+def _content(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=12)
-    with path.open("rb") as file:
-        if size <= _WHOLE:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-        else:
-            for start in np.linspace(0, size - _PIECE, _PIECES).astype(np.int64):
-                file.seek(int(start))
-                digest.update(file.read(_PIECE))
+    for piece in pieces(path, most=_PIECES, whole=_WHOLE):
+        digest.update(piece)
     return digest.hexdigest()
 
 

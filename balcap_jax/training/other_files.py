@@ -7,20 +7,19 @@ import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.config.judge import POLICY, RULES, JudgeConfig
 from balcap_jax.models.hf.companions import COMPANIONS, TEMPLATES
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.llm.stored_units import units_path
+from balcap_jax.runs.contents import pieces
 
 _FILES = "files of "
 PROCESSOR = f"{_FILES}the processor of model.path"  # in every record that has any of these
 _UNITS = "reference units beside data.path"
 FUNCTIONS = "code of reward functions"
-_PIECE, _PIECES = 1 << 20, 64  # of a larger file so many pieces are read, evenly spread
+_PIECES = 64  # MB of a larger file that are read
 
 
 def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]:
@@ -84,15 +83,6 @@ def _digest(folder: Path, patterns: Iterable[str]) -> str:
     for path in sorted(paths):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)} {size}\0".encode("utf-8", "surrogateescape"))
-        with path.open("rb") as file:
-            for start in _starts(size):
-                file.seek(start)
-                digest.update(file.read(_PIECE))
+        for piece in pieces(path, most=_PIECES):
+            digest.update(piece)
     return digest.hexdigest()
-
-
-def _starts(size: int) -> list[int]:
-    """Where the pieces of a file begin."""
-    if size <= _PIECE * _PIECES:
-        return list(range(0, size, _PIECE))
-    return np.linspace(0, size - _PIECE, _PIECES).astype(np.int64).tolist()

@@ -10,6 +10,7 @@ from balcap_jax.config.sections import DataConfig
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.function_names import RewardFunction, name_function
 from balcap_jax.rewards.llm.stored_units import units_path
+from balcap_jax.runs import contents
 from balcap_jax.training import other_files as other_files_
 from balcap_jax.training.adapter_run import check_base
 from balcap_jax.training.fingerprint import differences
@@ -44,7 +45,7 @@ def test_a_changed_processor_is_a_difference(policy, tmp_path, name, change):
 
 @pytest.mark.parametrize("pieces", [64, 2])
 def test_a_judge_with_other_weights_is_a_difference(policy, tmp_path, monkeypatch, pieces):
-    monkeypatch.setattr(other_files_, "_PIECE", 16)
+    monkeypatch.setattr(contents, "PIECE", 16)
     monkeypatch.setattr(other_files_, "_PIECES", pieces)
     config = small(tmp_path, judge=JudgeConfig(kind="model", model=str(policy)))
     before = other_files(config, BASE)
