@@ -8,9 +8,12 @@ JUDGE = ["openai>=2.0"]  # any server with that interface; LLM judges
 
 WANDB = ["wandb>=0.21"]  # the logger of that name; the version that can run several at once
 
+GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3.0", "etils[epath]>=1.12"]  # gs:// paths
+
 TEST = [
     *JUDGE,
     *WANDB,
+    *GCS,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
@@ -63,6 +66,7 @@ setup(
     extras_require={
         "judge": JUDGE,
         "wandb": WANDB,
+        "gcs": GCS,
         "test": [
             *TEST,
             # Pinned: the Hugging Face parity tests compare against this build, and an open

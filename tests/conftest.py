@@ -62,6 +62,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name not in LONG_ROOMS)
 
 
+@pytest.fixture(scope="session")
+def _bucket_server():
+    from bucket_server import BucketServer
+
+    server = BucketServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(_bucket_server, monkeypatch, tmp_path_factory):
+    """A new bucket of a server on this machine that the clients of this process know."""
+    from bucket_server import Bucket
+
+    for name, value in _bucket_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BALCAP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    return Bucket(_bucket_server, f"bucket-{len(_bucket_server.buckets)}")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
     """A file's compiled programs go with it, or a worker grows by gigabytes."""

@@ -44,6 +44,9 @@ from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.sections import RewardConfig
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.control import exit_alone
+from balcap_jax.storage.local import CACHE
+from balcap_jax.storage.paths import as_path, is_remote
+from balcap_jax.storage.refusals import bucket_reason
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SFTConfig)
 
@@ -334,10 +337,13 @@ examples:
   balcap caption photo.jpg --model runs/balcap
   balcap plan qwen2_5_vl_7b_v5e_64 --topology v5e:8x8
 
+Paths may be gs://BUCKET/...; copies of models and data from there are kept in --cache-dir FOLDER.
+
 `balcap COMMAND --help` explains the flags of a command; `balcap --version` prints the version."""
 
 
 def _dispatch(arguments: list[str]) -> None:
+    arguments = _with_cache_dir(arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h", "help"):
         print(_HELP)
@@ -350,6 +356,25 @@ def _dispatch(arguments: list[str]) -> None:
             f"{name!r} is not a command, known are "
             f"{', '.join(_COMMANDS)}{did_you_mean(name, _COMMANDS, '`balcap {}`')}"
         )
+
+
+def _with_cache_dir(arguments: list[str]) -> list[str]:
+    """`arguments` without --cache-dir, which all commands have and which is no setting of a run."""
+    flag, left = "--cache-dir", []
+    given = iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name != flag:
+            left.append(argument)
+            continue
+        folder = value if equals else next(given, "")
+        if not folder or is_remote(folder):
+            raise UserError(
+                f"{flag} {folder!r} is not a folder of this machine, which keeps copies of what "
+                "lies in buckets; name one."
+            )
+        os.environ[CACHE] = folder
+    return left
 
 
 def _version() -> str:
@@ -368,9 +393,9 @@ def _origin(arguments: list[str], name: str) -> Path | None:
     found = None
     for position, argument in enumerate(arguments):
         if argument == flag and position + 1 < len(arguments):
-            found = Path(arguments[position + 1])
+            found = as_path(arguments[position + 1])
         elif argument.startswith(flag + "="):
-            found = Path(argument.removeprefix(flag + "="))
+            found = as_path(argument.removeprefix(flag + "="))
     return found
 
 
@@ -392,6 +417,8 @@ def _mistake(sentence: str) -> int:
 
 def _disk_mistake(error: BaseException) -> str | None:
     """One sentence when `error` is, or comes from, a full disk or a lack of permission."""
+    if (reason := bucket_reason(error)) is not None:
+        return f"a bucket cannot be used: {reason}."
     for cause in chain(error):
         if not isinstance(cause, OSError):
             continue

@@ -14,6 +14,7 @@ from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rollout.rollout import Captioner
+from balcap_jax.storage.paths import as_path
 from balcap_jax.training.saved_policy import saved_policy, tell_if_older
 
 BATCH = 8
@@ -29,7 +30,7 @@ def caption(config: CaptionConfig) -> Iterator[tuple[Path, str]]:
     pixels = Pixels(config.min_pixels, config.max_pixels, config.max_file_pixels)
     photos = _Photos(config.images, config.prompt, pixels)
     if config.checkpoint:
-        saved = saved_policy(Path(config.model), config.checkpoint)
+        saved = saved_policy(as_path(config.model), config.checkpoint)
         folder, policy = saved.source, saved.policy
         params = jax.device_put(saved.params, jax.devices()[0])
     else:

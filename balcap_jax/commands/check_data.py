@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from PIL import Image
@@ -174,7 +174,7 @@ def _look(image: ImageLike, *, pixels: int) -> tuple[tuple[int, int] | None, str
         open_image(image, pixels=Pixels(most=_SMALL, in_file=pixels))
     except BadImageError as error:
         return None, "", str(error)
-    if isinstance(image, bytes | str | Path):
+    if isinstance(image, bytes | str | PurePath):
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return opened.size, opened.format or "", None
     size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
@@ -237,7 +237,7 @@ def _files(checked: Iterable[Checked]) -> set[str]:
         seen.key
         for item in checked
         for seen in item.images
-        if isinstance(seen.image, str | Path) and seen.size is not None
+        if isinstance(seen.image, str | PurePath) and seen.size is not None
     }
 
 
@@ -257,7 +257,7 @@ def _same_content(paths: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _name(image: ImageLike, row: Row) -> str:
-    return str(image) if isinstance(image, str | Path) else f"the image of {row.id}"
+    return str(image) if isinstance(image, str | PurePath) else f"the image of {row.id}"
 
 
 def _ids(rows: Sequence[Row]) -> str:

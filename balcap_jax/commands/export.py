@@ -13,6 +13,7 @@ from balcap_jax.models.hf.adapters import save_adapter
 from balcap_jax.models.hf.folders import ADAPTER, POLICY
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.runs.folder import disk_errors, existing_run
+from balcap_jax.storage.local import fetched, written_locally
 from balcap_jax.training.adapter_run import base_of
 from balcap_jax.training.saved_policy import is_finished, saved_policy
 
@@ -41,7 +42,7 @@ def export(config: ExportConfig) -> str:
     if config.adapter:
         return _export_adapter(config, finished=finished)
     if finished:
-        source, taken = run / POLICY, "its finished policy"
+        source, taken = fetched(run / POLICY), "its finished policy"
         stored = read_json(source / "config.json").get("dtype")
         if stored not in DTYPES:  # several, or nothing that weights are stored as
             stored = "float32"
@@ -59,11 +60,12 @@ def _export_adapter(config: ExportConfig, *, finished: bool) -> str:
     """Writes the adapter alone; the base is not read."""
     run, out = config.run, config.out
     if finished:
-        folder = run / ADAPTER
+        folder = fetched(run / ADAPTER)
         out.mkdir(parents=True, exist_ok=True)
         with disk_errors(out):
             for name in (CONFIG, WEIGHTS):
-                shutil.copyfile(folder / name, out / name)
+                with written_locally(out / name) as file:
+                    shutil.copyfile(folder / name, file)
         return "its finished adapter"
     saved = saved_policy(run, config.checkpoint, adapter_only=True)
     assert saved.adapters is not None

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeVar
 
 from balcap_jax.commands.appended import appended
@@ -131,7 +131,7 @@ def _shown(image: ImageLike, *, folder: Path) -> str:
     Raises:
       UserError: the image is in no file of its own.
     """
-    if not isinstance(image, str | Path):
+    if not isinstance(image, str | PurePath):
         raise UserError(
             "The images of these data are in no files of their own, and rows of new captions name "
             "files; write them to a folder with a .jsonl file first."

@@ -4,6 +4,7 @@ Rows stream from one JSONL file to another, in order. What is written is whole r
 same command goes on after any death of the process; rows that failed are then asked again.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -29,6 +30,7 @@ from balcap_jax.rewards.judges import make_judge
 from balcap_jax.rewards.verdicts import Judge, MeteredJudge
 from balcap_jax.runs.folder import disk_errors, plain, to_json
 from balcap_jax.runs.progress import console
+from balcap_jax.storage.local import edited_locally, fetched
 
 
 def score(config: ScoreConfig) -> dict[str, float | int]:
@@ -42,9 +44,17 @@ def score(config: ScoreConfig) -> dict[str, float | int]:
       UserError: a file cannot be read or written, the output belongs to another input or judge, or
         another process is writing it.
     """
+    with edited_locally(config.output) as output:
+        here = dataclasses.replace(config, input=fetched(config.input), output=output)
+        return _score(here, config.input.parent)
+
+
+def _score(config: ScoreConfig, folder: Path) -> dict[str, float | int]:
     totals = Totals()
     with _judge(config) as judge, _opened(config.input) as source:
-        scorer = Scorer(judge, config, None if config.data is None else Known(config.data))
+        known = None if config.data is None else Known(config.data)
+        # Paths in a pipe start from where the command runs.
+        scorer = Scorer(judge, config, known, folder if config.input.is_file() else Path())
         lines = source.lines()
         with appended(config.output, what="OUTPUT") as held:
             if _has_failed(held):

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -134,16 +134,16 @@ class Scorer:
 
     Args:
       known: the data file, where one is given.
+      folder: that the paths of images start from.
     """
 
-    def __init__(self, judge: Judge, config: ScoreConfig, known: Known | None):
+    def __init__(self, judge: Judge, config: ScoreConfig, known: Known | None, folder: Path):
         self._judge, self.config, self._known = judge, config, known
         record = judge_record(config.judge)
         if settings := judge_settings(config.judge):
             record["settings"] = to_json(settings)
         self.judge = {field: record[name] for name, field in JUDGE_FIELDS.items() if name in record}
-        # Paths in a pipe start from where the command runs.
-        self._folder = config.input.parent if config.input.is_file() else Path()
+        self._folder = folder
 
     def scored(self, lines: Sequence[Line]) -> list[dict[str, Any]]:
         """The output rows of a batch."""
@@ -178,7 +178,7 @@ class Scorer:
         return {"data_digest": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]}
 
     def _shown(self, image: ImageLike) -> str:
-        looks = self.config.judge.kind == "llm" and isinstance(image, str | Path)
+        looks = self.config.judge.kind == "llm" and isinstance(image, str | PurePath)
         return str(image) if looks else ""
 
     def _example(self, line: Line) -> Example | str:
@@ -249,7 +249,7 @@ class Scorer:
         try:
             return open_image(image, pixels=_PIXELS)
         except BadImageError as error:
-            name = image if isinstance(image, str | Path) else ""
+            name = image if isinstance(image, str | PurePath) else ""
             raise ValueError(f"the image {name} cannot be used: {error}") from None
 
 

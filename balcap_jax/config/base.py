@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
 from balcap_jax.config.conversion import UnfitError, converted, shown
@@ -174,7 +174,7 @@ def _plain(value: Any) -> Any:
         return to_dict(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, Path):
+    if isinstance(value, PurePath):
         return str(value)
     return value
 

@@ -8,10 +8,12 @@ import math
 import os
 import types
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from balcap_jax.config.names import nearest
+from balcap_jax.errors import UserError
+from balcap_jax.storage.paths import as_path
 
 
 class Text(str):
@@ -66,7 +68,7 @@ def converted(value: Any, kind: Any) -> Any:
 
 def shown(value: Any) -> str:
     """`value` in a message: as Python writes it, in short."""
-    text = repr(str(value) if isinstance(value, Path | str) else value)
+    text = repr(str(value) if isinstance(value, PurePath | str) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -125,7 +127,11 @@ def _path(value: Any) -> Path:
         raise UnfitError("must be a path")
     if not str(value).strip() or "\0" in str(value):
         raise UnfitError("must be a path, and is empty or holds a zero byte", "name one.")
-    return Path(value)
+    try:
+        return as_path(value)
+    except UserError as error:
+        rule, _, remedy = str(error).partition(": ")
+        raise UnfitError(rule, remedy) from None
 
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {

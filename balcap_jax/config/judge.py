@@ -15,6 +15,7 @@ from balcap_jax.config.sections import (
     MOST_TOKENS,
     DataConfig,
 )
+from balcap_jax.storage.paths import is_remote
 
 RULES, POLICY = "rules", "policy"  # of judge.fluency, beside folders
 _READ_BY_KIND = dict.fromkeys(
@@ -87,6 +88,11 @@ class JudgeConfig(Settings):
             "dtype",
             f"has no effect with {self.room}kind={self.kind!r} and {self.room}fluency='rules'",
             "leave it at bfloat16.",
+        )
+        self._require(
+            not is_remote(self.cache),
+            "cache",
+            "must be a file on this machine's disk, where SQLite can lock it",
         )
         self._require(
             bool(self.fluency.strip()) and self.fluency.isprintable(),

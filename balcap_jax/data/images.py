@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray
+from balcap_jax.storage.paths import as_path, is_remote
+
+ImageLike = str | PurePath | bytes | Image.Image | np.ndarray
 
 # Formats of pixels alone: those of drawings (PostScript, PDF, WMF) start other programs or are
 # programs themselves.
@@ -74,12 +76,14 @@ def open_image(image: ImageLike, *, pixels: Pixels = AS_IS) -> Image.Image:
 
 
 @contextmanager
-def _opened(image: str | Path | bytes, pixels: Pixels) -> Iterator[Image.Image]:
+def _opened(image: str | PurePath | bytes, pixels: Pixels) -> Iterator[Image.Image]:
     """The image of a file, or of its bytes, whose head is read and checked.
 
     Raises:
       BadImageError: also for what Pillow raises of it inside.
     """
+    if not isinstance(image, bytes) and is_remote(image):
+        image = _from_bucket(image)
     in_memory = isinstance(image, bytes)
     if not in_memory and not _is_file(image):
         raise BadImageError("there is no such file")
@@ -89,8 +93,21 @@ def _opened(image: str | Path | bytes, pixels: Pixels) -> Iterator[Image.Image]:
         yield opened
 
 
+def _from_bucket(image: str | PurePath) -> bytes:
+    """The bytes of an image in a bucket.
+
+    Raises:
+      BadImageError: there is no such object.
+      OSError: the bucket refuses, which is no fault of the image.
+    """
+    try:
+        return as_path(image).read_bytes()
+    except FileNotFoundError:
+        raise BadImageError("there is no such file") from None
+
+
 @contextmanager
-def _pillow_errors(image: str | Path | bytes, pixels: Pixels) -> Iterator[None]:
+def _pillow_errors(image: str | PurePath | bytes, pixels: Pixels) -> Iterator[None]:
     """Whatever Pillow raises, as a BadImageError."""
     try:
         yield
@@ -142,8 +159,8 @@ def image_key(image: ImageLike) -> str:
     Raises:
       BadImageError: an image in memory cannot be decoded, as it may be that of a file.
     """
-    if isinstance(image, str | Path):
-        return os.path.realpath(image)
+    if isinstance(image, str | PurePath):
+        return str(image) if is_remote(image) else os.path.realpath(image)
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(image, bytes):
         digest.update(image)
@@ -166,7 +183,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _is_file(path: str | Path) -> bool:
+def _is_file(path: str | PurePath) -> bool:
     """A named pipe is none, which would block for ever."""
     try:
         return Path(path).is_file()
@@ -174,7 +191,7 @@ def _is_file(path: str | Path) -> bool:
         return False
 
 
-def _why_unknown(image: str | Path | bytes) -> str:
+def _why_unknown(image: str | PurePath | bytes) -> str:
     if isinstance(image, bytes):
         begin = image[:64]
     else:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import PurePath
 
 from rich.console import Console
 from rich.progress import Progress
@@ -366,7 +366,7 @@ def _shows(row: Row, keys: frozenset[str]) -> bool:
 
 
 def _name(row: Row) -> str:
-    return str(row.image) if isinstance(row.image, str | Path) else f"of {row.id}"
+    return str(row.image) if isinstance(row.image, str | PurePath) else f"of {row.id}"
 
 
 def _with_progress(checks: Iterable[str | None], *, total: int) -> Iterator[str | None]:

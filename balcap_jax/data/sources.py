@@ -20,6 +20,8 @@ from balcap_jax.data.rows import CAPTIONS, Row
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.data.tfds_folders import TfdsRows, find_folder
 from balcap_jax.errors import UserError
+from balcap_jax.storage.local import fetched
+from balcap_jax.storage.paths import as_path, is_remote
 
 SCENES = "scenes"
 # Scenes are drawn when asked for, so the split can be as large as any run is long.
@@ -107,7 +109,7 @@ def _in_memory(data: DataConfig, rows: Any, *, name: str, conversations: bool) -
 
 
 def _open(data: DataConfig, path: str, *, split: str, conversations: bool) -> Photos:
-    rows = open_rows(data, Path(path), split=split, conversations=conversations)
+    rows = open_rows(data, as_path(path), split=split, conversations=conversations)
     return _photos(data, rows, name=path)
 
 
@@ -128,12 +130,14 @@ def open_rows(
     Raises:
       UserError: it is missing or of another kind, or a setting does not belong to its kind.
     """
-    images = Path(data.images) if data.images else None
+    images = as_path(data.images) if data.images else None
     if images is not None and not images.is_dir():
         raise UserError(
             f"data.images={data.images!r} is not a folder; give the folder that the paths of "
             f"images in {path} start from."
         )
+    if is_remote(path):
+        images, path = path.parent if images is None else images, fetched(path)
     kind = data.format if data.format != "auto" else detect(path)
     _check_settings(data, kind)
     if kind == "tfds":
@@ -146,7 +150,7 @@ def open_rows(
             )
         return TfdsRows(folder, split=split)
     if kind == "coco":
-        boxes = Path(data.boxes) if data.boxes else None
+        boxes = fetched(data.boxes) if data.boxes else None
         return CocoRows(path, images=images, boxes=boxes)
     if kind == "llava":
         return LlavaRows(path, images=images, conversations=conversations)

@@ -4,7 +4,6 @@ What the page looks like is `gallery.html.jinja`, which escapes all that it is g
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from balcap_jax.config.sections import REWARDS
@@ -20,10 +19,11 @@ from balcap_jax.reporting.pairs import (
 from balcap_jax.reporting.pictures import picture_file, picture_uri
 from balcap_jax.reporting.scores import caption_score, summary_rows
 from balcap_jax.reporting.templates import template
+from balcap_jax.storage.paths import AnyPath
 
 
 def gallery_html(
-    run: Path,
+    run: AnyPath,
     pairs: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any] | None,
     *,
@@ -56,7 +56,7 @@ def _has_chances(pairs: Sequence[Mapping[str, Any]]) -> bool:
     return any("chance" in a for verdict in verdicts if verdict for a in verdict["assertions"])
 
 
-def _card(run: Path, pair: Mapping[str, Any], *, judged: bool) -> dict[str, Any]:
+def _card(run: AnyPath, pair: Mapping[str, Any], *, judged: bool) -> dict[str, Any]:
     file = picture_file(run, pair["image"])
     return {
         "id": pair["id"],

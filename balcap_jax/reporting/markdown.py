@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from balcap_jax.reporting.pairs import LEGEND, findings, references, was_judged
 from balcap_jax.reporting.pictures import picture_file
 from balcap_jax.reporting.scores import caption_score
+from balcap_jax.storage.paths import AnyPath
 
 
-def gallery_markdown(run: Path, pairs: Sequence[Mapping[str, Any]], *, limit: int = 100) -> str:
+def gallery_markdown(run: AnyPath, pairs: Sequence[Mapping[str, Any]], *, limit: int = 100) -> str:
     """The same as `gallery_html`; pictures are links relative to `run`."""
     judged = was_judged(pairs)
     lines = [f"# {plain(run.name)}: captions before and after", ""]
@@ -49,7 +49,7 @@ def plain(text: str) -> str:
     return re.sub(r"^(\d*)([-+=.)])(?=[-+=\s]|$)", r"\1\\\2", line)
 
 
-def _picture(run: Path, pair: Mapping[str, Any]) -> list[str]:
+def _picture(run: AnyPath, pair: Mapping[str, Any]) -> list[str]:
     if not pair["image"]:
         return []
     if picture_file(run, pair["image"]) is None:

@@ -1,15 +1,18 @@
 """Pictures that a run's rows name: only raster images in the run's own folder are read."""
 
 import base64
+import io
 from pathlib import Path
 
 from PIL import Image
+
+from balcap_jax.storage.paths import AnyPath, is_remote
 
 # An SVG may hold scripts and links; these hold pixels.
 _RASTER = ("PNG", "JPEG", "WEBP", "GIF")
 
 
-def picture_file(run: Path, image: str | None) -> Path | None:
+def picture_file(run: AnyPath, image: str | None) -> AnyPath | None:
     """The file of `image`, None where no page should show it.
 
     Args:
@@ -17,7 +20,7 @@ def picture_file(run: Path, image: str | None) -> Path | None:
       image: a path relative to it, as a row holds it. A row may come from anywhere, so a path that
         leaves the folder, through a link too, is passed over, as is what is no raster image.
     """
-    if not image or Path(image).is_absolute():
+    if not image or Path(image).is_absolute() or (is_remote(run) and ".." in Path(image).parts):
         return None
     try:
         file = (run / image).resolve()
@@ -30,13 +33,14 @@ def picture_file(run: Path, image: str | None) -> Path | None:
     return file
 
 
-def picture_uri(file: Path) -> str:
+def picture_uri(file: AnyPath) -> str:
     """A file of `picture_file` as a data URI, of the type that its content has."""
     content = base64.b64encode(file.read_bytes()).decode("ascii")
     return f"data:image/{_kind(file).lower()};base64,{content}"
 
 
-def _kind(file: Path) -> str:
-    with Image.open(file, formats=_RASTER) as picture:
+def _kind(file: AnyPath) -> str:
+    source = io.BytesIO(file.read_bytes()) if is_remote(file) else file
+    with Image.open(source, formats=_RASTER) as picture:
         assert picture.format is not None
         return picture.format

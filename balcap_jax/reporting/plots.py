@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,8 @@ from balcap_jax.reporting.scores import label_of
 from balcap_jax.rewards.capscore import harmonic_mean
 from balcap_jax.runs.folder import disk_errors
 from balcap_jax.runs.logs import WALL_CLOCK
+from balcap_jax.storage.local import written_locally
+from balcap_jax.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ class Panel(NamedTuple):
 
 
 def draw_curves(
-    rows: Sequence[Mapping[str, Any]], path: Path, *, band: tuple[float, float] = (0.5, 2.0)
+    rows: Sequence[Mapping[str, Any]], path: AnyPath, *, band: tuple[float, float] = (0.5, 2.0)
 ) -> None:
     """One panel per number of metrics.jsonl: rewards first, then held-out scores where they were
     measured along the way, lengths, and the update's health.
@@ -90,7 +91,7 @@ def draw_curves(
 def draw_lengths(
     before: Num[np.ndarray, " n"],
     after: Num[np.ndarray, " m"],
-    path: Path,
+    path: AnyPath,
     *,
     band: tuple[float, float] = (0.5, 2.0),
 ) -> None:
@@ -235,8 +236,8 @@ def _shade_band(ax: "Axes", band: tuple[float, float], *, horizontal: bool) -> N
         ax.set_ylim(limits)
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    with disk_errors(path):
+def _save(figure: "Figure", path: AnyPath) -> None:
+    with disk_errors(path), written_locally(path) as local:
+        beside = local.with_name(f".{local.name}.new")
         figure.savefig(beside, format="png", dpi=130, facecolor="white")
-        beside.replace(path)
+        beside.replace(local)

@@ -1,7 +1,6 @@
 """What a finished or stopped run has to show: curves, lengths, a gallery of captions, a table."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +16,13 @@ from balcap_jax.reporting.row_files import read_captions, read_metrics, read_sum
 from balcap_jax.reporting.scores import label_of, summary_rows
 from balcap_jax.rewards.capscore import b_capscore
 from balcap_jax.runs.folder import SUMMARY, existing_run, write_jsonl_atomic, write_text_atomic
+from balcap_jax.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def report(run: str | Path, *, band: tuple[float, float] = (0.5, 2.0)) -> list[Path]:
+def report(run: str | AnyPath, *, band: tuple[float, float] = (0.5, 2.0)) -> list[AnyPath]:
     """Makes the pictures and galleries of `run` again from what it logged.
 
     curves.png from metrics.jsonl; where the held-out captions were judged before and after also
@@ -125,8 +125,8 @@ def summary_table(summary: Mapping[str, Any]) -> "Table":
 
 
 def _report_captions(
-    run: Path, before: list[dict], after: list[dict], *, band: tuple[float, float]
-) -> list[Path]:
+    run: AnyPath, before: list[dict], after: list[dict], *, band: tuple[float, float]
+) -> list[AnyPath]:
     lengths, html, markdown, jsonl = (
         run / name for name in ("lengths.png", "captions.html", "captions.md", "captions.jsonl")
     )

@@ -3,11 +3,11 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from balcap_jax.errors import UserError
 from balcap_jax.runs.folder import read_jsonl
+from balcap_jax.storage.paths import AnyPath
 
 
 class Rule(NamedTuple):
@@ -17,7 +17,7 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl: `step`, and by name a number, null, or a list of numbers.
 
     Raises:
@@ -26,7 +26,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return _read(path, _metrics_problem)
 
 
-def read_captions(path: Path) -> list[dict[str, Any]]:
+def read_captions(path: AnyPath) -> list[dict[str, Any]]:
     """The rows of evaluation/*.jsonl, as `caption_row` makes them.
 
     Raises:
@@ -43,7 +43,7 @@ def read_captions(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
+def read_summary(path: AnyPath) -> dict[str, Any] | None:
     """summary.json; None where there is none yet, or none of both evaluations.
 
     Raises:
@@ -65,7 +65,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     return summary if len(sides) == 2 else None
 
 
-def _read(path: Path, problem_of: Callable[[Any], str | None]) -> list[dict[str, Any]]:
+def _read(path: AnyPath, problem_of: Callable[[Any], str | None]) -> list[dict[str, Any]]:
     rows = read_jsonl(path)
     for number, row in enumerate(rows, start=1):
         problem = problem_of(row)

@@ -1,11 +1,11 @@
 """A file of JSON rows that grows while a run goes."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from balcap_jax.errors import UserError
 from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json, write_jsonl_atomic
+from balcap_jax.storage.paths import AnyPath, as_path, is_remote
 
 
 class JsonlLog:
@@ -15,26 +15,41 @@ class JsonlLog:
       UserError: the file cannot be written, or holds rows of something else.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | AnyPath):
+        self.path = as_path(path)
+        self._remote = is_remote(self.path)
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+        if not self._remote and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             write_jsonl_atomic(self.path, self._read())  # drops the torn last row
         self._steps: list[int] | None = None  # of the rows, once they have been asked for
         self._open()
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes all rows at once and flushes.
+        """Writes all rows at once and flushes; to a bucket they go together every 30 s.
 
         Raises:
           UserError: the disk is full.
         """
+        text = "".join(to_json(row) + "\n" for row in rows)
         with disk_errors(self.path):
-            self._file.write("".join(to_json(row) + "\n" for row in rows))
-            self._file.flush()
+            if self._remote:
+                self._file.append(text)
+            else:
+                self._file.write(text)
+                self._file.flush()
         if self._steps is not None:
             self._steps += [row["step"] for row in rows]
+
+    def flush(self) -> None:
+        """Every row is where a checkpoint may count on it.
+
+        Raises:
+          UserError: the bucket refuses; a local file has them already.
+        """
+        if self._remote:
+            with disk_errors(self.path):
+                self._file.flush()
 
     def rows_to(self, step: int) -> int:
         """How many rows the file holds of steps up to `step`."""
@@ -44,7 +59,7 @@ class JsonlLog:
 
     def truncate_to(self, step: int) -> None:
         """Removes the rows past `step`, as one atomic replacement of the file."""
-        self._file.close()
+        self.close()
         rows = self._read()
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
@@ -53,8 +68,9 @@ class JsonlLog:
         self._open()
 
     def close(self) -> None:
-        """Closes the file; every row is on disk already."""
-        self._file.close()
+        """Closes the file; on a local disk every row is there already."""
+        with disk_errors(self.path):
+            self._file.close()
 
     def _read(self) -> list[dict]:
         rows = read_jsonl(self.path)
@@ -69,4 +85,9 @@ class JsonlLog:
 
     def _open(self) -> None:
         with disk_errors(self.path):
-            self._file = self.path.open("a", encoding="utf-8")
+            if self._remote:
+                from balcap_jax.storage.appended import Appended  # noqa: PLC0415 - takes a second
+
+                self._file: Any = Appended(self.path)
+            else:
+                self._file = self.path.open("a", encoding="utf-8")

@@ -1,12 +1,12 @@
 """Where the rows of a run go beside metrics.jsonl: TensorBoard, Weights & Biases, a user's own."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from balcap_jax.errors import UserError
 from balcap_jax.runs.tensorboard_logger import TensorBoardLogger
 from balcap_jax.runs.wandb_logger import WandbLogger
+from balcap_jax.storage.paths import AnyPath, as_path
 
 __all__ = ["NAMES", "Logger", "TensorBoardLogger", "WandbLogger", "make_loggers"]
 
@@ -27,7 +27,7 @@ class Logger(Protocol):
 
 
 def make_loggers(
-    wanted: Sequence[Any], folder: str | Path, *, config: Mapping[str, Any]
+    wanted: Sequence[Any], folder: str | AnyPath, *, config: Mapping[str, Any]
 ) -> list[Logger]:
     """The loggers of a run, in the order of `wanted`: names of `NAMES` or own objects.
 
@@ -38,7 +38,7 @@ def make_loggers(
     Raises:
       UserError: an unknown or repeated name, an object that is no logger, or see `WandbLogger`.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     for place, item in enumerate(wanted):
         if not isinstance(item, str):
             if isinstance(item, type) or not callable(getattr(item, "log", None)):
@@ -56,7 +56,7 @@ def make_loggers(
     return [_make(item, folder, config) if isinstance(item, str) else item for item in wanted]
 
 
-def _make(name: str, folder: Path, config: Mapping[str, Any]) -> Logger:
+def _make(name: str, folder: AnyPath, config: Mapping[str, Any]) -> Logger:
     if name == "wandb":
         return WandbLogger(folder, name=folder.resolve().name, config=config)
     return TensorBoardLogger(folder)

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -13,6 +12,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.runs.fields import RHO_EDGES, WALL_CLOCK, without_wall_clock
 from balcap_jax.runs.jsonl import JsonlLog
 from balcap_jax.runs.loggers import Logger, TensorBoardLogger
+from balcap_jax.storage.paths import AnyPath, as_path
 
 __all__ = [
     "RHO_EDGES", "WALL_CLOCK", "JsonlLog", "MetricsLog", "NoLog", "SampleLog", "without_wall_clock",
@@ -30,14 +30,14 @@ class MetricsLog:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | AnyPath,
         *,
         tensorboard: bool = True,
         loggers: Sequence[Logger] | None = None,
     ):
         if loggers is None:
             loggers = [TensorBoardLogger(folder)] if tensorboard else []
-        self._log = JsonlLog(Path(folder) / "metrics.jsonl")
+        self._log = JsonlLog(as_path(folder) / "metrics.jsonl")
         self._loggers = list(loggers)
         self._step = 0
 
@@ -71,6 +71,10 @@ class MetricsLog:
         """
         self._step = step
         self._each("log_samples", lambda logger: logger.log_samples(step, rows, images))
+
+    def flush(self) -> None:
+        """See `JsonlLog.flush`."""
+        self._log.flush()
 
     def rows_to(self, step: int) -> int:
         """How many rows the file holds of steps up to `step`."""
@@ -113,12 +117,16 @@ class MetricsLog:
 class SampleLog:
     """`samples.jsonl` of a run: some captions of some steps with their verdicts."""
 
-    def __init__(self, folder: str | Path):
-        self._log = JsonlLog(Path(folder) / "samples.jsonl")
+    def __init__(self, folder: str | AnyPath):
+        self._log = JsonlLog(as_path(folder) / "samples.jsonl")
 
     def log(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends rows made by `caption_row`, each with its step."""
         self._log.append([{"step": step, **row} for row in rows])
+
+    def flush(self) -> None:
+        """See `JsonlLog.flush`."""
+        self._log.flush()
 
     def truncate_to(self, step: int) -> None:
         """Forgets the captions past `step`."""
@@ -139,6 +147,9 @@ class NoLog:
 
     def log_samples(self, step: int, rows: object, images: object) -> None:
         """Writes nothing."""
+
+    def flush(self) -> None:
+        """Holds nothing back."""
 
     def rows_to(self, step: int) -> int:
         """Holds nothing."""

@@ -4,7 +4,6 @@ import html
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,16 @@ from PIL.Image import Image
 from balcap_jax.runs.fields import RHO_EDGES
 from balcap_jax.runs.folder import disk_errors
 from balcap_jax.runs.sample_tables import table_of, thumbnail
+from balcap_jax.storage.local import Mirror
+from balcap_jax.storage.paths import AnyPath, as_path
 
 
 class TensorBoardLogger:
-    """Event files under `folder/tensorboard/`."""
+    """Event files under `folder/tensorboard/`; a bucket gets them every minute."""
 
-    def __init__(self, folder: str | Path):
-        self._events = Path(folder) / "tensorboard"
+    def __init__(self, folder: str | AnyPath):
+        self._events = as_path(folder) / "tensorboard"
+        self._mirror = Mirror(self._events)
         self._writer: Any = None
         self._purge_step: int | None = None
 
@@ -37,6 +39,8 @@ class TensorBoardLogger:
                     writer.add_scalar(name, float(value), step)
             else:
                 writer.add_histogram_raw(name, **_raw_histogram(value), global_step=step)
+        with disk_errors(self._events):
+            self._mirror.sync()
 
     def log_samples(
         self, step: int, rows: Sequence[Mapping[str, Any]], images: Sequence[Image]
@@ -67,6 +71,8 @@ class TensorBoardLogger:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        with disk_errors(self._events):
+            self._mirror.sync(now=True)
 
     def _open(self) -> Any:
         if self._writer is None:
@@ -75,7 +81,7 @@ class TensorBoardLogger:
             from tensorboardX import SummaryWriter  # noqa: PLC0415
 
             with disk_errors(self._events):
-                self._writer = SummaryWriter(str(self._events), purge_step=self._purge_step)
+                self._writer = SummaryWriter(str(self._mirror.local), purge_step=self._purge_step)
         return self._writer
 
 

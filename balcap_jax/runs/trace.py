@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
+
+from balcap_jax.storage.local import Mirror
+from balcap_jax.storage.paths import AnyPath
 
 FOLDER = "profile"
 TENSORBOARD = "plugins/profile"  # where TensorBoard looks for traces, below the folder it is given
@@ -28,7 +30,7 @@ class Trace:
 
     def __init__(
         self,
-        run: Path,
+        run: AnyPath,
         steps: tuple[int, ...],
         *,
         process: int | None = None,
@@ -39,6 +41,7 @@ class Trace:
         self.folder = run / FOLDER
         if process is not None:
             self.folder /= f"process_{process}"
+        self._mirror = Mirror(self.folder)
         self._tell, self._after = tell, after
         self._from: int | None = None  # the first step of what is being traced
         self._at = 0  # the step that was traced last
@@ -75,17 +78,20 @@ class Trace:
         if self._from is None:
             return
         first, self._from = self._from, None
-        before = traces_in(self.folder)
+        local = self._mirror.local
+        before = traces_in(local)
         try:
             jax.profiler.stop_trace()
-            made = [path for path in traces_in(self.folder) if path not in before]
+            made = [path for path in traces_in(local) if path not in before]
             if not made:
                 raise FileNotFoundError(f"no trace in {self.folder}")
+            self._mirror.sync(now=True)
         except Exception as error:  # noqa: BLE001 - a full disk, or whatever the profiler raises
             self._tell(f"the trace of steps {first} to {self._at} could not be written ({error})")
             return
+        trace = self.folder / made[-1].relative_to(local)
         self._tell(
-            f"steps {first} to {self._at} are traced in {made[-1]}; open it with `tensorboard "
+            f"steps {first} to {self._at} are traced in {trace}; open it with `tensorboard "
             f"--logdir {self.folder}` (pip install xprof), or the .trace.json.gz beside it on "
             "https://ui.perfetto.dev"
         )
@@ -94,7 +100,7 @@ class Trace:
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # every call of Python would be slower, and the file large
         try:
-            jax.profiler.start_trace(self.folder, profiler_options=options)
+            jax.profiler.start_trace(self._mirror.local, profiler_options=options)
         except Exception as error:  # noqa: BLE001 - such as a trace that the caller has begun
             self._last = 0  # asked for once
             self._tell(f"steps are not traced: jax.profiler refuses to ({error})")
@@ -103,6 +109,6 @@ class Trace:
         self._after()
 
 
-def traces_in(folder: Path) -> list[Path]:
+def traces_in(folder: AnyPath) -> list[AnyPath]:
     """The traces of a folder that `Trace` wrote to, oldest first."""
     return sorted((folder / TENSORBOARD).glob("*/*.xplane.pb"))

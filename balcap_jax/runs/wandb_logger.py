@@ -5,7 +5,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from balcap_jax.runs.fields import RHO_EDGES
 from balcap_jax.runs.folder import plain, write_text_atomic
 from balcap_jax.runs.progress import console
 from balcap_jax.runs.sample_tables import table_of, thumbnail
+from balcap_jax.storage.local import Mirror
+from balcap_jax.storage.paths import AnyPath, as_path, is_remote
 
 ID_FILE = "wandb_id"  # in the run's folder, so that a resumed run goes on with its wandb run
 
@@ -36,12 +37,15 @@ class WandbLogger:
       UserError: wandb is not installed, has no API key, or cannot start.
     """
 
-    def __init__(self, folder: str | Path, *, name: str, config: Mapping[str, Any]):
+    def __init__(self, folder: str | AnyPath, *, name: str, config: Mapping[str, Any]):
         self._wandb = _import_wandb()
         self._warned = False
-        file = Path(folder) / ID_FILE
+        folder = as_path(folder)
+        file = folder / ID_FILE
+        # Of a run in a bucket wandb's own files stay on this machine until the end.
+        self._files = Mirror(folder) if is_remote(folder) else None
         stored = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-        self._run = self._start(Path(folder), stored or uuid.uuid4().hex[:8], name, config)
+        self._run = self._start(folder, stored or uuid.uuid4().hex[:8], name, config)
         if not stored:
             write_text_atomic(file, f"{self._run.id}\n")
 
@@ -76,13 +80,15 @@ class WandbLogger:
         if self._run is not None:
             self._try(self._run.finish)
             self._run = None
+            if self._files is not None:
+                self._try(self._files.close)
 
-    def _start(self, folder: Path, id: str, name: str, config: Mapping[str, Any]) -> Any:  # noqa: A002
+    def _start(self, folder: AnyPath, id: str, name: str, config: Mapping[str, Any]) -> Any:  # noqa: A002
         wandb = self._wandb
         try:
             with _no_questions():
                 run = wandb.init(
-                    dir=str(folder),
+                    dir=str(folder if self._files is None else self._files.local),
                     id=id,
                     resume="allow",
                     name=name,

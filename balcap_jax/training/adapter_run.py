@@ -20,6 +20,7 @@ from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid, part_of, selects
 from balcap_jax.rl.train_state import TrainState
+from balcap_jax.storage.paths import is_remote
 from balcap_jax.training.checksums import checksums
 
 
@@ -75,6 +76,8 @@ def check_base(extra: Mapping[str, Any], digest: str, *, run: Path, path: str) -
 
 def base_of(model: ModelConfig, folder: Path) -> tuple[str, str | None]:
     """How adapter_config.json names the base: as on the hub with its commit, else by its path."""
+    if is_remote(model.path):
+        return model.path, None
     if is_hub_name(model.path) and not Path(model.path).is_dir():
         return model.path, model.revision
     return str(base_folder(folder).resolve()), None

@@ -16,7 +16,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,14 +24,19 @@ import numpy as np
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.processes import is_alone, is_process_zero
 from balcap_jax.runs.folder import cannot_write, plain
+from balcap_jax.storage.held import check_held
+from balcap_jax.storage.paths import AnyPath, as_path, is_remote
+from balcap_jax.storage.refusals import bucket_reason
 from balcap_jax.training.checkpoint_reading import BrokenError, Restored, read_step
 from balcap_jax.training.checkpoint_record import (
+    COMMITTED,
     FOLDER,
     PENDING,
     STEP,
     agreed,
     describe,
     digest_of,
+    is_committed,
     latest_step_of,
     own_record,
     own_steps,
@@ -66,7 +70,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | AnyPath,
         *,
         keep: int = 2,
         keep_best: bool = True,
@@ -84,7 +88,7 @@ class Checkpoints:
         assert best_mode in ("max", "min"), best_mode
         quiet_storage()
         self._ocp = ocp
-        self._run = Path(folder)
+        self._run = as_path(folder)
         self._folder = (self._run / FOLDER).absolute()
         self._keep, self._keep_best = keep, keep_best
         self._sign = 1.0 if best_mode == "max" else -1.0
@@ -117,6 +121,8 @@ class Checkpoints:
             begins); older checkpoints stay.
         """
         assert not self._read_only
+        if is_remote(self._run):
+            check_held(self._run)
         self.wait()
         if step in self.steps():
             return
@@ -280,10 +286,8 @@ class Checkpoints:
         if self._read_only:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._folder.iterdir() if is_process_zero() else ():
-            if path.name == _TRASH or _UNFINISHED in path.name:
-                # Errors are ignored: a failed save's last threads may still be writing here.
-                shutil.rmtree(path, ignore_errors=True)
+        if is_process_zero():
+            self._remove_unfinished()
         # Else threads wait for minutes for a folder that cannot be made.
         options = self._ocp.options.AsyncOptions(create_directories_asynchronously=False)
         return self._ocp.AsyncCheckpointer(
@@ -293,6 +297,15 @@ class Checkpoints:
             async_options=options,
         )
 
+    def _remove_unfinished(self) -> None:
+        for path in self._folder.iterdir():
+            if is_remote(path):
+                if STEP.fullmatch(path.name) and not is_committed(path):
+                    path.rmtree()  # type: ignore[attr-defined]
+            elif path.name == _TRASH or _UNFINISHED in path.name:
+                # Errors are ignored: a failed save's last threads may still be writing here.
+                shutil.rmtree(path, ignore_errors=True)
+
     def _forget_old(self) -> None:
         """Removes the steps that are neither among the last ones nor the best."""
         if not is_process_zero():
@@ -301,11 +314,16 @@ class Checkpoints:
         kept = set(steps[-self._keep :])
         if self._keep_best and (best := self._best(steps)) is not None:
             kept.add(best)
+        old = [self._folder / str(step) for step in steps if step not in kept]
+        if is_remote(self._folder):
+            for path in old:
+                (path / COMMITTED).unlink()  # from here on it is none
+                path.rmtree()  # type: ignore[attr-defined]
+            return
         trash = self._folder / _TRASH
-        for step in steps:
-            if step not in kept:
-                trash.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(trash / str(step))
+        for path in old:
+            trash.mkdir(exist_ok=True)
+            path.rename(trash / path.name)
         shutil.rmtree(trash, ignore_errors=True)
 
     def _best(self, steps: list[int]) -> int | None:
@@ -329,7 +347,7 @@ class Checkpoints:
             while (self._folder / name).exists():
                 number += 1
                 name = f"aside-{step}-{number}"
-            path.rename(self._folder / name)
+            _move(path, self._folder / name)
             moved.append(name)
         return agreed(moved)
 
@@ -340,6 +358,8 @@ class Checkpoints:
           UserError: the free space is less than the state's bytes.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if is_remote(self._folder):
+            return
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise cannot_write(
@@ -363,9 +383,24 @@ class Checkpoints:
                 with suppress(OSError):
                     self._writer = self._open()
             refused = _DISK_REFUSES.search(str(error))
-            if refused is None:
+            reason = refused.group() if refused else None
+            if is_remote(self._folder) and not isinstance(error, UserError):
+                reason = bucket_reason(error) or reason
+            if reason is None:
                 raise
-            raise cannot_write(self._folder, refused.group()) from error
+            raise cannot_write(self._folder, reason) from error
+
+
+def _move(path: Any, to: Any) -> None:
+    """Renames a step. A bucket copies it; both are whole or none at any moment."""
+    if not is_remote(path):
+        path.rename(to)
+        return
+    names = sorted(path.files_below(), key=lambda name: name == COMMITTED)
+    for name in names:
+        (path / name).copy_to(to / name)
+    (path / COMMITTED).unlink(missing_ok=True)
+    path.rmtree()
 
 
 def _as_array(leaf: Any) -> jax.Array | np.ndarray:

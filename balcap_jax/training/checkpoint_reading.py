@@ -1,12 +1,13 @@
 """A step of a checkpoint read back: its arrays where they belong, once its sums have fitted."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from balcap_jax.parallel.processes import gather_list, is_alone, is_process_zero
+from balcap_jax.storage.paths import AnyPath, is_remote
+from balcap_jax.storage.refusals import bucket_reason
 from balcap_jax.training.checkpoint_record import (
     NOT_ITS_FAULT,
     PENDING,
@@ -46,7 +47,7 @@ class BrokenError(Exception):
 
 
 def read_step(
-    folder: Path, step: int, state_like: Any, pending_like: Any, *, broken: tuple[str, ...]
+    folder: AnyPath, step: int, state_like: Any, pending_like: Any, *, broken: tuple[str, ...]
 ) -> Restored:
     """What a step holds.
 
@@ -70,7 +71,7 @@ def read_step(
     return Restored(state, record["extra"], pending, step, sums is not None, broken)
 
 
-def _record(folder: Path, step: int) -> dict:
+def _record(folder: AnyPath, step: int) -> dict:
     """What a step says of itself, as process 0 reads it."""
     found = agreed(own_record(folder, step) if is_process_zero() else None)
     if isinstance(found, str):
@@ -78,7 +79,7 @@ def _record(folder: Path, step: int) -> dict:
     return found
 
 
-def _arrays(folder: Path, step: int, item: str, like: Any, sums: dict[str, int] | None) -> Any:
+def _arrays(folder: AnyPath, step: int, item: str, like: Any, sums: dict[str, int] | None) -> Any:
     """The arrays of one item of a step, whose checksums fit.
 
     Raises:
@@ -96,6 +97,8 @@ def _arrays(folder: Path, step: int, item: str, like: Any, sums: dict[str, int] 
     except Exception as error:  # of many types, whatever the bytes are taken for
         if is_alone() and (reason := NOT_ITS_FAULT.search(str(error))):
             raise cannot_read(folder / str(step), reason.group()) from error
+        if is_alone() and is_remote(folder) and (told := bucket_reason(error)):
+            raise cannot_read(folder / str(step), told) from error
         problem = f"{item} cannot be read: {_shown(error)}"
     if problem:
         drop_half_done()

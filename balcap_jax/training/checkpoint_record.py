@@ -7,7 +7,6 @@ digest of itself.
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.processes import gather_list, is_alone
+from balcap_jax.storage.paths import AnyPath, is_remote
 
 FOLDER = "checkpoints"
 STATE, EXTRA, PENDING = "state", "extra", "pending"
@@ -25,26 +25,36 @@ NOT_ITS_FAULT = re.compile(
     r"|Transport endpoint is not connected|Too many open files|RESOURCE_EXHAUSTED|Out of memory"
 )
 _RECORD = "metadata"  # the file in EXTRA
+COMMITTED = "commit_success.txt"  # orbax's, the last object of a step in a bucket
 _ITEMS = (STATE, EXTRA, "_CHECKPOINT_METADATA")  # one of them at least makes a folder a step
 
 
-def latest_step_of(run: Path) -> int:
+def latest_step_of(run: AnyPath) -> int:
     """The newest committed step of a run as this process sees it, 0 before the first."""
     return max(own_steps(run / FOLDER), default=0)
 
 
-def own_steps(folder: Path) -> list[int]:
+def own_steps(folder: AnyPath) -> list[int]:
     """The committed steps that this process sees."""
-    if not folder.is_dir():
+    if not is_remote(folder) and not folder.is_dir():
         return []
     return sorted(
         int(path.name)
         for path in folder.iterdir()
-        if STEP.fullmatch(path.name) and any((path / item).exists() for item in _ITEMS)
+        if STEP.fullmatch(path.name) and is_committed(path)
     )
 
 
-def own_record(folder: Path, step: int) -> dict | str:
+def is_committed(path: AnyPath) -> bool:
+    """Whether what has the name of a step is one: on a disk it was renamed when it was whole, in a
+    bucket its last object is there.
+    """
+    if is_remote(path):
+        return (path / COMMITTED).exists()
+    return any((path / item).exists() for item in _ITEMS)
+
+
+def own_record(folder: AnyPath, step: int) -> dict | str:
     """The record of a step as this process reads it, or what is wrong with it.
 
     Raises:
@@ -82,7 +92,7 @@ def digest_of(record: dict) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def cannot_read(path: Path, reason: str) -> UserError:
+def cannot_read(path: AnyPath, reason: str) -> UserError:
     """The error of a disk that refuses to read."""
     return UserError(
         f"Cannot read {path}: {reason}; this says nothing about the checkpoint itself, so fix the "
@@ -104,7 +114,7 @@ def describe(tree: Any) -> dict[str, str]:
     }
 
 
-def check_same_leaves(saved: dict[str, str], wanted: dict[str, str], *, where: Path) -> None:
+def check_same_leaves(saved: dict[str, str], wanted: dict[str, str], *, where: AnyPath) -> None:
     """orbax would cast dtypes and skip what the target lacks; a checkpoint comes back as it was.
 
     Raises:

@@ -17,6 +17,7 @@ from balcap_jax.rewards.callables import Completions, TrainerState
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.folder import disk_errors, write_jsonl_atomic
+from balcap_jax.storage.local import written_locally
 from balcap_jax.training.interrupts import Stopped
 from balcap_jax.training.judge_queue import JudgeQueue
 
@@ -135,5 +136,6 @@ def write_evaluation(
             if row["image"] is not None and not (run / row["image"]).exists():
                 picture = example.image.copy()
                 picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-                picture.save(run / row["image"])
+                with written_locally(run / row["image"]) as file:
+                    picture.save(file)
     write_jsonl_atomic(run / "evaluation" / f"{when}.jsonl", rows)

@@ -18,6 +18,7 @@ from balcap_jax.data.rows import Row
 from balcap_jax.data.tfds_folders import find_folder
 from balcap_jax.errors import UserError
 from balcap_jax.runs.contents import pieces
+from balcap_jax.storage.local import fetched
 
 INVALID = "invalid rows"
 UNSIZED = "rows without sizes of images"
@@ -105,7 +106,7 @@ def _row(source: Photos, place: int) -> Row | None:
 
 def _files(setting: str, value: str) -> dict[str, Any]:
     """Bytes and content of a file; of the files of a folder their names and bytes."""
-    path = Path(value)
+    path = fetched(value)
     if value and path.is_file():
         size = path.stat().st_size
         return {

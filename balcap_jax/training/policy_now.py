@@ -1,7 +1,7 @@
 """The policy that a `Trainer` has at the moment, and its captions."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.progress import announce
+from balcap_jax.storage.local import fetched
 from balcap_jax.training.checkpoint_record import latest_step_of
 from balcap_jax.training.opening import open_processor
 from balcap_jax.training.saved_policy import is_finished, saved_policy
@@ -52,7 +53,7 @@ def trained_policy(run: Path, checkpoint: str, *, dtype: str | None) -> PolicyNo
       dtype: of the finished policy's weights; None: as `load_pretrained` takes them.
     """
     if not checkpoint and is_finished(run):
-        folder = run / POLICY
+        folder = fetched(run / POLICY)
         policy, params = load_pretrained(folder, **({} if dtype is None else {"dtype": dtype}))
         return PolicyNow(folder, policy, params, jnp.dtype(policy.dtype).name)
     if not checkpoint and not latest_step_of(run):
@@ -107,7 +108,7 @@ def example_of(image: ImageLike, prompt: Any, config: RunConfig) -> Example:
     Raises:
       UserError: the image cannot be read, or the prompt is neither.
     """
-    name = str(image) if isinstance(image, str | Path) else "the image"
+    name = str(image) if isinstance(image, str | PurePath) else "the image"
     try:
         text, messages = rows.prompt(prompt, where="caption()")
         opened = _opened(image, pixels_of(config.data))

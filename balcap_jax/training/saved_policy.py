@@ -17,6 +17,8 @@ from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rl.train_state import state_shapes
 from balcap_jax.runs.folder import SUMMARY, RunLock, existing_run
 from balcap_jax.runs.progress import announce
+from balcap_jax.storage.local import fetched
+from balcap_jax.storage.paths import as_path
 from balcap_jax.training.adapter_run import base_digest, check_base, state_to_save
 from balcap_jax.training.checkpoint import FOLDER, Checkpoints
 from balcap_jax.training.checkpoint_record import latest_step_of
@@ -56,7 +58,7 @@ def tell_if_older(model: str) -> None:
     """Says it where `model` is a run that went on after it had written its policy, which is the one
     that is read.
     """
-    run = Path(model)
+    run = as_path(model)
     if (run / POLICY / "config.json").is_file() and not is_finished(run):
         announce(
             f"{run} has gone on since it wrote its policy, which is taken; its newest checkpoint "
@@ -79,7 +81,7 @@ def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> S
     run = existing_run(run, needs=FOLDER)
     config = config_files.load_any_run(run)
     if config.model.path == SCRATCH:
-        source = run / START
+        source = fetched(run / START)
     else:
         source = policy_folder(config.model.path, revision=config.model.revision)
     policy = make_policy(load_config(source), dtype=config.model.dtype)

@@ -47,8 +47,9 @@ from balcap_jax.rl.supervised import (
 )
 from balcap_jax.rl.train_state import init_state
 from balcap_jax.rollout.rollout import Captioner
-from balcap_jax.runs.folder import SUMMARY
+from balcap_jax.runs.folder import SUMMARY, replace_folder
 from balcap_jax.scenes.captions import FaultRates
+from balcap_jax.storage.paths import is_remote
 from balcap_jax.training.opening import Opened, open_processor
 from balcap_jax.training.outcome import finish, tell
 from balcap_jax.training.programs import learning_rate_of, optimizer_of
@@ -190,11 +191,15 @@ class SupervisedRun(TaskRun):
 
     def _keep_start(self) -> None:
         """The files of a new policy stay with the run, for the export of its checkpoints."""
-        if not (self.run / START).exists():
-            beside = self.run / f"{START}.tmp"
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.copytree(self.folder, beside)
-            beside.rename(self.run / START)
+        if (self.run / START / "config.json").exists():
+            return
+        if is_remote(self.run):
+            replace_folder(self.folder, self.run / START, last="config.json")
+            return
+        beside = self.run / f"{START}.tmp"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(self.folder, beside)
+        beside.rename(self.run / START)
 
     def _begin(self) -> None:
         if not self.config.vision_steps:

@@ -438,6 +438,9 @@ class TaskRun(ABC):
     def save(self) -> None:
         """A checkpoint of this step, with what a resumed run needs beside the state."""
         scored, score = self.scored
+        # A resumed run makes no row again that is not after the checkpoint.
+        self.metrics.flush()
+        self.samples.flush()
         extra = {
             "step": self.step,
             "summary": self.summary,

@@ -13,6 +13,7 @@ from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.runs.compilation import use_persistent_cache
 from balcap_jax.runs.progress import announce_settings
+from balcap_jax.storage.paths import as_path
 from balcap_jax.training.callbacks import Callback
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.outcome import write_outcome
@@ -126,7 +127,7 @@ class Trainer:
         checkpoint: str | int | None = None,
         resume_anyway: bool = False,
     ):
-        self._resume = None if resume is None else Path(resume)
+        self._resume = None if resume is None else as_path(resume)
         self._checkpoint = "" if checkpoint is None else str(checkpoint)
         self._anyway = resume_anyway
         check_resume_flags(self._resume, checkpoint=self._checkpoint, anyway=resume_anyway)

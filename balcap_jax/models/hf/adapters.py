@@ -35,7 +35,8 @@ from balcap_jax.models.json_files import printable
 from balcap_jax.models.param_tree import get_at, layer_names, set_at, shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
-from balcap_jax.runs.folder import remove_half_written, written_beside
+from balcap_jax.runs.folder import remove_half_written, replace_folder, written_beside
+from balcap_jax.storage.paths import as_path, is_remote
 
 PREFIX = "base_model.model."
 _OUTSIDE = re.compile(r"lora_embedding_[AB]|\.(?:lm_head|embed_tokens)\.")
@@ -79,7 +80,7 @@ def save_adapter(
     from safetensors.numpy import save_file
 
     assert policy.lora is not None
-    folder = Path(folder)
+    folder = as_path(folder)
     tensors: dict[str, np.ndarray] = {}
     paths, rank = [], 0
     for path, leaves in adapted_modules(params):
@@ -101,6 +102,9 @@ def save_adapter(
             write_json(beside / CONFIG, config)
             save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
             shutil.copymode(beside / CONFIG, beside / WEIGHTS)
+            if is_remote(folder):
+                replace_folder(beside, folder, last=CONFIG)
+                return
             folder.mkdir(parents=True, exist_ok=True)
             for name in (CONFIG, WEIGHTS):
                 os.replace(beside / name, folder / name)

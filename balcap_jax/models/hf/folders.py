@@ -5,6 +5,8 @@ from pathlib import Path
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.adapter_config import CONFIG
 from balcap_jax.models.hf.hub import is_hub_name, snapshot
+from balcap_jax.storage.local import fetched
+from balcap_jax.storage.paths import as_path
 
 BASE = "base"  # the policy that ships in the package
 SCRATCH = "scratch"  # a new one; for supervised training only
@@ -28,7 +30,7 @@ def policy_folder(path: str | Path, *, revision: str | None = None) -> Path:
     Raises:
       UserError: there is no such folder, or see `hub.snapshot`; or a revision of a local folder.
     """
-    folder = _ASSETS / BASE if path == BASE else Path(path)
+    folder = _ASSETS / BASE if path == BASE else as_path(path)
     if (folder / POLICY / "config.json").is_file():
         folder = folder / POLICY
     if not folder.is_dir():
@@ -49,7 +51,7 @@ def policy_folder(path: str | Path, *, revision: str | None = None) -> Path:
             f"with `balcap train --resume {path}`, or take a checkpoint by `balcap export {path} "
             "OUT` and give OUT."
         )
-    return folder
+    return fetched(folder)
 
 
 def commit_of(path: str, folder: Path) -> str | None:
@@ -64,9 +66,9 @@ def adapter_folder(path: str) -> Path:
     Raises:
       UserError: there is no such adapter.
     """
-    folder = Path(path)
+    folder = as_path(path)
     if (folder / ADAPTER / CONFIG).is_file():
-        return folder / ADAPTER
+        return fetched(folder / ADAPTER)
     if not folder.is_dir() and is_hub_name(path):
         return snapshot(path)
     if not (folder / CONFIG).is_file():
@@ -74,4 +76,4 @@ def adapter_folder(path: str) -> Path:
             f"model.lora.start {path!r} is no adapter; give a folder with {CONFIG}, a run that "
             "trained adapters, or the name 'owner/name' of an adapter on the hub."
         )
-    return folder
+    return fetched(folder)

@@ -33,7 +33,8 @@ from balcap_jax.models.json_files import printable
 from balcap_jax.models.param_tree import get_at, layer_names, set_at, shapes_of, stack_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
-from balcap_jax.runs.folder import remove_half_written, written_beside
+from balcap_jax.runs.folder import remove_half_written, replace_folder, written_beside
+from balcap_jax.storage.paths import as_path, is_remote
 
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
@@ -150,7 +151,7 @@ def save_pretrained(
     Raises:
       UserError: `folder` cannot be written, or holds a sharded model whose index would stay behind.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if (folder / INDEX).exists():
         raise UserError(
             f"{folder} holds a sharded model ({INDEX}), which a single file cannot replace; choose "
@@ -171,8 +172,8 @@ def save_pretrained(
             if source is not None:
                 copy_companions(base_folder(Path(source)), beside)
             write_tensors(beside / WEIGHTS, tensors, lambda key: found[key][0].read(found[key][1]))
-            if not folder.exists() or not any(folder.iterdir()):
-                os.replace(beside, folder)
+            if is_remote(folder) or not folder.exists() or not any(folder.iterdir()):
+                replace_folder(beside, folder, last="config.json")
                 return
             # The weights last: a folder with new weights has everything else of the new policy too.
             for path in sorted(beside.iterdir(), key=lambda path: path.name == WEIGHTS):

@@ -15,13 +15,14 @@ from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.questions import VERSION
 from balcap_jax.runs import safe_json
 from balcap_jax.runs.folder import disk_errors, to_json
+from balcap_jax.storage.local import fetched
 
 _log = logging.getLogger(__name__)
 
 
 def units_path(data: str | Path) -> Path:
     """Where the units of a data file are."""
-    return Path(f"{data}.units.jsonl")
+    return fetched(f"{data}.units.jsonl")
 
 
 class StoredUnits:
