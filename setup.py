@@ -14,6 +14,7 @@ TEST = [
     *JUDGE,
     *WANDB,
     *GCS,
+    "webdataset>=1.0",  # writes the tar files that ours are compared with
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "beartype>=0.20",
@@ -54,6 +55,7 @@ setup(
         "numpy>=2.0",
         "scipy>=1.15",  # intervals and rank correlations of evaluations; jax brings it, too
         "einops>=0.8",
+        "braceexpand>=0.1.7",  # names of shards, shard-{000..999}.tar
         "lemminflect>=0.2.3",  # lemmas of the offline judge, with its tables inside
         "tyro>=1.0",
         # Shapes in annotations; they are checked in tests only.

@@ -25,11 +25,12 @@ from balcap_jax.commands.data_facts import (
 )
 from balcap_jax.config.judge import CheckConfig
 from balcap_jax.config.sections import DataConfig
-from balcap_jax.data.images import BadImageError, ImageLike, Pixels, image_key, open_image
+from balcap_jax.data.images import BadImageError, ImageLike, Part, Pixels, image_key, open_image
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.sources import detect, open_rows
 from balcap_jax.errors import UserError
 from balcap_jax.runs.progress import training_progress
+from balcap_jax.storage.paths import as_path, is_remote
 
 _LONG = 256  # words of a caption from which on it is told; policies are seldom given more tokens
 _SHOWN = 3  # examples of a problem
@@ -174,6 +175,10 @@ def _look(image: ImageLike, *, pixels: int) -> tuple[tuple[int, int] | None, str
         open_image(image, pixels=Pixels(most=_SMALL, in_file=pixels))
     except BadImageError as error:
         return None, "", str(error)
+    if isinstance(image, Part):
+        image = image.read()
+    elif isinstance(image, str | PurePath) and is_remote(image):
+        image = as_path(image).read_bytes()
     if isinstance(image, bytes | str | PurePath):
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return opened.size, opened.format or "", None
@@ -237,7 +242,9 @@ def _files(checked: Iterable[Checked]) -> set[str]:
         seen.key
         for item in checked
         for seen in item.images
-        if isinstance(seen.image, str | PurePath) and seen.size is not None
+        if isinstance(seen.image, str | PurePath)
+        and not is_remote(seen.image)  # all of them would be read once more
+        and seen.size is not None
     }
 
 
@@ -257,7 +264,7 @@ def _same_content(paths: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _name(image: ImageLike, row: Row) -> str:
-    return str(image) if isinstance(image, str | PurePath) else f"the image of {row.id}"
+    return str(image) if isinstance(image, str | PurePath | Part) else f"the image of {row.id}"
 
 
 def _ids(rows: Sequence[Row]) -> str:

@@ -25,6 +25,7 @@ from balcap_jax.rewards.llm.questions import VERSION
 from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
 from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json
 from balcap_jax.runs.progress import training_progress
+from balcap_jax.storage.paths import is_remote
 
 T = TypeVar("T")
 
@@ -136,6 +137,8 @@ def _shown(image: ImageLike, *, folder: Path) -> str:
             "The images of these data are in no files of their own, and rows of new captions name "
             "files; write them to a folder with a .jsonl file first."
         )
+    if is_remote(image):
+        return str(image)
     path, start = Path(os.path.abspath(image)), Path(os.path.abspath(folder))
     return str(path.relative_to(start) if path.is_relative_to(start) else path)
 

@@ -127,7 +127,9 @@ def _conversation(
     return row_of(
         talk,
         id_=rows.identity(values.get("id"), where=where) or id_,
-        images=[images / rows.text(image, name="images", where=where) for image in given],
+        images=[
+            rows.image_path(images, rows.text(image, name="images", where=where)) for image in given
+        ],
     )
 
 
@@ -135,7 +137,7 @@ def _questions(values: dict[str, Any], *, where: str, images: Path, id_: str) ->
     return rows.question_row(
         values,
         id_=rows.identity(values.get("id"), where=where) or id_,
-        image=images / rows.text(values.get("image"), name="image", where=where),
+        image=rows.image_path(images, rows.text(values.get("image"), name="image", where=where)),
         where=where,
     )
 
@@ -163,7 +165,7 @@ def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
     prompt, messages = (PROMPT, ()) if rows.missing(given) else rows.prompt(given, where=where)
     return Row(
         id=rows.identity(values.get("id"), where=where) or id_,
-        image=images / image,
+        image=rows.image_path(images, image),
         prompt=prompt,
         reference=rows.reference_of(values, captions),
         scene=rows.scene(values.get("scene"), where=where),

@@ -106,7 +106,7 @@ class CocoRows(Sequence[Row]):
         captions = rows.unique(caption.strip() for caption in self._captions[id_])
         return Row(
             id=str(id_),
-            image=self.images / image["file_name"],
+            image=rows.image_path(self.images, image["file_name"]),
             prompt=PROMPT,
             reference=rows.longest(captions),
             references=captions if len(captions) > 1 else (),

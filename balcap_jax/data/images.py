@@ -9,14 +9,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from balcap_jax.storage.paths import as_path, is_remote
 
-ImageLike = str | PurePath | bytes | Image.Image | np.ndarray
+
+class Part(NamedTuple):
+    """The bytes from `start` to `stop` of a file, such as an image in a tar file.
+
+    Attributes:
+      path: of the file, here or in a bucket.
+      name: for messages.
+    """
+
+    path: Any
+    start: int
+    stop: int
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """
+        Raises:
+          OSError: the file cannot be read.
+        """
+        if is_remote(self.path):
+            return self.path.read_range(self.start, self.stop)
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.stop - self.start)
+
+
+ImageLike = str | PurePath | bytes | Image.Image | np.ndarray | Part
 
 # Formats of pixels alone: those of drawings (PostScript, PDF, WMF) start other programs or are
 # programs themselves.
@@ -76,13 +105,15 @@ def open_image(image: ImageLike, *, pixels: Pixels = AS_IS) -> Image.Image:
 
 
 @contextmanager
-def _opened(image: str | PurePath | bytes, pixels: Pixels) -> Iterator[Image.Image]:
+def _opened(image: str | PurePath | bytes | Part, pixels: Pixels) -> Iterator[Image.Image]:
     """The image of a file, or of its bytes, whose head is read and checked.
 
     Raises:
       BadImageError: also for what Pillow raises of it inside.
     """
-    if not isinstance(image, bytes) and is_remote(image):
+    if isinstance(image, Part):
+        image = image.read()
+    elif not isinstance(image, bytes) and is_remote(image):
         image = _from_bucket(image)
     in_memory = isinstance(image, bytes)
     if not in_memory and not _is_file(image):
@@ -159,6 +190,8 @@ def image_key(image: ImageLike) -> str:
     Raises:
       BadImageError: an image in memory cannot be decoded, as it may be that of a file.
     """
+    if isinstance(image, Part):
+        return f"{image.path} {image.start}"
     if isinstance(image, str | PurePath):
         return str(image) if is_remote(image) else os.path.realpath(image)
     digest = hashlib.blake2b(digest_size=16)

@@ -111,7 +111,7 @@ class LlavaRows(Sequence[Row]):
         return Row(
             # Published files have ids twice, and ids that are missing.
             id=f"{turns.id or self.path.stem}#{number}",
-            image=self.images / turns.image,
+            image=rows.image_path(self.images, turns.image),
             prompt=turns.question.replace(TAG, "").strip() or PROMPT,
             reference=turns.answer.strip(),
         )
@@ -121,7 +121,7 @@ class LlavaRows(Sequence[Row]):
         return row_of(
             talk,
             id_=f"{id_ or self.path.stem}#{number}",
-            images=[self.images / image for image in images],
+            images=[rows.image_path(self.images, image) for image in images],
         )
 
 

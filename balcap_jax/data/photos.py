@@ -16,6 +16,7 @@ from balcap_jax.data.examples import Example
 from balcap_jax.data.images import (
     AS_IS,
     BadImageError,
+    Part,
     Pixels,
     image_key,
     image_size,
@@ -366,7 +367,7 @@ def _shows(row: Row, keys: frozenset[str]) -> bool:
 
 
 def _name(row: Row) -> str:
-    return str(row.image) if isinstance(row.image, str | PurePath) else f"of {row.id}"
+    return str(row.image) if isinstance(row.image, str | PurePath | Part) else f"of {row.id}"
 
 
 def _with_progress(checks: Iterable[str | None], *, total: int) -> Iterator[str | None]:

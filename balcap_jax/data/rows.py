@@ -14,6 +14,7 @@ from balcap_jax.data.images import ImageLike
 from balcap_jax.data.json_text import is_encodable
 from balcap_jax.data.visible_text import visible
 from balcap_jax.errors import UserError
+from balcap_jax.storage.paths import as_path
 
 if TYPE_CHECKING:
     from balcap_jax.scenes.world import Scene
@@ -179,6 +180,15 @@ def captions(values: Mapping[str, Any], *, names: Sequence[str], where: str) -> 
         else:
             found.append(words(value, name=name, where=where))
     return unique(found)
+
+
+def image_path(images: Any, name: str) -> Any:
+    """The path of an image as a row names it: from the folder `images`, or whole, also in a bucket.
+
+    Raises:
+      UserError: it is in a store that is not read.
+    """
+    return as_path(name) if "://" in name else images / name
 
 
 def identity(value: Any, *, where: str) -> str | None:

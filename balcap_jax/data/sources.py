@@ -18,6 +18,7 @@ from balcap_jax.data.photos import Photos
 from balcap_jax.data.row_index import head
 from balcap_jax.data.rows import CAPTIONS, Row
 from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.data.tar_files import TarRows, is_tars
 from balcap_jax.data.tfds_folders import TfdsRows, find_folder
 from balcap_jax.errors import UserError
 from balcap_jax.storage.local import fetched
@@ -109,6 +110,9 @@ def _in_memory(data: DataConfig, rows: Any, *, name: str, conversations: bool) -
 
 
 def _open(data: DataConfig, path: str, *, split: str, conversations: bool) -> Photos:
+    if data.format == "webdataset" or (data.format == "auto" and is_tars(path)):
+        _check_settings(data, "webdataset")
+        return _photos(data, TarRows(path), name=path)
     rows = open_rows(data, as_path(path), split=split, conversations=conversations)
     return _photos(data, rows, name=path)
 
@@ -137,7 +141,12 @@ def open_rows(
             f"images in {path} start from."
         )
     if is_remote(path):
-        images, path = path.parent if images is None else images, fetched(path)
+        images, named, path = path.parent if images is None else images, path, fetched(path)
+        if is_remote(path):
+            raise UserError(
+                f"The data file {named} cannot be read (there is no such object or bucket); check "
+                "the path, or upload it."
+            )
     kind = data.format if data.format != "auto" else detect(path)
     _check_settings(data, kind)
     if kind == "tfds":

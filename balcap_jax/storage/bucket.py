@@ -3,12 +3,14 @@
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import fsspec
 import gcsfs  # noqa: F401 - registers gs://, and tells early that it is missing
 from etils.epath.backend import _FileSystemSpecBackend
 from etils.epath.gpath import PosixGPath
+from etils.epath.stat_utils import StatResult
 
 from balcap_jax.storage.refusals import as_disk_error
 
@@ -38,6 +40,12 @@ class _Backend(_FileSystemSpecBackend):
 
 
 _BACKEND = _Backend()
+
+
+class _Stat(StatResult):
+    @property
+    def st_size(self) -> int:
+        return self.length
 
 
 class BucketPath(PosixGPath):
@@ -123,6 +131,12 @@ class BucketPath(PosixGPath):
         found = filesystem().find(str(self), detail=True)
         start = len(f"{self.bucket}/{self.key}".rstrip("/")) + 1
         return {name[start:]: info for name, info in found.items() if name[start:]}
+
+    @_told
+    def stat(self) -> "_Stat":
+        """Of the object, as etils has it, with the size under the name that pathlib has, too."""
+        found = self._backend.stat(str(self))
+        return _Stat(**{field.name: getattr(found, field.name) for field in fields(found)})
 
     @_told
     def info(self) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from PIL.ImageFile import ImageFile
 
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.examples import Example, Source
-from balcap_jax.data.images import ImageLike
+from balcap_jax.data.images import ImageLike, Part
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.rows import Row
+from balcap_jax.data.tar_files import is_tars, shards_of
 from balcap_jax.data.tfds_folders import find_folder
 from balcap_jax.errors import UserError
 from balcap_jax.runs.contents import pieces
@@ -106,6 +107,9 @@ def _row(source: Photos, place: int) -> Row | None:
 
 def _files(setting: str, value: str) -> dict[str, Any]:
     """Bytes and content of a file; of the files of a folder their names and bytes."""
+    if is_tars(value):
+        listed = (f"{shard.path.name} {shard.size}" for shard in shards_of(value))
+        return {f"names and bytes of the shards of {setting}": _digest(listed)}
     path = fetched(value)
     if value and path.is_file():
         size = path.stat().st_size
@@ -178,4 +182,4 @@ def _image(image: ImageLike, *, decoded: bool) -> str:
         named = f"{image.size} {image.mode}"
         shows = 0 not in image.size and (decoded or not isinstance(image, ImageFile))
         return f"{named} {_pixels(image)}" if shows else named
-    return Path(image).name
+    return image.name if isinstance(image, Part) else Path(image).name
