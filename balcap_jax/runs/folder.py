@@ -55,8 +55,8 @@ def run_folder(out: str | AnyPath, name: str) -> AnyPath:
             f"The run folder {folder} cannot be made ({error.strerror}); "
             "choose a folder that you can write to with --out."
         ) from error
-    # A lock alone is what a start that failed at once leaves behind.
-    if any(entry.name != LOCK_FILE for entry in folder.iterdir()):
+    # A lock and empty logs are what a start that was killed at once leaves behind.
+    if any(entry.name != LOCK_FILE and not _is_empty(entry) for entry in folder.iterdir()):
         raise UserError(
             f"The folder {folder} already holds a run, which is never overwritten; "
             f"continue it with --resume {folder} or choose another --name."
@@ -297,6 +297,10 @@ def replace_folder(beside: AnyPath, folder: AnyPath, *, last: str) -> None:
     from balcap_jax.storage.local import send_folder  # noqa: PLC0415
 
     send_folder(beside, folder, last=last)
+
+
+def _is_empty(path: AnyPath) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _check_bucket(folder: AnyPath) -> None:
