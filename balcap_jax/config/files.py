@@ -53,6 +53,7 @@ RESUMABLE = frozenset(
         "dist.start_timeout",
         "dist.lost_after",
         "checkpoint.every",
+        "checkpoint.parameters_every",
         "checkpoint.keep",
         "checkpoint.keep_best",
         "evaluation.every",

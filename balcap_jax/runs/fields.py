@@ -15,6 +15,7 @@ WALL_CLOCK = (
     "mfu/",
     "device_idle_share",
     "judge/",
+    "save/",
 )
 
 

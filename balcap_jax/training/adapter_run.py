@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from balcap_jax.config.sections import ModelConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.decoder.layers import Params
@@ -42,6 +45,14 @@ def restored_state(
     if policy.lora is None:
         return saved
     return saved._replace(params=overlaid(state.params, saved.params))
+
+
+@jax.jit
+def in_bfloat16(params: Params) -> Params:
+    """Parameters for a snapshot, where they lie: floats in bfloat16."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
+    )
 
 
 def base_digest(policy: VisionLanguagePolicy, params: Params, *, is_reference: bool = False) -> str:

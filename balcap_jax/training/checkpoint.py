@@ -14,6 +14,7 @@ calls; the folder is on storage that they share, and process 0 says what is in i
 import math
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -62,7 +63,8 @@ class Checkpoints:
 
     Args:
       folder: the run's folder.
-      keep: how many of the latest steps stay, at least 1.
+      name: of their folder in it.
+      keep: how many of the latest steps stay, at least 1; None: all.
       keep_best: whether the step with the best `metric` stays too.
       best_mode: "max" or "min", which `metric` is the best.
       read_only: nothing is saved, and nothing on the disk changes.
@@ -72,7 +74,8 @@ class Checkpoints:
         self,
         folder: str | AnyPath,
         *,
-        keep: int = 2,
+        name: str = FOLDER,
+        keep: int | None = 2,
         keep_best: bool = True,
         best_mode: str = "max",
         read_only: bool = False,
@@ -80,7 +83,7 @@ class Checkpoints:
         # Imported here: orbax takes a second, and `balcap --help` must not pay for it.
         import orbax.checkpoint as ocp  # noqa: PLC0415
 
-        if keep < 1:
+        if keep is not None and keep < 1:
             raise UserError(
                 f"checkpoint.keep={keep} must be at least 1, or nothing could be resumed; "
                 "set it to 1 or more."
@@ -89,11 +92,14 @@ class Checkpoints:
         quiet_storage()
         self._ocp = ocp
         self._run = as_path(folder)
-        self._folder = (self._run / FOLDER).absolute()
+        self._folder = (self._run / name).absolute()
         self._keep, self._keep_best = keep, keep_best
         self._sign = 1.0 if best_mode == "max" else -1.0
         self._read_only = read_only
         self._writer = None
+        self._began = 0.0  # when the last save began
+        self._save: dict[str, float] = {}  # of the last save, for metrics
+        self._told: dict[str, float] | None = None  # the same, once it is committed
         self._saved = False  # whether a save began whose commit has not been waited for
         with self._disk_errors():
             self._writer = self._open()
@@ -123,9 +129,11 @@ class Checkpoints:
         assert not self._read_only
         if is_remote(self._run):
             check_held(self._run)
+        began = time.perf_counter()
         self.wait()
         if step in self.steps():
             return
+        self._began = began
         state = jax.tree.map(_as_array, state)
         self._check_space(state)
         args = self._ocp.args
@@ -151,6 +159,18 @@ class Checkpoints:
                 ),
             )
             self._saved = True
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, pending)))
+        self._save |= {"save/held_seconds": time.perf_counter() - began, "save/mb": size / 1e6}
+
+    def times(self) -> dict[str, float]:
+        """Of the last save that was committed since the last call, for a row of metrics: seconds
+        until it was, those in which the caller was held, and MB of the whole state; else nothing.
+        """
+        told, self._told = self._told, None
+        return {} if told is None else told | self._save
+
+    def _committed(self) -> None:
+        self._told = {"save/seconds": time.perf_counter() - self._began}
 
     def restore(self, state_like: Any, *, step: int | None = None) -> tuple[Any, dict]:
         """The state and the extra of `step`, by default the latest; see `restore_intact`."""
@@ -289,7 +309,9 @@ class Checkpoints:
         if is_process_zero():
             self._remove_unfinished()
         # Else threads wait for minutes for a folder that cannot be made.
-        options = self._ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        options = self._ocp.options.AsyncOptions(
+            create_directories_asynchronously=False, post_finalization_callback=self._committed
+        )
         return self._ocp.AsyncCheckpointer(
             self._ocp.CompositeCheckpointHandler(
                 composite_options=self._ocp.CompositeOptions(async_options=options)
@@ -308,7 +330,7 @@ class Checkpoints:
 
     def _forget_old(self) -> None:
         """Removes the steps that are neither among the last ones nor the best."""
-        if not is_process_zero():
+        if not is_process_zero() or self._keep is None:
             return
         steps = own_steps(self._folder)
         kept = set(steps[-self._keep :])

@@ -17,6 +17,7 @@ from balcap_jax.parallel.processes import gather_list, is_alone
 from balcap_jax.storage.paths import AnyPath, is_remote
 
 FOLDER = "checkpoints"
+PARAMETERS = "parameters"  # snapshots of the weights alone, kept as checkpoints are
 STATE, EXTRA, PENDING = "state", "extra", "pending"
 STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 # What is no fault of the checkpoint's, and must not make an older one be taken.

@@ -14,14 +14,14 @@ from balcap_jax.models.json_files import read_json
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid
 from balcap_jax.parallel.sharding import make_mesh
-from balcap_jax.rl.train_state import state_shapes
+from balcap_jax.rl.train_state import TrainState, state_shapes
 from balcap_jax.runs.folder import SUMMARY, RunLock, existing_run
 from balcap_jax.runs.progress import announce
 from balcap_jax.storage.local import fetched
 from balcap_jax.storage.paths import as_path
-from balcap_jax.training.adapter_run import base_digest, check_base, state_to_save
-from balcap_jax.training.checkpoint import FOLDER, Checkpoints
-from balcap_jax.training.checkpoint_record import latest_step_of
+from balcap_jax.training.adapter_run import base_digest, check_base, in_bfloat16, state_to_save
+from balcap_jax.training.checkpoint import FOLDER, Checkpoints, Restored
+from balcap_jax.training.checkpoint_record import PARAMETERS, latest_step_of
 from balcap_jax.training.programs import optimizer_of
 from balcap_jax.training.trained import load_policy, param_shapes, trained_of, with_lora
 
@@ -67,11 +67,26 @@ def tell_if_older(model: str) -> None:
         )
 
 
+def _snapshot(run: Path, step: str, state: TrainState) -> Restored:
+    """What a snapshot holds, as a state without anything but parameters."""
+    like = jax.eval_shape(in_bfloat16, state.params)
+    like = jax.tree.map(
+        lambda x, leaf: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf.sharding),
+        like,
+        state.params,
+    )
+    with Checkpoints(run, name=PARAMETERS, read_only=True) as snapshots:
+        found = snapshots.restore_intact({"params": like}, step=snapshots.find(step))
+    params = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), found.state["params"], state.params)
+    return found._replace(state=state._replace(params=params))
+
+
 def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> SavedPolicy:
     """The policy at a checkpoint of a run that nobody is writing.
 
     Args:
-      which: "best", or the number of a step; "": the newest that is intact.
+      which: "best", or the number of a step; "": the newest that is intact; "parameters/STEP": a
+        snapshot of the weights, which may be read while the run goes on.
       adapter_only: the base of a run with adapters is not read.
 
     Raises:
@@ -98,9 +113,12 @@ def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> S
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host),
         state_to_save(policy, state),
     )
-    # A run that is being written deletes checkpoints.
-    with RunLock(run), Checkpoints(run, read_only=True) as checkpoints:
-        found = checkpoints.restore_intact(state, step=checkpoints.find(which))
+    if which.startswith(f"{PARAMETERS}/"):
+        found = _snapshot(run, which.partition("/")[2], state)
+    else:
+        # A run that is being written deletes checkpoints.
+        with RunLock(run), Checkpoints(run, read_only=True) as checkpoints:
+            found = checkpoints.restore_intact(state, step=checkpoints.find(which))
     for broken in found.broken:
         announce(f"the checkpoint of step {broken} is not intact; step {found.step} is taken")
     params, step = found.state.params, found.extra["step"]

@@ -37,9 +37,10 @@ from balcap_jax.runs.progress import announce, training_progress, waiting
 from balcap_jax.runs.step_average import StepAverage
 from balcap_jax.runs.stopwatch import Stopwatch, peak_memory_mb
 from balcap_jax.runs.trace import Trace
-from balcap_jax.training.adapter_run import base_digest, restored_state, state_to_save
+from balcap_jax.training.adapter_run import base_digest, in_bfloat16, restored_state, state_to_save
 from balcap_jax.training.callbacks import Callbacks
 from balcap_jax.training.checkpoint import Checkpoints, Restored
+from balcap_jax.training.checkpoint_record import PARAMETERS
 from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.opening import Opened, open_policy
 from balcap_jax.training.same_run import check_same_run, look_at_data
@@ -232,6 +233,10 @@ class TaskRun(ABC):
             self.run, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
         )
         self._closers.append(self.checkpoints.close)
+        self.snapshots = None
+        if config.checkpoint.parameters_every:
+            self.snapshots = Checkpoints(self.run, name=PARAMETERS, keep=None)
+            self._closers.append(self.snapshots.close)
         self.average = StepAverage()
         process = None if processes.is_alone() else jax.process_index()
         # Each on its own terminal: other processes write other traces.
@@ -297,6 +302,8 @@ class TaskRun(ABC):
         self._restore_extra(extra, found.pending)
         if aside := self.checkpoints.set_aside_after(self.step):
             self.say(f"the checkpoints after step {self.step} are now {', '.join(aside)}")
+        if self.snapshots is not None:
+            self.snapshots.set_aside_after(self.step)
 
     def say(self, line: str) -> None:
         """One line on the terminal of process 0."""
@@ -349,6 +356,7 @@ class TaskRun(ABC):
             **self.utilisation.take(seconds),
             "device_idle_share": self.clock.idle_share(),
             "peak_memory_mb": peak_memory_mb(),
+            **self.checkpoints.times(),
         }
         [peak] = processes.largest([peak_device_bytes(self.mesh.local_devices)])
         return row | ({"device_memory_mb": peak / 1e6} if peak else {})
@@ -395,6 +403,10 @@ class TaskRun(ABC):
         self._tell(row, scores)
         if is_best or self.step % self.config.checkpoint.every == 0:
             self.save()
+        if self.snapshots is not None and self.step % self.config.checkpoint.parameters_every == 0:
+            params = state_to_save(self.policy, self.state).params
+            extra = {"step": self.step, "base": self.base_digest}
+            self.snapshots.save(self.step, {"params": in_bfloat16(params)}, extra)
         return row
 
     def _is_best(self, scores: Mapping[str, float]) -> bool:

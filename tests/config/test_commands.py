@@ -406,6 +406,7 @@ MAY_CHANGE = {
     "mesh.tensor",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.parameters_every",
     "checkpoint.keep_best",
     "evaluation.every",
     "evaluation.batch_size",
