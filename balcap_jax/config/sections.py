@@ -484,8 +484,8 @@ class CheckpointConfig(Settings):
     """Saves of the run; SIGTERM and the last step save too."""
 
     every: int = 25  # Steps between saves.
-    # Steps between snapshots of the weights alone, in bfloat16, all of which stay: a sixth of a whole
-    # save, to look at with `balcap export RUN OUT --checkpoint parameters/STEP`; 0: none.
+    # Steps between snapshots of the weights alone, in bfloat16, all of which stay: a sixth of a
+    # whole save, to look at with `balcap export RUN OUT --checkpoint parameters/STEP`; 0: none.
     parameters_every: int = 0
     keep: int = 2  # Latest checkpoints kept.
     # Keeping of the checkpoint with the best scores of held-out images, too; for this, steps are

@@ -3,15 +3,17 @@
     shard-{000..999}.tar      with  0001.jpg, 0001.json, 0002.jpg, 0002.txt, ...
 
 The files of a sample have one name up to its first dot; `.json` holds what a row of a .jsonl file
-does, `.txt` a caption alone. Each shard is read once, and what it holds where is kept in a file;
-then any sample is one read of its bytes.
+does, `.txt` a caption alone. Each shard is read once: what it holds where, and its texts, are kept
+on this machine. Then any image is one read of its bytes, and a row costs none.
 """
 
 import hashlib
 import io
 import tarfile
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +29,9 @@ from balcap_jax.storage.paths import as_path, is_remote
 
 SUFFIX = ".tar"
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "avif", "jp2")
+_TEXTS = ("json", "txt")
 _AT_ONCE = 8  # shards that are read
-_VERSION = 1  # of the files that say what shards hold
+_VERSION = 2  # of the files that say what shards hold
 
 
 class Shard(NamedTuple):
@@ -44,7 +47,7 @@ class Shard(NamedTuple):
 
 
 class _Index(NamedTuple):
-    """Where the samples of a shard are: the bytes of their images and of their texts."""
+    """Where the samples of a shard are: their images in it, their texts in the file beside this."""
 
     keys: np.ndarray  # [n] of bytes
     images: np.ndarray  # [n, 2] int64, first byte and the one behind the last
@@ -110,7 +113,8 @@ class TarRows(Sequence[Row]):
         """
         self.path, self.shards = path, shards_of(path)
         with ThreadPoolExecutor(_AT_ONCE) as threads:
-            self._indices = list(threads.map(_index_of, self.shards))
+            found = list(threads.map(_index_of, self.shards))
+        self._texts, self._indices = [path for path, _ in found], [index for _, index in found]
         self._ends = np.cumsum([len(index.keys) for index in self._indices])
         self.incomplete = sum(index.incomplete for index in self._indices)
         if not len(self):
@@ -140,11 +144,11 @@ class TarRows(Sequence[Row]):
         image = Part(shard.path, first, stop, f"{shard.path.name}/{key}")
         first, stop = map(int, found.texts[at])
         try:
-            text = Part(shard.path, first, stop, key).read()
+            text = Part(self._texts[number], first, stop, key).read()
         except OSError as error:
             raise UserError(
-                f"The shard {shard.path} cannot be read any more ({error.strerror or error}); "
-                "restore it and resume the run."
+                f"The texts of {shard.path} cannot be read any more in {self._texts[number]} "
+                f"({error.strerror or error}); resume the run, which reads them again."
             ) from error
         values = (
             json_object(text, where=where)
@@ -180,27 +184,34 @@ def _row(values: dict[str, Any], image: Part, *, where: str, id_: str) -> Row:
 # What a shard holds -------------------------------------------------------------------------------
 
 
-def _index_of(shard: Shard) -> _Index:
-    """From the file that an earlier start kept, or by reading the shard."""
+def _index_of(shard: Shard) -> tuple[Path, _Index]:
+    """The file of the shard's texts and where all is, as an earlier start kept it, or by reading
+    the shard.
+    """
     digest = hashlib.sha256(
         f"{_VERSION} {shard.path} {shard.size} {shard.version}".encode()
     ).hexdigest()
     kept = cache_folder() / f"tar-{digest[:20]}.npz"
+    texts = kept.with_suffix(".texts")
     try:
         with np.load(kept) as found:
-            return _Index(*(found[name] for name in _Index._fields[:-1]), int(found["incomplete"]))
+            index = _Index(*(found[name] for name in _Index._fields[:-1]), int(found["incomplete"]))
+        if texts.is_file():
+            return texts, index
     except (OSError, ValueError, KeyError, EOFError):  # none, or half of one
         pass
-    index = _read_index(shard)
+    index, found_texts = _read_index(shard)
     data = io.BytesIO()
     np.savez(data, **index._asdict())
-    beside = kept.with_name(f".{kept.name}.{id(data)}")
-    beside.write_bytes(data.getvalue())
-    beside.replace(kept)
-    return index
+    for path, content in ((texts, found_texts), (kept, data.getvalue())):
+        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        beside.write_bytes(content)
+        beside.replace(path)
+    return texts, index
 
 
-def _read_index(shard: Shard) -> _Index:
+def _read_index(shard: Shard) -> tuple[_Index, bytes]:
+    """Where all is, and the texts one after the other."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with shard.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -208,7 +219,9 @@ def _read_index(shard: Shard) -> _Index:
                 name, dot, kind = _split(member.name)
                 if not member.isfile() or not dot:
                     continue
-                place = member.offset_data, member.offset_data + member.size
+                place: Any = member.offset_data, member.offset_data + member.size
+                if kind in _TEXTS:
+                    place = tar.extractfile(member).read()  # type: ignore[union-attr]
                 parts = samples.setdefault(name, {})
                 if kind in parts:
                     raise UserError(
@@ -227,7 +240,7 @@ def _read_index(shard: Shard) -> _Index:
             f"The shard {shard.path} cannot be read ({error.strerror or error}); check its "
             "permissions."
         ) from error
-    keys, images, texts, is_json = [], [], [], []
+    keys, images, texts, is_json, blob = [], [], [], [], bytearray()
     for name, parts in samples.items():
         image = next((parts[kind] for kind in _IMAGES if kind in parts), None)
         text = parts.get("json", parts.get("txt"))
@@ -235,7 +248,8 @@ def _read_index(shard: Shard) -> _Index:
             continue
         keys.append(name.encode("utf-8", "surrogateescape"))
         images.append(image)
-        texts.append(text)
+        texts.append((len(blob), len(blob) + len(text)))
+        blob += text
         is_json.append("json" in parts)
     return _Index(
         np.array(keys, dtype=np.bytes_) if keys else np.zeros(0, "S1"),
@@ -243,7 +257,7 @@ def _read_index(shard: Shard) -> _Index:
         np.array(texts, np.int64).reshape(-1, 2),
         np.array(is_json, bool),
         len(samples) - len(keys),
-    )
+    ), bytes(blob)
 
 
 def _split(name: str) -> tuple[str, str, str]:
