@@ -38,7 +38,7 @@ class Faults:
       every: each request of this number, counted from 1, is answered with the next of `statuses`.
       match: of the method and path of the requests that are counted.
       seconds: each request waits.
-      forbidden: of the methods and paths that are answered with 403.
+      forbidden: of the methods and paths that are answered with `refusal`.
     """
 
     every: int = 0
@@ -46,6 +46,7 @@ class Faults:
     match: str = ""
     seconds: float = 0.0
     forbidden: str = ""
+    refusal: int = 403
 
 
 @dataclass
@@ -149,7 +150,7 @@ class BucketServer:
     def _fault(self, line: str) -> int:
         faults = self.faults
         if faults.forbidden and re.search(faults.forbidden, line):
-            return 403
+            return faults.refusal
         if not faults.every or not re.search(faults.match, line):
             return 0
         self._counted += 1

@@ -62,7 +62,8 @@ def main(folder: str, gigabytes: float) -> None:
             idle, seconds, steps = lap(committed)
             print(
                 f"beside a save: idle {idle:.3f}, {seconds:.3f} s a step, {steps} steps; held "
-                f"{told['save/held_seconds']:.2f} s, whole after {told['save/seconds']:.1f} s, {told['save/mb']:.0f} MB"
+                f"{told['save/held_seconds']:.2f} s, whole after {told['save/seconds']:.1f} s, "
+                f"{told['save/mb']:.0f} MB"
             )
     clock.close()
 

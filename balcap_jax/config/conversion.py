@@ -130,7 +130,7 @@ def _path(value: Any) -> Path:
     try:
         return as_path(value)
     except UserError as error:
-        rule, _, remedy = str(error).partition(": ")
+        rule, _, remedy = str(error).removeprefix(f"{value} ").partition(": ")
         raise UnfitError(rule, remedy) from None
 
 

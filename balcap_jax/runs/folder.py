@@ -307,8 +307,10 @@ def _check_bucket(folder: AnyPath) -> None:
     """Raises a UserError where the bucket of a folder does not exist or cannot be asked."""
     if not is_remote(folder):
         return
-    with disk_errors(folder):
+    try:
         found = folder.has_bucket()  # type: ignore[attr-defined]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be used: {error.strerror}.") from error
     if not found:
         raise UserError(
             f"There is no bucket gs://{folder.bucket} for {folder}; make it with `gcloud storage "  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -16,6 +17,10 @@ from etils.epath.stat_utils import StatResult
 from balcap_jax.storage.refusals import as_disk_error
 
 _PIECE = 1 << 24  # bytes
+
+
+# It writes a page for each error that it raises, and we say one sentence.
+logging.getLogger("gcsfs").addFilter(lambda _: False)
 
 
 @functools.cache

@@ -23,12 +23,14 @@ _SAID = (
     (404, re.compile(r"bucket does not exist|NOT_FOUND.*gs://")),
 )
 _ERRNO = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.EBUSY}
+_SAID_OF = 160  # letters of what a client says
 _CLIENTS = ("gcsfs", "google", "aiohttp", "requests", "urllib3")
 
 
 def as_disk_error(error: Exception, path: str) -> OSError:
     """An OSError of the same meaning, with its reason in `strerror`."""
-    if isinstance(error, OSError) and error.errno is not None:
+    ours = type(error).__module__.split(".")[0] not in _CLIENTS
+    if ours and isinstance(error, OSError) and error.errno is not None:
         return error
     if isinstance(error, FileNotFoundError):
         status: int | None = 404
@@ -69,7 +71,7 @@ def _status(error: BaseException) -> int | None:
 def _reason(status: int | None, error: BaseException) -> str:
     if status in _REMEDIES:
         return _REMEDIES[status]
-    text = " ".join(str(error).split())[:160] or type(error).__name__
+    text = " ".join(str(error).split())[:_SAID_OF] or type(error).__name__
     return f"the bucket did not answer ({text})"
 
 

@@ -193,9 +193,14 @@ def test_two_runs_of_one_name_and_a_locked_one_are_a_sentence(bucket, tmp_path):
         ("gs://no-such-bucket/runs", {}, "There is no bucket gs://no-such-bucket for"),
         ("s3://bucket/runs", {}, "is neither a local path nor in a bucket"),
         ("{url}/runs", {"forbidden": ".*"}, "Storage Object User on the bucket"),
+        (
+            "{url}/runs",
+            {"forbidden": ".*", "refusal": 401},
+            "gcloud auth application-default login",
+        ),
         ("{url}/runs", {"forbidden": "^(POST|PUT|DELETE)"}, "Storage Object User on the bucket"),
     ],
-    ids=["no bucket", "s3", "no rights", "read-only"],
+    ids=["no bucket", "s3", "no rights", "no credentials", "read-only"],
 )
 def test_what_cannot_be_used_is_one_sentence(bucket, tmp_path, path, faults, sentence):
     with bucket.server.failing(**faults):
@@ -205,6 +210,7 @@ def test_what_cannot_be_used_is_one_sentence(bucket, tmp_path, path, faults, sen
         said = process.communicate(timeout=120)[0]
     assert process.returncode == 2, said
     assert said.strip().splitlines()[-1].startswith("balcap: error: ")
+    assert len(said.strip().splitlines()) <= 2  # what is going to be done, and the sentence
     assert sentence in said
     assert "Traceback" not in said
     assert not bucket.objects
