@@ -73,6 +73,17 @@ def test_numpy_leaves_come_back_as_numpy(tmp_path):
     assert_identical(restored, state)
 
 
+def test_a_save_tells_its_time_and_size_once(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.times() == {}
+        checkpoints.save(1, {"x": np.zeros(250_000, np.float32)}, {})
+        checkpoints.wait()
+        first = checkpoints.times()
+        assert first["save/mb"] == 1.0
+        assert first["save/seconds"] > 0
+        assert checkpoints.times() == {}
+
+
 def test_a_save_holds_the_values_of_its_call(tmp_path):
     """The next steps donate the saved buffers while the save still runs."""
     add = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)

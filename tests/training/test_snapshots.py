@@ -14,10 +14,10 @@ from balcap_jax.config.sections import CheckpointConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import RunLock, read_jsonl
-from balcap_jax.training.checkpoint import Checkpoints
 from balcap_jax.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("one_device")
+# A run of its own settings, whose programs no other file has.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_snapshot_that_is_not_there_is_a_sentence(run, tmp_path):
         train(small(run.parent, steps=4), resume=run, checkpoint="parameters/3")
 
 
-def test_a_save_tells_its_time_and_size(run, tmp_path):
+def test_a_save_tells_its_time_and_size(run):
     rows = read_jsonl(run / "metrics.jsonl")
     told = [row for row in rows if "save/seconds" in row]
     # The save of the first step was whole before that of the second began.
@@ -62,14 +62,6 @@ def test_a_save_tells_its_time_and_size(run, tmp_path):
     assert "save/seconds" not in rows[0]
     assert told[-1]["save/held_seconds"] > 0
     assert told[-1]["save/mb"] == pytest.approx(_mb(run), rel=1e-3)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.times() == {}
-        checkpoints.save(1, {"x": np.zeros(250_000, np.float32)}, {})
-        checkpoints.wait()
-        first = checkpoints.times()
-        assert first["save/mb"] == 1.0
-        assert first["save/seconds"] > 0
-        assert checkpoints.times() == {}
 
 
 def _mb(run) -> float:
