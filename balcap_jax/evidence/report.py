@@ -21,6 +21,8 @@ _MEANS = (
     "b_capscore", "precision", "recall", "linguistic", "words", "rho", "commentary", "invented",
     "rho_low", "rho_high",
 )  # fmt: skip
+_SOME_HAVE = ("qa_utility",)  # columns where a cell has them
+_DIGITS = {"rho": 2, "qa_utility": 3}
 
 
 class Compared(NamedTuple):
@@ -151,18 +153,25 @@ def _means(found: Mapping[str, Found]) -> list[str]:
     """Means over seeds, drawn captions and in brackets the likeliest ones; the start among them."""
     rows = []
     whole = {name: cells for name, cells in found.items() if cells.results}
+    some = [m for m in _SOME_HAVE if any(known(cells, m) for cells in whole.values())]
+    measures = (*_MEANS, *some)
     for name, cells in whole.items():
-        rows.append([name, str(len(cells.results)), *(_both(cells.after, m) for m in _MEANS)])
+        rows.append([name, str(len(cells.results)), *(_both(cells.after, m) for m in measures)])
     if whole:
         most = max(whole.values(), key=lambda cells: len(cells.results))
         start = ["before training", str(len(most.results))]
-        rows.insert(0, [*start, *(_both(most.before, m) for m in _MEANS)])
-    return _table(["setting", "seeds", *map(label_of, _MEANS)], rows)
+        rows.insert(0, [*start, *(_both(most.before, m) for m in measures)])
+    return _table(["setting", "seeds", *map(label_of, measures)], rows)
+
+
+def known(cells: Found, measure: str) -> bool:
+    """Whether held-out captions of these cells have a measure."""
+    return not all(np.isnan(value) for value in cells.after(measure, DECODINGS[0]).values())
 
 
 def _both(numbers, measure: str) -> str:
     drawn, likeliest = (_mean(numbers(measure, decoding)) for decoding in DECODINGS)
-    digits = 2 if measure == "rho" else 1
+    digits = _DIGITS.get(measure, 1)
     return f"{_plain(drawn, digits)} ({_plain(likeliest, digits)})"
 
 
