@@ -108,6 +108,7 @@ def draw_scatter(scatter: Scatter, found: Mapping[str, Found], path: Path) -> No
             panel.scatter(x, y, s=area, color=color, alpha=0.35, linewidths=0)
             panel.scatter(x.mean(), y.mean(), s=area.mean(), facecolors="none", edgecolors=color)
             panel.annotate(name, (x.mean(), y.mean()), textcoords="offset points", xytext=(6, 6))
+        panel.margins(0.15)  # for the names
         panel.set_title(scatter.title)
         panel.set_xlabel(label_of(scatter.x))
         panel.set_ylabel(label_of(scatter.y))
