@@ -58,7 +58,7 @@ class SceneJudge:
                 "choose --judge.kind lexical or llm for photographs, or use rows written by "
                 "`balcap scenes`."
             )
-        return tuple(claim.text for claim in _units(example.reference, example.scene))
+        return tuple(claim.text for claim in units_of(example.reference, example.scene))
 
 
 def judge(caption: str, scene: Scene, reference: str) -> Verdict:
@@ -69,10 +69,10 @@ def judge(caption: str, scene: Scene, reference: str) -> Verdict:
     # Commentary is true of any image and points at nothing; words not understood are neither.
     remarks = [remark for part in parts for remark in part.remarks]
     assertions += [Assertion(remark.text, remark.meta, pointable=False) for remark in remarks]
-    told = {fact for claim in claims if claim.true for fact in _facts(claim)}
+    told = {fact for claim in claims if claim.true for fact in facts_of(claim)}
     return Verdict(
         assertions=tuple(assertions),
-        covered=tuple(told.issuperset(_facts(unit)) for unit in _units(reference, scene)),
+        covered=tuple(told.issuperset(facts_of(unit)) for unit in units_of(reference, scene)),
         clarity=_mean(parts, [_clarity(part) for part in parts]),
         fluency=_mean(parts, [_fluency(part) for part in parts]),
         coherency=_coherency(parts),
@@ -111,19 +111,19 @@ def _review(readings: Sequence[Reading]) -> list[_Part]:
     for reading in readings:
         claims, remarks, statements, disturbing = [], [], 0, 0
         for claim in reading.claims:
-            facts = _facts(claim)
+            facts = facts_of(claim)
             # With its truth: "two circles" may be true where "two red circles" is not.
             told = {(fact, claim.true) for fact in facts}
             repeats = told <= known
             if repeats and claim.restated:
                 continue
             statements += 1
-            disturbing += repeats or any(fillings.get(_slot(f), f) != f for f in facts)
+            disturbing += repeats or any(fillings.get(slot_of(f), f) != f for f in facts)
             if not repeats:
                 claims.append(claim)
             known |= told
             for fact in facts:
-                fillings.setdefault(_slot(fact), fact)
+                fillings.setdefault(slot_of(fact), fact)
         for remark in reading.remarks:
             statements += 1
             disturbing += remark in noted or not remark.meta
@@ -134,7 +134,7 @@ def _review(readings: Sequence[Reading]) -> list[_Part]:
     return parts
 
 
-def _facts(claim: Claim) -> list[tuple]:
+def facts_of(claim: Claim) -> list[tuple]:
     """What a claim says, piece by piece: a place speaks of a row, a column or both."""
     kind, *rest = claim.key
     if kind != "place":
@@ -143,7 +143,7 @@ def _facts(claim: Claim) -> list[tuple]:
     return [(axis, entity, at) for axis, at in (("row", row), ("column", col)) if at is not None]
 
 
-def _slot(fact: tuple) -> tuple:
+def slot_of(fact: tuple) -> tuple:
     """What can be filled with one fact only: facts with equal slots contradict each other."""
     if fact[0] in ("background", "word"):
         return fact[:1]
@@ -153,7 +153,8 @@ def _slot(fact: tuple) -> tuple:
 
 
 @lru_cache(maxsize=4096)
-def _units(reference: str, scene: Scene) -> tuple[Claim, ...]:
+def units_of(reference: str, scene: Scene) -> tuple[Claim, ...]:
+    """The true claims of a reference, each once."""
     claims = [claim for part in _review(read(reference, scene)) for claim in part.claims]
     return tuple(claim for claim in claims if claim.true)
 
