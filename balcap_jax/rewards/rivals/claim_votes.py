@@ -8,12 +8,10 @@ of the judges did not answer for has no signal, since with fewer judges its unit
 by another rule than those it is compared with.
 """
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Bool, Float
 
-Vote = Literal["majority", "mean"]
+from balcap_jax.config.claim_rivals import Vote
 
 
 def correctness(votes: Bool[np.ndarray, "j u"], *, vote: Vote) -> Float[np.ndarray, " u"]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.rivals.rubrics import Criterion, Rubric
 from balcap_jax.runs import safe_json
@@ -21,51 +22,74 @@ SEVERITIES = (1, 2, 3)
 _ROW = '{"id": ..., "criteria": [{"text": ..., "severity": 3}]}'
 
 
-def read_rubrics(path: Path) -> dict[str, Rubric]:
-    """The rubrics of a file by the ids of their images.
+def rubrics_path(data: str | Path) -> Path:
+    """Where the rubrics of a data file are."""
+    return Path(f"{data}.rubrics.jsonl")
+
+
+class RubricFile:
+    """The rubrics of a file.
 
     Raises:
       UserError: the file cannot be read, holds no rubric or two of one image, or a row breaks the
         form.
     """
-    found: dict[str, Rubric] = {}
-    lines: dict[str, int] = {}
-    with disk_errors(path), path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            rubric = rubric_of(_row(line, f"{path} line {number}"), where=f"{path} line {number}")
-            if (first := lines.setdefault(rubric.id, number)) != number:
-                raise UserError(
-                    f"{path} has two rubrics of the image {rubric.id!r}, in the lines {first} and "
-                    f"{number}; remove one of them."
-                )
-            found[rubric.id] = rubric
-    if not found:
-        raise UserError(f"{path} holds no rubric; write them with `balcap data rubrics`.")
-    return found
 
+    def __init__(self, path: Path):
+        self.path = path
+        self._rubrics: dict[str, Rubric] = {}
+        lines: dict[str, int] = {}
+        with disk_errors(path), path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                where = f"{path} line {number}"
+                rubric = rubric_of(_row(line, where), where=where)
+                if (first := lines.setdefault(rubric.id, number)) != number:
+                    raise UserError(
+                        f"{path} has two rubrics of the image {rubric.id!r}, in the lines {first} "
+                        f"and {number}; remove one of them."
+                    )
+                self._rubrics[rubric.id] = rubric
+        if not self._rubrics:
+            raise UserError(f"{path} holds no rubric; write them with `balcap data rubrics`.")
 
-def check_rubrics(rubrics: Mapping[str, Rubric], ids: Iterable[str], *, path: Path) -> None:
-    """Refuses rubrics that are not of these images, before the first of them is judged.
+    def check(self, ids: Iterable[str]) -> None:
+        """Refuses rubrics that are not those of the data, before any caption is judged.
 
-    Args:
-      ids: of the images to train on.
+        Args:
+          ids: of all images of the data.
 
-    Raises:
-      UserError: an image has no rubric, or a rubric is of an image that is none of these.
-    """
-    wanted = dict.fromkeys(ids)
-    if missing := [id_ for id_ in wanted if id_ not in rubrics]:
-        raise UserError(
-            f"{path} has no rubric of {len(missing)} of {len(wanted)} images, the first "
-            f"{missing[0]!r}; write them with `balcap data rubrics`, or leave the images out."
-        )
-    if foreign := [id_ for id_ in rubrics if id_ not in wanted]:
-        raise UserError(
-            f"{path} has {len(foreign)} rubrics of other images than those of the data, the first "
-            f"of {foreign[0]!r}; give the file that was written for these data, or remove them."
-        )
+        Raises:
+          UserError: an image has no rubric, or a rubric is of none of these images.
+        """
+        wanted = dict.fromkeys(ids)
+        if missing := [id_ for id_ in wanted if id_ not in self._rubrics]:
+            raise UserError(
+                f"{self.path} has no rubric of {len(missing)} of {len(wanted)} images, the first "
+                f"{missing[0]!r}; write those of the data with `balcap data rubrics`, or leave the "
+                "images out."
+            )
+        if foreign := [id_ for id_ in self._rubrics if id_ not in wanted]:
+            raise UserError(
+                f"{self.path} has {len(foreign)} rubrics of other images than those of the data, "
+                f"the first of {foreign[0]!r}; give the file that was written for these data, or "
+                "remove them."
+            )
+
+    def get(self, example: Example) -> Rubric:
+        """The rubric of an image.
+
+        Raises:
+          UserError: there is none.
+        """
+        rubric = self._rubrics.get(example.id)
+        if rubric is None:
+            raise UserError(
+                f"{self.path} has no rubric of the image {example.id!r}; write those of the data "
+                "with `balcap data rubrics`, or leave the image out."
+            )
+        return rubric
 
 
 def rubric_of(row: Mapping[str, Any], *, where: str) -> Rubric:

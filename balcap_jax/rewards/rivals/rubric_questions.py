@@ -5,7 +5,7 @@ RubiCap's own prompts are not published.
 
 from collections.abc import Sequence
 
-from balcap_jax.rewards.llm.answer_text import BadAnswer, parse_object
+from balcap_jax.rewards.llm.answer_text import BadAnswer, parse_object, without_thoughts
 from balcap_jax.rewards.llm.prompts import clean
 from balcap_jax.rewards.llm.questions import DATA_RULE, Part
 from balcap_jax.rewards.rivals.marks import FORM, SCHEMA
@@ -64,6 +64,15 @@ WRITE = Part(
     frozenset({"image"}),
 )
 
+TEACH = Part(
+    "rubric_teacher",
+    "Describe the image in detail, in plain prose: what it shows, with attributes, counts, "
+    "positions, actions and legible texts. Say nothing that it does not show. Answer with the "
+    "description alone.",
+    {},
+    frozenset({"image"}),
+)
+
 
 def teacher_id(place: int) -> str:
     """The id of the teacher at `place`, from 0, in the request to the writer."""
@@ -101,6 +110,18 @@ def _read(item: object) -> tuple[Criterion, set[str]]:
     if not isinstance(by, list) or not all(isinstance(id_, str) for id_ in by):
         raise BadAnswer("teachers that are no list of ids")
     return Criterion(clean(text), float(severity)), {id_.strip().lower() for id_ in by}
+
+
+def description(text: str) -> str:
+    """The caption in an answer to `TEACH`.
+
+    Raises:
+      BadAnswer: it is empty.
+    """
+    found = clean(without_thoughts(text))
+    if not found:
+        raise BadAnswer("an empty description")
+    return found
 
 
 def told(student: str, teachers: Sequence[str]) -> dict[str, object]:

@@ -3,16 +3,12 @@
 import random
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from balcap_jax.rewards.rivals.rubrics import Criterion
 from balcap_jax.rewards.rivals.scene_facts import Fact, severity_of, told
 from balcap_jax.scenes.captions import FaultRates, faulty_caption
 from balcap_jax.scenes.world import Scene
-
-# What the criteria are: all that the reference tells, or what the caption of a policy to start from
-# fails of it (RubiCap).
-SceneCriteria = Literal["failed", "all"]
 
 
 class SceneCriterion(NamedTuple):

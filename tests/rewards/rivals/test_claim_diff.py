@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from balcap_jax.rewards.llm.answer_text import BadAnswer
-from balcap_jax.rewards.rivals.claim_diff import (
+from balcap_jax.rewards.rivals.claim_diff_modes import (
     SEVERITY_WEIGHTS,
     a_only,
     ambiguity_factor,

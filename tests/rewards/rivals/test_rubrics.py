@@ -5,11 +5,13 @@ import math
 import random
 
 import pytest
+from PIL import Image
 
+from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.answer_text import BadAnswer
 from balcap_jax.rewards.rivals.marks import listed, marks
-from balcap_jax.rewards.rivals.rubric_files import check_rubrics, read_rubrics
+from balcap_jax.rewards.rivals.rubric_files import RubricFile
 from balcap_jax.rewards.rivals.rubric_questions import agreed_criteria
 from balcap_jax.rewards.rivals.rubrics import Criterion, Rubric, rubric_reward
 
@@ -85,6 +87,10 @@ def test_criteria_need_half_of_the_teachers():
 GOOD = {"id": "a", "criteria": [{"text": "Names a bus.", "severity": 3}]}
 
 
+def of(id_):
+    return Example(id_, Image.new("RGB", (8, 8)), "Describe the image.", "A bus.")
+
+
 def write(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -93,11 +99,11 @@ def write(path, *rows):
 def test_a_file_is_read(tmp_path):
     mixed = {"id": "b", "criteria": [{"text": "x", "weight": 0.5}, {"text": "y", "weight": 0}]}
     empty = {"id": "c", "criteria": [], "start": "A bus.", "writer": "m"}
-    rubrics = read_rubrics(write(tmp_path / "rubrics.jsonl", GOOD, mixed, empty))
-    assert rubrics["a"] == Rubric("a", (Criterion("Names a bus.", 3.0),))
-    assert rubrics["b"].criteria == (Criterion("x", 0.5), Criterion("y", 0.0))
-    assert rubrics["c"].criteria == ()
-    check_rubrics(rubrics, ["a", "b", "c"], path=tmp_path)
+    rubrics = RubricFile(write(tmp_path / "rubrics.jsonl", GOOD, mixed, empty))
+    assert rubrics.get(of("a")) == Rubric("a", (Criterion("Names a bus.", 3.0),))
+    assert rubrics.get(of("b")).criteria == (Criterion("x", 0.5), Criterion("y", 0.0))
+    assert rubrics.get(of("c")).criteria == ()
+    rubrics.check(["c", "b", "a"])
 
 
 @pytest.mark.parametrize(
@@ -125,7 +131,7 @@ def test_a_file_is_read(tmp_path):
 def test_bad_rows_are_one_sentence(tmp_path, row, said):
     path = write(tmp_path / "rubrics.jsonl", {"id": "z", "criteria": []}, row)
     with pytest.raises(UserError, match=said) as error:
-        read_rubrics(path)
+        RubricFile(path)
     assert f"{path} line 2" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -134,18 +140,20 @@ def test_bad_files_are_one_sentence(tmp_path):
     path = tmp_path / "rubrics.jsonl"
     for rows, said in (((), "holds no rubric"), ((GOOD, GOOD), "in the lines 1 and 2")):
         with pytest.raises(UserError, match=said):
-            read_rubrics(write(path, *rows))
+            RubricFile(write(path, *rows))
     path.write_text('{"id": "a", "id": "b", "criteria": []}\n')
     with pytest.raises(UserError, match="is no rubric"):
-        read_rubrics(path)
+        RubricFile(path)
     with pytest.raises(UserError, match="none.jsonl"):
-        read_rubrics(tmp_path / "none.jsonl")
+        RubricFile(tmp_path / "none.jsonl")
 
 
 def test_rubrics_are_those_of_the_images(tmp_path):
-    path = write(tmp_path / "rubrics.jsonl", GOOD)
-    rubrics = read_rubrics(path)
+    rubrics = RubricFile(write(tmp_path / "rubrics.jsonl", GOOD))
+    with pytest.raises(UserError, match="no rubric of the image 'b'"):
+        rubrics.get(of("b"))
     with pytest.raises(UserError, match="no rubric of 1 of 2 images, the first 'b'"):
-        check_rubrics(rubrics, ["a", "b"], path=path)
+        rubrics.check(["a", "b"])
+    rubrics = RubricFile(write(tmp_path / "rubrics.jsonl", GOOD, {"id": "c", "criteria": []}))
     with pytest.raises(UserError, match="1 rubrics of other images .* the first of 'a'"):
-        check_rubrics(rubrics | {"c": Rubric("c", ())}, ["c"], path=path)
+        rubrics.check(["c"])

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from balcap_jax.rewards.rivals.claim_diff import checks_reward, comparison_reward, counts_of
+from balcap_jax.rewards.rivals.claim_diff_modes import checks_reward, comparison_reward, counts_of
 from balcap_jax.rewards.rivals.rubrics import rubric_reward
 from balcap_jax.rewards.rivals.scene_differences import scene_checks, scene_comparison
 from balcap_jax.rewards.rivals.scene_facts import told
