@@ -41,7 +41,7 @@ from balcap_jax.config.commands import (
 from balcap_jax.config.conversion import shown
 from balcap_jax.config.judge import JudgeCheckConfig
 from balcap_jax.config.names import did_you_mean
-from balcap_jax.config.sections import RewardConfig
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.control import exit_alone
 

@@ -60,7 +60,9 @@ RESUMABLE = frozenset(
     }
 )
 
-RESUMABLE |= {name.replace("judge.", "audit.") for name in RESUMABLE if name.startswith("judge.")}
+_OF_JUDGES = {name for name in RESUMABLE if name.startswith("judge.")}
+RESUMABLE |= {name.replace("judge.", "audit.") for name in _OF_JUDGES}
+RESUMABLE |= {f"reward.{name}" for name in _OF_JUDGES}
 
 _ALIKE = 0.4  # of names of config files, which share long words
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from balcap_jax.config.base import Settings
-from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
 
 REWARDS = ("precision", "recall", "linguistic")
@@ -26,7 +25,6 @@ _READ_BY_ADVANTAGE = {
     "grpo_weights": ("grpo",),
 }
 _READ_BY_GRPO_WEIGHTS = {"grpo_weight_steps": ("fixed", "running")}
-_READ_BY_LENGTH_CONTROL = {"mask_mode": ("auto", "mask"), "linear_coefficient": ("linear",)}
 # Names in the scores of an evaluation that no reward may have.
 BESIDE_REWARDS = ("b_capscore", "words", "rho", "captions", "no_signal")
 # More than these at once are a slip of the keyboard: they would only fill the memory.
@@ -215,105 +213,6 @@ class RolloutConfig(Settings):
         self._positive("temperature")
         self._at_least(LEAST_TEMPERATURE, "temperature")
         self._require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
-
-
-@dataclass(frozen=True)
-class RewardConfig(Settings):
-    """Rewards of a caption and how its length is kept in bounds."""
-
-    names: tuple[str, ...] = REWARDS  # Rewards of the judge to train on.
-    # Rewards of your own beside them, as FILE.py:NAME or MODULE:NAME; docs/rewards.md.
-    functions: tuple[str, ...] = ()
-    # One weight per reward, in the order of names, then of functions; none given: 1 each.
-    weights: tuple[float, ...] = ()
-    # Control of length by rho = length / reference length: "mask" takes the linguistic reward of
-    # captions outside [tau_l, tau_u]; "linear" lowers it by |rho - 1|; "none" leaves the length
-    # free; "auto": "mask" where the linguistic reward is among the names.
-    length_control: Literal["auto", "mask", "linear", "none"] = "auto"
-    tau_l: float = 0.5  # Lower bound of rho.
-    tau_u: float = 2.0  # Upper bound of rho.
-    # Value of a masked reward: 0 ("zero", as in the paper) or no signal ("drop").
-    mask_mode: Literal["zero", "drop"] = "zero"
-    linear_coefficient: float = 0.5  # Strength of the linear penalty ("linear").
-    length_unit: Literal["words", "tokens"] = "words"  # Unit that lengths are counted in.
-    # Pointability in the precision of training; without it every true statement counts, commentary
-    # as well (an ablation of the paper). Held-out precision has it always.
-    pointability: bool = True
-    room = "reward."
-
-    @property
-    def all_names(self) -> tuple[str, ...]:
-        """Names of all K rewards: those of the judge, then the functions'."""
-        return (*self.names, *(spec.rpartition(":")[2] for spec in self.functions))
-
-    @property
-    def all_weights(self) -> tuple[float, ...]:
-        """A weight for each of `all_names`."""
-        return self.weights or (1.0,) * len(self.all_names)
-
-    @property
-    def control(self) -> Literal["mask", "linear", "none"]:
-        """The length control that `length_control` means for these rewards."""
-        if self.length_control == "auto":
-            return "mask" if "linguistic" in self.names else "none"
-        return self.length_control
-
-    def check(self) -> None:
-        self._require(
-            len(self.all_names) > 0,
-            "names",
-            "is empty, and so is reward.functions",
-            f"give some of {', '.join(REWARDS)}, or a function.",
-        )
-        for name in self.names:
-            if name not in REWARDS:
-                raise UserError(
-                    f"reward.names holds the unknown reward {name!r}, known are "
-                    f"{', '.join(REWARDS)}{did_you_mean(name, REWARDS)}"
-                )
-        for name in ("names", "functions"):
-            repeated = len(set(self.all_names)) < len(self.all_names)
-            at_fault = not self.functions if name == "names" else bool(self.functions)
-            self._require(
-                not (repeated and at_fault), name, "names a reward twice", "name each reward once."
-            )
-        taken = [name for name in self.all_names if name in BESIDE_REWARDS]
-        self._require(
-            not taken,
-            "functions",
-            f"has a reward called {', '.join(taken)}, which is a score of another kind",
-            "give the function another name.",
-        )
-        count = len(self.all_names)
-        self._require(
-            len(self.all_weights) == count,
-            "weights",
-            f"must have one weight for each of the {count} rewards {', '.join(self.all_names)}",
-            f"set --reward.weights {' '.join(['1'] * count)}.",
-        )
-        for weight in self.weights:
-            self._require(weight >= 0, "weights", "must be finite numbers of at least 0")
-        self._require(any(self.all_weights), "weights", "are all 0", "give one reward a weight.")
-        self._at_least(0, "tau_l", "linear_coefficient")
-        self._require(
-            self.tau_l < self.tau_u,
-            "tau_l",
-            f"must be below reward.tau_u={self.tau_u}",
-            "the paper uses --reward.tau-l 0.5 --reward.tau-u 2.",
-        )
-        self._require(
-            self.control == "none" or "linguistic" in self.names,
-            "length_control",
-            "acts on the linguistic reward, which reward.names does not hold",
-            "set --reward.length-control none.",
-        )
-        self._no_dead_settings("length_control", _READ_BY_LENGTH_CONTROL)
-        self._require(
-            self.pointability or "precision" in self.names,
-            "pointability",
-            "acts on the precision reward, which reward.names does not hold",
-            "leave it at True.",
-        )
 
 
 @dataclass(frozen=True)

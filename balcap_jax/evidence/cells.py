@@ -60,13 +60,16 @@ class Cell(NamedTuple):
         config = self.config
         rooms = {name: to_dict(getattr(config, name)) for name in
                  ("model", "data", "judge", "evaluation", "mesh")}  # fmt: skip
+        if config.reward.rivals:  # which held-out captions have, too
+            rooms["reward"] = to_dict(config.reward)
         tokens = config.rollout.max_new_tokens
         return _digest(["start", rooms, config.seed, tokens, self._contents(), code])
 
     def _contents(self) -> list[str]:
         """Of the files that its settings name: another file under the same name is another cell."""
         data, model = self.config.data, self.config.model
-        named = (data.path, data.heldout_path, data.boxes, model.path, model.lora.start)
+        named = (data.path, data.heldout_path, data.boxes, model.path, model.lora.start,
+                 *self.config.reward.files.values())  # fmt: skip
         return ["" if name in _NO_FILES else content_of(Path(name)) for name in named]
 
 

@@ -39,6 +39,9 @@ def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]
         units = units_path(config.data.path)
         if judge.kind == "llm" and units.is_file():
             found[_UNITS] = _digest(units.parent, [units.name])
+    for setting, file in config.reward.files.items():
+        path = Path(file)
+        found[f"{_FILES}{setting}"] = _digest(path.parent, [path.name])
     return found
 
 

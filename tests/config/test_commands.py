@@ -16,6 +16,7 @@ from balcap_jax.config.commands import CaptionConfig, ScenesConfig, SFTConfig, T
 from balcap_jax.config.evaluation import EvalAllConfig
 from balcap_jax.config.files import load_run, load_toml, resume_conflicts
 from balcap_jax.config.judge import AuditConfig, JudgeConfig
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.config.sections import (
     DataConfig,
     DistConfig,
@@ -23,7 +24,6 @@ from balcap_jax.config.sections import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
-    RewardConfig,
     RLConfig,
     RolloutConfig,
 )

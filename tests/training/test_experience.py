@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from balcap_jax.config.sections import RewardConfig, RLConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import RLConfig
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.callables import Completions, TrainerState

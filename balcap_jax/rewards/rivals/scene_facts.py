@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from balcap_jax.rewards.scene.claims import Claim, read
-from balcap_jax.rewards.scene.judge import facts_of
+from balcap_jax.rewards.scene.claims import Claim, facts, read
 from balcap_jax.scenes.world import Scene
 
 Fact = tuple  # (kind, what is meant, value): see `Claim.key`; a place is a row and a column
@@ -36,10 +35,10 @@ def told(caption: str, scene: Scene) -> Told:
     unclear: dict[str, None] = {}
     for reading in read(caption, scene):
         for claim in reading.claims:
-            facts = facts_of(claim)
-            if not claim.restated and all(fact in true for fact in facts):
+            found = facts(claim)
+            if not claim.restated and all(fact in true for fact in found):
                 repeated.append(claim.text)
-            for fact in facts:
+            for fact in found:
                 true.setdefault(fact, _is_so(fact, claim, scene))
                 texts.setdefault(fact, claim.text)
         unclear |= {remark.text: None for remark in reading.remarks if not remark.meta}

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
-from balcap_jax.rewards.scene.claims import Claim, Reading, Remark, read
+from balcap_jax.rewards.scene.claims import Claim, Reading, Remark, facts, read
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 from balcap_jax.scenes.captions import describe
 from balcap_jax.scenes.language import META_SENTENCES, Sentence, sentences, tags
@@ -58,7 +58,7 @@ class SceneJudge:
                 "choose --judge.kind lexical or llm for photographs, or use rows written by "
                 "`balcap scenes`."
             )
-        return tuple(claim.text for claim in units_of(example.reference, example.scene))
+        return tuple(claim.text for claim in _units(example.reference, example.scene))
 
 
 def judge(caption: str, scene: Scene, reference: str) -> Verdict:
@@ -69,10 +69,10 @@ def judge(caption: str, scene: Scene, reference: str) -> Verdict:
     # Commentary is true of any image and points at nothing; words not understood are neither.
     remarks = [remark for part in parts for remark in part.remarks]
     assertions += [Assertion(remark.text, remark.meta, pointable=False) for remark in remarks]
-    told = {fact for claim in claims if claim.true for fact in facts_of(claim)}
+    told = {fact for claim in claims if claim.true for fact in facts(claim)}
     return Verdict(
         assertions=tuple(assertions),
-        covered=tuple(told.issuperset(facts_of(unit)) for unit in units_of(reference, scene)),
+        covered=tuple(told.issuperset(facts(unit)) for unit in _units(reference, scene)),
         clarity=_mean(parts, [_clarity(part) for part in parts]),
         fluency=_mean(parts, [_fluency(part) for part in parts]),
         coherency=_coherency(parts),
@@ -111,18 +111,18 @@ def _review(readings: Sequence[Reading]) -> list[_Part]:
     for reading in readings:
         claims, remarks, statements, disturbing = [], [], 0, 0
         for claim in reading.claims:
-            facts = facts_of(claim)
+            found = facts(claim)
             # With its truth: "two circles" may be true where "two red circles" is not.
-            told = {(fact, claim.true) for fact in facts}
+            told = {(fact, claim.true) for fact in found}
             repeats = told <= known
             if repeats and claim.restated:
                 continue
             statements += 1
-            disturbing += repeats or any(fillings.get(slot_of(f), f) != f for f in facts)
+            disturbing += repeats or any(fillings.get(slot_of(f), f) != f for f in found)
             if not repeats:
                 claims.append(claim)
             known |= told
-            for fact in facts:
+            for fact in found:
                 fillings.setdefault(slot_of(fact), fact)
         for remark in reading.remarks:
             statements += 1
@@ -132,15 +132,6 @@ def _review(readings: Sequence[Reading]) -> list[_Part]:
             noted.add(remark)
         parts.append(_Part(reading, tuple(claims), tuple(remarks), statements, disturbing))
     return parts
-
-
-def facts_of(claim: Claim) -> list[tuple]:
-    """What a claim says, piece by piece: a place speaks of a row, a column or both."""
-    kind, *rest = claim.key
-    if kind != "place":
-        return [claim.key]
-    entity, row, col = rest
-    return [(axis, entity, at) for axis, at in (("row", row), ("column", col)) if at is not None]
 
 
 def slot_of(fact: tuple) -> tuple:
@@ -153,8 +144,7 @@ def slot_of(fact: tuple) -> tuple:
 
 
 @lru_cache(maxsize=4096)
-def units_of(reference: str, scene: Scene) -> tuple[Claim, ...]:
-    """The true claims of a reference, each once."""
+def _units(reference: str, scene: Scene) -> tuple[Claim, ...]:
     claims = [claim for part in _review(read(reference, scene)) for claim in part.claims]
     return tuple(claim for claim in claims if claim.true)
 
