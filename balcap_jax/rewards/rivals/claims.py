@@ -48,6 +48,12 @@ class Claims:
                 self._asker.client("claims", version=VERSION, model=model)
                 for model in self._settings.judges or ("",)
             ]
+        elif self._settings.judges:
+            raise UserError(
+                f"reward.claims.judges={', '.join(self._settings.judges)} has no effect with "
+                "reward.judge.kind='scene', whose rules verify alone; leave it out, or set "
+                "--reward.judge.kind llm."
+            )
 
     def __call__(self, completions: Completions, *, step: int) -> FunctionScores:
         """See `RivalReward`."""

@@ -39,6 +39,11 @@ class RubricReward:
         self._file: RubricFile | None = None
         self._client = None
         if self._asker is not None:
+            if self._settings.scene != "failed":
+                raise UserError(
+                    f"reward.rubric.scene={self._settings.scene!r} has no effect with "
+                    "reward.judge.kind='llm', which judges by rubrics in a file; leave it out."
+                )
             self._file = RubricFile(_path(self._settings.file, setup.data))
             self._client = self._asker.client("rubric", version=VERSION)
         elif self._settings.file:
