@@ -1,6 +1,7 @@
 """`balcap data`: a data file before training: what is in it, and what a model makes of it."""
 
 from balcap_jax.cli.flags import parse
+from balcap_jax.config.claim_rivals import RubricsConfig
 from balcap_jax.config.judge import CheckConfig, RecaptionConfig, UnitsConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.errors import UserError
@@ -48,15 +49,25 @@ def _check(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-_COMMANDS = {"check": _check, "units": _units, "recaption": _recaption}
+def _rubrics(arguments: list[str]) -> None:
+    config = parse(RubricsConfig, arguments, "data rubrics")
+
+    from balcap_jax.commands.rubrics import make_rubrics
+
+    print(f"{make_rubrics(config)} holds the rubrics of {config.data}")
+
+
+_COMMANDS = {"check": _check, "units": _units, "recaption": _recaption, "rubrics": _rubrics}
 
 _HELP = """\
 usage: balcap data check FILE [FLAGS]
        balcap data units DATA [FLAGS]
        balcap data recaption DATA OUT [FLAGS]
+       balcap data rubrics DATA START --teachers NAME ... [FLAGS]
 
   check      what a data file holds and what is wrong with it; exit code 1 where anything is
   units      reference units of the reference captions, made once by a model
   recaption  new reference captions, by a model that sees the images
+  rubrics    criteria of each image for the reward rubric, made once by a model
 
 `balcap data units --help` explains the flags."""

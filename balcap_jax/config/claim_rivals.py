@@ -1,9 +1,11 @@
 """Settings of the rewards that judge claims and criteria: rubric, claims, claim_diff."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from balcap_jax.config.base import Settings
+from balcap_jax.config.judge import JudgeConfig, require_endpoint
 
 # Criteria of scenes: what a starting caption fails, or all that the reference tells.
 SceneCriteria = Literal["failed", "all"]
@@ -86,4 +88,39 @@ class ClaimDiffConfig(Settings):
             "severity",
             f"has no effect with {self.room}mode={self.mode!r}, which counts no errors",
             "leave it at off.",
+        )
+
+
+@dataclass(frozen=True)
+class RubricsConfig(Settings):
+    """Rubrics of all images of a data file as in RubiCap, written once by a model that compares a
+    starting policy's captions with those of several teachers; resumable.
+    """
+
+    data: Path  # The data file.
+    # Captions of the policy to start from: {"id", "caption"} rows or one object {id: caption}.
+    start: Path
+    # The committee: files of captions like `start`, names of models at the endpoint, or MODEL@URL
+    # for one at another endpoint.
+    teachers: tuple[str, ...] = ()
+    # The file to write; default: DATA.rubrics.jsonl, where training finds it.
+    out: Path | None = None
+    # Environment variable with the key of endpoints other than judge.base_url, if they need one.
+    teacher_key_env: str = "BALCAP_TEACHER_KEY"
+    max_bad_images: int = 10  # Most unreadable images; one more stops the command.
+    # The writer.
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(kind="llm"))
+
+    def check(self) -> None:
+        self._at_least(0, "max_bad_images")
+        require_endpoint(self.judge)
+        self._require(
+            bool(self.teachers), "teachers", "is empty, and criteria are what teachers agree on",
+            "name files of captions or models with --teachers.",
+        )  # fmt: skip
+        self._require(
+            len(set(self.teachers)) == len(self.teachers),
+            "teachers",
+            "names a teacher twice, who would agree with itself",
+            "name each once.",
         )

@@ -47,17 +47,17 @@ class Asker:
         self._loop = LoopThread()
         self.failures: Counter[str] = Counter()
 
-    def client(self, topic: str, *, version: str, model: str = "") -> CachedClient:
+    def client(self, topic: str, *, version: str, **other: str) -> CachedClient:
         """Where the questions of one reward are asked.
 
         Args:
           topic, version: see `CachedClient`.
-          model: in place of that of the settings, at the same endpoint.
+          other: settings of the judge that differ here, such as `model`.
 
         Raises:
           UserError: `openai` is not installed, or the cache cannot be used.
         """
-        judge = dataclasses.replace(self.judge, model=model) if model else self.judge
+        judge = dataclasses.replace(self.judge, **other)
         made = CachedClient(
             judge,
             self._ledger,

@@ -46,7 +46,7 @@ class Claims:
             self._splitter = self._asker.client("claims", version=VERSION)
             self._judges = [
                 self._asker.client("claims", version=VERSION, model=model)
-                for model in self._settings.judges or ("",)
+                for model in self._settings.judges or (self._asker.judge.model,)
             ]
         elif self._settings.judges:
             raise UserError(
