@@ -15,7 +15,7 @@ PROMPT = "Describe the image."  # the request to the policy where the data have 
 # What stands before a statement that is asked of an image, in training and in judging.
 QUESTION_PROMPT = "True of the image, yes or no?"
 
-Advantage = Literal["gdpo", "grpo", "trl", "nvlabs", "verl", "nemo", "swift"]
+Advantage = Literal["gdpo", "grpo", "rloo", "trl", "nvlabs", "verl", "nemo", "swift"]
 # Settings that only some advantages read; the presets are fixed by the code they are named after.
 _READ_BY_ADVANTAGE = {
     "eps": ("gdpo", "grpo"),
@@ -220,7 +220,8 @@ class RLConfig(Settings):
     """Update of the policy from the rewards."""
 
     # Advantages: "gdpo" normalises each reward in its group, then sums and whitens; "grpo" sums
-    # first. The others repeat the conventions of published codes exactly.
+    # first; "rloo" compares with the other captions of the image (leave one out) and divides by
+    # nothing. The others repeat the conventions of published codes exactly.
     advantage: Advantage = "gdpo"
     eps: float = 1e-4  # Number added to standard deviations (gdpo, grpo).
     ddof: Literal[0, 1] = 1  # Form of the standard deviation; 1: unbiased (gdpo, grpo).

@@ -17,7 +17,12 @@ from balcap_jax.reporting.rows import caption_row
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.commentary import comments, praises_itself
 from balcap_jax.rewards.verdicts import Verdict
-from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
+from balcap_jax.rl.advantages import (
+    gdpo_advantages,
+    grpo_advantages,
+    preset_advantages,
+    rloo_advantages,
+)
 from balcap_jax.rl.contributions import balance, group_spread
 from balcap_jax.rl.masking import control_length
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
@@ -182,6 +187,8 @@ def advantages_of(
         return gdpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, whiten=rl.whiten)
     if rl.advantage == "grpo":
         return grpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, scale=rl.grpo_scale)
+    if rl.advantage == "rloo":
+        return rloo_advantages(kept, weights=weights)
     counts = jax.device_put(judged.token_counts)
     return preset_advantages(rl.advantage, kept, weights=weights, token_counts=counts)
 

@@ -78,11 +78,10 @@ class QAUtility:
     """The reward of `qa_utility` and, with `length`, of `qa_utility_length`."""
 
     def __init__(self, setup: Setup, *, answerer: Answerer, length: bool):
-        self._setup, self._settings = setup, setup.reward.qa
+        self._setup, self.qa = setup, setup.reward.qa
         self._answerer = answerer
         self._length = setup.reward.qa_length if length else None
-        file = self._settings.file
-        self._file = QuestionFile(Path(file)) if file else None
+        self._file = QuestionFile(Path(self.qa.file)) if self.qa.file else None
 
     def check(self, example: Example) -> None:
         """Refuses data without questions.
@@ -97,16 +96,14 @@ class QAUtility:
         asked: list[tuple[Example, str, Question, Draw]] = []
         for example, caption in zip(completions.examples, completions.captions, strict=True):
             questions = self._questions(example)
-            drawn = draws(
-                questions, self._settings, key=(self._setup.seed, step, example.id, caption)
-            )
+            drawn = draws(questions, self.qa, key=(self._setup.seed, step, example.id, caption))
             asked += [(example, caption, questions[draw.place], draw) for draw in drawn]
         answers = self._answerer(asked)
         right = [
             None if found is None else found == draw.correct
             for found, (_, _, _, draw) in zip(answers, asked, strict=True)
         ]
-        size = self._settings.draws
+        size = self.qa.draws
         by_caption = [right[i : i + size] for i in range(0, len(right), size)]
         rewards = [
             self._reward(of_caption, tokens=len(ids))
@@ -121,11 +118,11 @@ class QAUtility:
     def _reward(self, right: Sequence[bool | None], *, tokens: int) -> float:
         if None in right:  # what is left would be the mean of other questions
             return float("nan")
-        utility = self._settings.scale * float(np.mean(right))
-        if self._length is None:
+        utility = self.qa.scale * float(np.mean(right))
+        if (qa_length := self._length) is None:
             return utility
-        term = length_term(tokens, full=self._length.full, zero=self._length.zero)
-        return utility + self._length.weight * term
+        term = length_term(tokens, full=qa_length.full, zero=qa_length.zero)
+        return utility + qa_length.weight * term
 
     def _questions(self, example: Example) -> tuple[Question, ...]:
         """The questions of an image: those of the data, or of the scene's truth.
@@ -140,7 +137,7 @@ class QAUtility:
         if found is None and example.scene is not None:
             found = tuple(q.asked for q in qa_scene.scene_questions(example.scene))
         if found is None:
-            where = self._settings.file or 'a column "reward_model" of the data'
+            where = self.qa.file or 'a column "reward_model" of the data'
             raise UserError(
                 f"the image {example.id!r} has 0 questions in {where}; write some with `balcap "
                 "data questions`, or name their file with --reward.qa.file."
@@ -148,7 +145,7 @@ class QAUtility:
         return found
 
 
-def draws(questions: Sequence[Question], settings: QAConfig, *, key: tuple) -> list[Draw]:
+def draws(questions: Sequence[Question], qa: QAConfig, *, key: tuple) -> list[Draw]:
     """Questions drawn with replacement; a function of the arguments.
 
     Args:
@@ -156,14 +153,14 @@ def draws(questions: Sequence[Question], settings: QAConfig, *, key: tuple) -> l
     """
     rng = random.Random("\0".join(map(str, key)))
     found = []
-    for _ in range(settings.draws):
+    for _ in range(qa.draws):
         place = rng.randrange(len(questions))
         question = questions[place]
         shown = list(range(len(question.choices)))
-        if settings.shuffle:
+        if qa.shuffle:
             rng.shuffle(shown)
         options = [question.choices[i] for i in shown]
-        options += [CANNOT_ANSWER] * settings.cannot_answer
+        options += [CANNOT_ANSWER] * qa.cannot_answer
         correct = shown.index(question.correct)
         found.append(Draw(place, tuple(options), tuple(shown), correct, rng.randrange(2**31)))
     return found
