@@ -1,7 +1,6 @@
-"""Commands that ask a model about the rows of a data file, and keep what is answered: chunk by
-chunk, so that a start that was killed loses little, and the next one asks for the rest.
-"""
+"""What commands share that ask a model about every row of a data file, in chunks, resumably."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.examples import Example
+from balcap_jax.data.images import ImageLike
 from balcap_jax.data.photos import Photos
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.sources import open_rows
@@ -23,20 +23,35 @@ _CHUNKS = 4  # calls in a chunk, times the calls under way at once: few wait at 
 
 
 def opened(path: Path, *, max_bad_images: int) -> Photos:
-    """The rows of a data file.
+    """The rows of a data file with their images.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the data cannot be read.
     """
     rows = open_rows(DataConfig(path=str(path)), path, split="train")
     return Photos(rows, name=str(path), max_bad_images=max_bad_images)
 
 
-def rows_of(source: Photos) -> Iterator[tuple[int, Row]]:
+def good_rows(source: Photos) -> Iterator[tuple[int, Row]]:
     """(index, row) of all rows; those that are none are counted when they are asked for."""
     for index in range(len(source)):
         with suppress(BadRowError):
             yield index, source.row(index)
+
+
+def path_from(image: ImageLike, *, folder: Path) -> str:
+    """The path of an image as a row in `folder` names it; links stay links.
+
+    Raises:
+      UserError: the image is in no file of its own.
+    """
+    if not isinstance(image, str | Path):
+        raise UserError(
+            "The images of these data are in no files of their own, and rows of new captions name "
+            "files; write them to a folder with a .jsonl file first."
+        )
+    path, start = Path(os.path.abspath(image)), Path(os.path.abspath(folder))
+    return str(path.relative_to(start) if path.is_relative_to(start) else path)
 
 
 def ask_all(
@@ -52,8 +67,9 @@ def ask_all(
     Examples whose image or row is bad are left out, and counted by `source`.
 
     Args:
-      missing: places in `source`.
-      at_once: calls under way.
+      missing: places of the examples in `source`.
+      ask: many at once; None for what has no answer.
+      at_once: calls that may be under way.
     """
     lost = seen = 0
     with training_progress("images", len(missing)) as advance:
@@ -78,16 +94,26 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def complain(lost: int, count: int, *, what: str, reasons: str) -> None:
-    """Ends a command whose model had no answer for some images.
-
-    Raises:
-      UserError: there are such images.
-    """
+    """Raises a UserError where some of `count` images have no answer."""
     if lost:
         raise UserError(
             f"{lost} of {count} images have no {what} ({reasons}); what was made is kept: fix "
             "the judge.* settings or the server, and run the same command again."
         )
+
+
+def cut_torn(file: BinaryIO, path: Path) -> None:
+    """Cuts off what stands behind the last whole line of a file that is appended to.
+
+    Raises:
+      UserError: the disk refuses it.
+    """
+    file.seek(0)
+    end = 0
+    while (line := file.readline()).endswith(b"\n"):
+        end += len(line)
+    with disk_errors(path):
+        file.truncate(end)
 
 
 def whole_rows(
@@ -115,10 +141,5 @@ def whole_rows(
                 "one of them or give another OUT."
             )
         found[row["id"]] = {name: row[name] for name in keep if name in row}
-    file.seek(0)
-    end = 0
-    while (line := file.readline()).endswith(b"\n"):
-        end += len(line)
-    with disk_errors(path):
-        file.truncate(end)
+    cut_torn(file, path)
     return found

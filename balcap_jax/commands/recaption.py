@@ -4,17 +4,22 @@ Both write one row per image as the answers come and go on where they were stopp
 file is not asked for again.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from balcap_jax.commands.appended import appended
-from balcap_jax.commands.asked_rows import ask_all, complain, opened, rows_of, whole_rows
+from balcap_jax.commands.asked_rows import (
+    ask_all,
+    complain,
+    good_rows,
+    opened,
+    path_from,
+    whole_rows,
+)
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
 from balcap_jax.data.examples import Example
-from balcap_jax.data.images import ImageLike
 from balcap_jax.data.rows import CAPTIONS, Row
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge
@@ -52,7 +57,7 @@ def make_units(config: UnitsConfig) -> Path:
             stored.add(example, units, model=config.judge.model)
 
         # By row: the images are not needed to see what is there.
-        missing = [i for i, row in rows_of(source) if not stored.has(row.id, row.reference)]
+        missing = [i for i, row in good_rows(source) if not stored.has(row.id, row.reference)]
         lost = ask_all(source, missing, judge.units_of, add, at_once=config.judge.concurrency)
         complain(lost, len(source), what="reference units", reasons=judge.last_failures)
     return path
@@ -70,10 +75,10 @@ def recaption(config: RecaptionConfig) -> Path:
     if config.out.resolve() == config.data.resolve():
         raise UserError(f"out={config.out} is the data file itself; give another OUT.")
     source = opened(config.data, max_bad_images=config.max_bad_images)
-    places = {row.id: index for index, row in rows_of(source)}
+    places = {row.id: index for index, row in good_rows(source)}
     with closing(LLMJudge(config.judge)) as judge, appended(config.out, what="OUT") as file:
         done = whole_rows(config.out, file, what="rewritten captions", needs="original", keep=_TOLD)
-        _check_same(config, done, (row for _, row in rows_of(source)))
+        _check_same(config, done, (row for _, row in good_rows(source)))
 
         def add(example: Example, caption: str) -> None:
             row = _recaptioned(source.row(places[example.id]), caption, folder=config.out.parent)
@@ -94,7 +99,7 @@ def _recaptioned(row: Row, caption: str, *, folder: Path) -> dict[str, Any]:
     kept = {name: value for name, value in row.columns.items() if name not in CAPTIONS}
     boxes = [{"label": label, "box": sides} for label, *sides in row.boxes]
     return {
-        "image": _shown(row.image, folder=folder),
+        "image": path_from(row.image, folder=folder),
         "caption": caption,
         "id": row.id,
         "prompt": list(row.messages) or row.prompt,
@@ -104,21 +109,6 @@ def _recaptioned(row: Row, caption: str, *, folder: Path) -> dict[str, Any]:
         **{name: value for name, value in kept.items() if name not in _OWN},
         "original": row.reference,
     }
-
-
-def _shown(image: ImageLike, *, folder: Path) -> str:
-    """The path of an image as a row in `folder` names it; links stay links.
-
-    Raises:
-      UserError: the image is in no file of its own.
-    """
-    if not isinstance(image, str | Path):
-        raise UserError(
-            "The images of these data are in no files of their own, and rows of new captions name "
-            "files; write them to a folder with a .jsonl file first."
-        )
-    path, start = Path(os.path.abspath(image)), Path(os.path.abspath(folder))
-    return str(path.relative_to(start) if path.is_relative_to(start) else path)
 
 
 def _writer(config: RecaptionConfig) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from balcap_jax.commands.appended import appended
-from balcap_jax.commands.asked_rows import ask_all, complain, opened, rows_of, whole_rows
+from balcap_jax.commands.asked_rows import ask_all, complain, good_rows, opened, whole_rows
 from balcap_jax.config.claim_rivals import RubricsConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
@@ -39,7 +39,7 @@ def make_rubrics(config: RubricsConfig) -> Path:
     """
     path = config.out or rubrics_path(config.data)
     source = opened(config.data, max_bad_images=config.max_bad_images)
-    places = {row.id: index for index, row in rows_of(source)}
+    places = {row.id: index for index, row in good_rows(source)}
     start = _captions(config.start, list(places), data=config.data)
     with closing(Asker(config.judge)) as asker, appended(path, what="OUT") as file:
         done = whole_rows(path, file, what="rubrics", needs="criteria", keep=_TOLD)
