@@ -17,6 +17,7 @@ from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.evaluation.caption_files import matched, read_captions
 from balcap_jax.rewards.llm.accounting import listing
+from balcap_jax.rewards.llm.stored_units import reference_digest
 from balcap_jax.rewards.rivals.asker import Asker
 from balcap_jax.rewards.rivals.rubric_files import rubrics_path
 from balcap_jax.rewards.rivals.rubric_questions import VERSION
@@ -48,7 +49,7 @@ def make_rubrics(config: RubricsConfig) -> Path:
         writer = RubricWriter(asker, teachers, start)
 
         def add(example: Example, written: Written) -> None:
-            row = _row(example.id, written, config)
+            row = _row(example, written, config)
             with disk_errors(path):
                 file.write((to_json(row) + "\n").encode())
                 file.flush()
@@ -73,9 +74,9 @@ def _teacher(name: str, asker: Asker, config: RubricsConfig, ids: Sequence[str])
     return Teacher(name, asker.client("rubric", version=VERSION, model=model, **elsewhere))
 
 
-def _row(id_: str, written: Written, config: RubricsConfig) -> dict[str, Any]:
+def _row(example: Example, written: Written, config: RubricsConfig) -> dict[str, Any]:
     return {
-        "id": id_,
+        "id": example.id,
         "criteria": [
             {"text": criterion.text, "severity": int(criterion.weight)}
             for criterion in written.criteria
@@ -84,6 +85,7 @@ def _row(id_: str, written: Written, config: RubricsConfig) -> dict[str, Any]:
         "committee": list(config.teachers),
         "captions": list(written.teachers),
         "writer": _writer(config),
+        "reference": reference_digest(example.reference),
     }
 
 

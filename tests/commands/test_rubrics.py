@@ -87,8 +87,10 @@ def test_rubrics_are_written_once_from_what_half_of_the_teachers_agree_on(data):
         assert row["start"] == f"Start {i}."
     rubrics = RubricFile(path)
     source = CaptionFile(data)
-    rubrics.check(source[i].id for i in range(len(source)))
+    assert [len(rubrics.get(source[i]).criteria) for i in range(3)] == [1, 1, 0]
     assert rubrics.get(source[0]).criteria[0].weight == 3
+    with pytest.raises(UserError, match="another reference"):  # the image of id 1 is another now
+        rubrics.get(source[0]._replace(reference="No. 7."))
 
 
 def test_two_teachers_of_whom_one_is_half(data):

@@ -3,17 +3,19 @@
     {"id": "photos/1.jpg", "criteria": [{"text": "Says that the car is red.", "severity": 3}]}
 
 A criterion has a `severity`, RubiCap's 3 (critical), 2 (important) or 1 (minor), which is its
-weight, or a `weight` of its own, any number of at least 0. What else a row holds is kept for
-people: the starting caption, who wrote it.
+weight, or a `weight` of its own, any number of at least 0. `reference`, the digest of the image's
+reference, guards against data that have another image under an id. What else a row holds is for
+people: the starting caption, the captions of the teachers, who wrote it.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
+from balcap_jax.rewards.llm.stored_units import reference_digest
 from balcap_jax.rewards.rivals.rubrics import Criterion, Rubric
 from balcap_jax.runs import safe_json
 from balcap_jax.runs.folder import disk_errors
@@ -54,40 +56,23 @@ class RubricFile:
         if not self._rubrics:
             raise UserError(f"{path} holds no rubric; write them with `balcap data rubrics`.")
 
-    def check(self, ids: Iterable[str]) -> None:
-        """Refuses rubrics that are not those of the data, before any caption is judged.
-
-        Args:
-          ids: of all images of the data.
-
-        Raises:
-          UserError: an image has no rubric, or a rubric is of none of these images.
-        """
-        wanted = dict.fromkeys(ids)
-        if missing := [id_ for id_ in wanted if id_ not in self._rubrics]:
-            raise UserError(
-                f"{self.path} has no rubric of {len(missing)} of {len(wanted)} images, the first "
-                f"{missing[0]!r}; write those of the data with `balcap data rubrics`, or leave the "
-                "images out."
-            )
-        if foreign := [id_ for id_ in self._rubrics if id_ not in wanted]:
-            raise UserError(
-                f"{self.path} has {len(foreign)} rubrics of other images than those of the data, "
-                f"the first of {foreign[0]!r}; give the file that was written for these data, or "
-                "remove them."
-            )
-
     def get(self, example: Example) -> Rubric:
         """The rubric of an image.
 
         Raises:
-          UserError: there is none.
+          UserError: there is none, or it was written of another image that had this id.
         """
         rubric = self._rubrics.get(example.id)
         if rubric is None:
             raise UserError(
                 f"{self.path} has no rubric of the image {example.id!r}; write those of the data "
                 "with `balcap data rubrics`, or leave the image out."
+            )
+        if rubric.reference and rubric.reference != reference_digest(example.reference):
+            raise UserError(
+                f"{self.path} has a rubric of the id {example.id!r} that was written of an image "
+                "with another reference than the data have now; write it again with `balcap data "
+                'rubrics`, or take "reference" out of its row if the image is the same.'
             )
         return rubric
 
@@ -114,7 +99,10 @@ def rubric_of(row: Mapping[str, Any], *, where: str) -> Rubric:
         raise UserError(
             f"{where} has a rubric of {id_!r} with one criterion twice; remove one of the two."
         )
-    return Rubric(id_, criteria)
+    reference = row.get("reference", "")
+    if not isinstance(reference, str):
+        raise UserError(f'{where} has a "reference" that is no text; take it out of the row.')
+    return Rubric(id_, criteria, reference)
 
 
 def _row(line: bytes, where: str) -> Mapping[str, Any]:

@@ -18,10 +18,16 @@ class Criterion(NamedTuple):
 
 
 class Rubric(NamedTuple):
-    """The criteria of the image `id`; none where the starting policy's caption failed nothing."""
+    """The criteria of the image `id`; none where the starting policy's caption failed nothing.
+
+    Attributes:
+      reference: `reference_digest` of the image's reference when it was written; "" where the file
+        does not tell.
+    """
 
     id: str
     criteria: tuple[Criterion, ...]
+    reference: str = ""
 
     @property
     def texts(self) -> tuple[str, ...]:

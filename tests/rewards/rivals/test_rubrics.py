@@ -10,6 +10,7 @@ from PIL import Image
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.answer_text import BadAnswer
+from balcap_jax.rewards.llm.stored_units import reference_digest
 from balcap_jax.rewards.rivals.marks import listed, marks
 from balcap_jax.rewards.rivals.rubric_files import RubricFile
 from balcap_jax.rewards.rivals.rubric_questions import agreed_criteria
@@ -103,7 +104,6 @@ def test_a_file_is_read(tmp_path):
     assert rubrics.get(of("a")) == Rubric("a", (Criterion("Names a bus.", 3.0),))
     assert rubrics.get(of("b")).criteria == (Criterion("x", 0.5), Criterion("y", 0.0))
     assert rubrics.get(of("c")).criteria == ()
-    rubrics.check(["c", "b", "a"])
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_rubrics_are_those_of_the_images(tmp_path):
     rubrics = RubricFile(write(tmp_path / "rubrics.jsonl", GOOD))
     with pytest.raises(UserError, match="no rubric of the image 'b'"):
         rubrics.get(of("b"))
-    with pytest.raises(UserError, match="no rubric of 1 of 2 images, the first 'b'"):
-        rubrics.check(["a", "b"])
-    rubrics = RubricFile(write(tmp_path / "rubrics.jsonl", GOOD, {"id": "c", "criteria": []}))
-    with pytest.raises(UserError, match="1 rubrics of other images .* the first of 'a'"):
-        rubrics.check(["c"])
+    other = {**GOOD, "reference": reference_digest("A car.")}
+    with pytest.raises(UserError, match="the id 'a' that was written of an image with another"):
+        RubricFile(write(tmp_path / "rubrics.jsonl", other)).get(of("a"))
+    same = {**GOOD, "reference": reference_digest("A bus.")}
+    assert RubricFile(write(tmp_path / "rubrics.jsonl", same)).get(of("a")).criteria
