@@ -11,7 +11,7 @@ from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.photos import Photos
-from balcap_jax.data.rows import BadRowError, Row
+from balcap_jax.data.rows import CAPTIONS, BadRowError, Row
 from balcap_jax.data.sources import open_rows
 from balcap_jax.errors import UserError
 from balcap_jax.runs.folder import disk_errors, read_jsonl
@@ -19,6 +19,8 @@ from balcap_jax.runs.progress import training_progress
 
 T = TypeVar("T")
 
+# Fields of a row that are written from what was read of it.
+_OWN = ("image", "prompt", "id", "boxes", "units")
 _CHUNKS = 4  # calls in a chunk, times the calls under way at once: few wait at its end
 
 
@@ -39,7 +41,34 @@ def good_rows(source: Photos) -> Iterator[tuple[int, Row]]:
             yield index, source.row(index)
 
 
-def path_from(image: ImageLike, *, folder: Path) -> str:
+def values_of(
+    row: Row, *, caption: str, folder: Path, without: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A row of data as a row of a .jsonl file in `folder`.
+
+    Args:
+      caption: in place of its reference.
+      without: names of further columns that are left out.
+
+    Raises:
+      UserError: the image is in no file of its own.
+    """
+    others = [text for text in row.references if text != row.reference]
+    boxes = [{"label": label, "box": sides} for label, *sides in row.boxes]
+    left_out = {*CAPTIONS, *_OWN, *without}
+    return {
+        "image": _path_from(row.image, folder=folder),
+        "caption": caption,
+        "id": row.id,
+        "prompt": list(row.messages) or row.prompt,
+        **({"references": others} if others else {}),
+        **({"boxes": boxes} if boxes else {}),
+        **({"units": row.units} if row.units else {}),
+        **{name: value for name, value in row.columns.items() if name not in left_out},
+    }
+
+
+def _path_from(image: ImageLike, *, folder: Path) -> str:
     """The path of an image as a row in `folder` names it; links stay links.
 
     Raises:
@@ -47,8 +76,8 @@ def path_from(image: ImageLike, *, folder: Path) -> str:
     """
     if not isinstance(image, str | Path):
         raise UserError(
-            "The images of these data are in no files of their own, and rows of new captions name "
-            "files; write them to a folder with a .jsonl file first."
+            "The images of these data are in no files of their own, and the rows of a .jsonl file "
+            "name files; write them to a folder with a .jsonl file first."
         )
     path, start = Path(os.path.abspath(image)), Path(os.path.abspath(folder))
     return str(path.relative_to(start) if path.is_relative_to(start) else path)

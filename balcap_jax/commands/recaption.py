@@ -15,20 +15,18 @@ from balcap_jax.commands.asked_rows import (
     complain,
     good_rows,
     opened,
-    path_from,
+    values_of,
     whole_rows,
 )
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
 from balcap_jax.data.examples import Example
-from balcap_jax.data.rows import CAPTIONS, Row
+from balcap_jax.data.rows import Row
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.llm.questions import VERSION
 from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
 from balcap_jax.runs.folder import disk_errors, to_json
 
-# Fields of a row that are written from what was read of it.
-_OWN = ("image", "prompt", "id", "boxes", "units", "original", "rewritten_by")
 _TOLD = ("original", "rewritten_by")  # of a written row: where its caption comes from
 
 
@@ -95,20 +93,8 @@ def recaption(config: RecaptionConfig) -> Path:
 
 def _recaptioned(row: Row, caption: str, *, folder: Path) -> dict[str, Any]:
     """`row` as a row of a file in `folder`, with another caption in place of its reference."""
-    others = [text for text in row.references if text != row.reference]
-    kept = {name: value for name, value in row.columns.items() if name not in CAPTIONS}
-    boxes = [{"label": label, "box": sides} for label, *sides in row.boxes]
-    return {
-        "image": path_from(row.image, folder=folder),
-        "caption": caption,
-        "id": row.id,
-        "prompt": list(row.messages) or row.prompt,
-        **({"references": others} if others else {}),
-        **({"boxes": boxes} if boxes else {}),
-        **({"units": row.units} if row.units else {}),
-        **{name: value for name, value in kept.items() if name not in _OWN},
-        "original": row.reference,
-    }
+    values = values_of(row, caption=caption, folder=folder, without=_TOLD)
+    return {**values, "original": row.reference}
 
 
 def _writer(config: RecaptionConfig) -> str:

@@ -7,6 +7,7 @@ teachers that are models are kept in the judge's cache.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,10 @@ def _teacher(name: str, asker: Asker, config: RubricsConfig, ids: Sequence[str])
     if (path := Path(name)).suffix in (".json", ".jsonl"):
         return Teacher(name, captions=_captions(path, ids, data=config.data))
     model, at, url = name.partition("@http")
-    elsewhere = {"base_url": f"http{url}", "key_env": config.teacher_key_env} if at else {}
-    return Teacher(name, asker.client("rubric", version=VERSION, model=model, **elsewhere))
+    judge = config.judge
+    if at:
+        judge = replace(judge, base_url=f"http{url}", key_env=config.teacher_key_env)
+    return Teacher(name, asker.client("rubric", version=VERSION, model=model, judge=judge))
 
 
 def _row(example: Example, written: Written, config: RubricsConfig) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def messages(
 
 
 def response_format(part: Part, *, structured: str) -> dict[str, Any] | None:
-    """How the form of the answer is asked for; `structured` is the setting. Not at all where the
-    part has no schema: its words alone say what is wanted.
+    """How the form of the answer is asked for; `structured` is the setting. A part without a schema
+    has an answer of any form.
     """
     if structured == "none" or not part.schema:
         return None

@@ -47,17 +47,21 @@ class Asker:
         self._loop = LoopThread()
         self.failures: Counter[str] = Counter()
 
-    def client(self, topic: str, *, version: str, **other: str) -> CachedClient:
+    def client(
+        self, topic: str, *, version: str, model: str = "", judge: JudgeConfig | None = None
+    ) -> CachedClient:
         """Where the questions of one reward are asked.
 
         Args:
           topic, version: see `CachedClient`.
-          other: settings of the judge that differ here, such as `model`.
+          model: in place of that of the settings, at the same endpoint.
+          judge: settings of another endpoint.
 
         Raises:
           UserError: `openai` is not installed, or the cache cannot be used.
         """
-        judge = dataclasses.replace(self.judge, **other)
+        judge = self.judge if judge is None else judge
+        judge = dataclasses.replace(judge, model=model) if model else judge
         made = CachedClient(
             judge,
             self._ledger,

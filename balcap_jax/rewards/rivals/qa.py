@@ -130,10 +130,13 @@ class QAUtility:
         Raises:
           UserError: there are none.
         """
-        if self._setup.asker is None:
-            assert example.scene is not None
-            return tuple(q.asked for q in qa_scene.scene_questions(example.scene))
-        found = questions_of(example, self._file)
+        exact = self._setup.asker is None  # which knows the questions of scenes alone
+        if exact and example.scene is None:
+            raise UserError(
+                f"the image {example.id!r} has no scene, and exact rules answer questions about "
+                "scenes alone; set --reward.judge.kind llm with a --reward.judge.model."
+            )
+        found = None if exact else questions_of(example, self._file)
         if found is None and example.scene is not None:
             found = tuple(q.asked for q in qa_scene.scene_questions(example.scene))
         if found is None:

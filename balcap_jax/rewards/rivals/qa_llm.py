@@ -75,7 +75,7 @@ class LLMAnswerer:
         # At temperature 0 equal questions have equal answers, and are asked once.
         seed = draw.seed if judge.temperature else None
         sampling = Sampling(judge.temperature, judge.max_tokens, seed=seed)
-        prompt = _PROMPT.format(caption=clean(caption), question=told(question, draw))
+        prompt = _PROMPT.format(caption=marked(caption), question=told(question, draw))
         letter = await self._client.ask("question", ("", prompt), self._letter, sampling=sampling)
         return draw.letters.find(letter) if letter else NO_OPTION
 
@@ -89,6 +89,13 @@ class LLMAnswerer:
         if found is None and not self._lenient:
             raise BadAnswer("no letter from A to I")
         return "" if found is None else found[0]
+
+
+def marked(caption: str) -> str:
+    """A caption to stand between marks: without control characters, of limited length, and with
+    no sign that ends a mark or that a chat template gives a meaning to.
+    """
+    return clean(caption).replace("<", "‹").replace(">", "›")
 
 
 def told(question: Question, draw: Draw) -> str:
