@@ -4,6 +4,7 @@ arXiv:2605.20278).
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,9 +17,10 @@ from balcap_jax.rewards.rivals.claim_diff_modes import (
     ambiguity_factor,
     checks_reward,
     comparison_reward,
+    counts_of,
 )
 from balcap_jax.rewards.rivals.claim_diff_questions import CHECK, COMPARE, HOLISTIC, holistic_score
-from balcap_jax.rewards.rivals.differences import checks, comparison
+from balcap_jax.rewards.rivals.differences import Check, Comparison, checks, comparison
 from balcap_jax.rewards.rivals.protocol import Setup
 from balcap_jax.rewards.rivals.scene_differences import scene_checks, scene_comparison
 
@@ -50,7 +52,7 @@ class ClaimDiff:
             )
 
     def __call__(self, completions: Completions, *, step: int) -> FunctionScores:
-        """See `RivalReward`."""
+        """See `RivalReward`; `claim_diff_counts` of the samples says what the number is made of."""
         pairs = list(zip(completions.examples, completions.captions, strict=True))
         if self._asker is None:
             found = [self._by_rules(example, caption) for example, caption in pairs]
@@ -58,10 +60,13 @@ class ClaimDiff:
             jobs = [lambda e=e, c=c: self._asked(e, c) for e, c in pairs]
             found = self._asker.all(jobs, what="comparison for")
         values = [
-            math.nan if value is None else value * self._factor(caption)
-            for value, (_, caption) in zip(found, pairs, strict=True)
+            math.nan if one is None else one.reward * self._factor(caption)
+            for one, (_, caption) in zip(found, pairs, strict=True)
         ]
-        return FunctionScores(np.array(values, np.float32).reshape(-1, 1), {}, {})
+        told = ["" if one is None else one.told for one in found]
+        return FunctionScores(
+            np.array(values, np.float32).reshape(-1, 1), {"claim_diff_counts": told}, {}
+        )
 
     def check(self, example: Example) -> None:
         """See `RivalReward`."""
@@ -74,18 +79,14 @@ class ClaimDiff:
     def _factor(self, caption: str) -> float:
         return ambiguity_factor(caption) if self._settings.ambiguity else 1.0
 
-    def _by_rules(self, example: Example, caption: str) -> float | None:
+    def _by_rules(self, example: Example, caption: str) -> "_Scored | None":
         if example.scene is None:
             return None
         if self._settings.mode == "hall_vs_miss":
-            return checks_reward(scene_checks(caption, example.reference, example.scene))
-        return comparison_reward(
-            scene_comparison(caption, example.reference, example.scene),
-            self._settings.mode,
-            severity=self._settings.severity,
-        )
+            return _of_checks(scene_checks(caption, example.reference, example.scene))
+        return self._of_comparison(scene_comparison(caption, example.reference, example.scene))
 
-    async def _asked(self, example: Example, caption: str) -> float:
+    async def _asked(self, example: Example, caption: str) -> "_Scored":
         assert self._asker is not None
         assert self._client is not None
         part, value = self._question()
@@ -97,12 +98,30 @@ class ClaimDiff:
             image=await self._asker.image(example),
         )
 
-    def _question(self) -> tuple[Part, Callable[[str], float]]:
-        """What is asked, and the number in its answer."""
+    def _question(self) -> "tuple[Part, Callable[[str], _Scored]]":
+        """What is asked, and what is made of its answer."""
         if self._settings.mode == "hall_vs_miss":
-            return CHECK, lambda text: checks_reward(checks(text))
+            return CHECK, lambda text: _of_checks(checks(text))
         if self._settings.mode == "holistic":
-            return HOLISTIC, holistic_score
-        return COMPARE, lambda text: comparison_reward(
-            comparison(text), self._settings.mode, severity=self._settings.severity
-        )
+            return HOLISTIC, lambda text: _Scored(holistic_score(text), "")
+        return COMPARE, lambda text: self._of_comparison(comparison(text))
+
+    def _of_comparison(self, found: Comparison) -> "_Scored":
+        mode, severity = self._settings.mode, self._settings.severity
+        counts = counts_of(found)
+        told = f"{counts.a:.0f} wrong, reference {counts.b:.0f} wrong, {counts.d} differences"
+        return _Scored(comparison_reward(found, mode, severity=severity), told)
+
+
+class _Scored(NamedTuple):
+    """The reward of a caption, and in words what it is made of."""
+
+    reward: float
+    told: str
+
+
+def _of_checks(found: tuple[Check, ...]) -> _Scored:
+    wrong = sum(check.verification == "false" for check in found)
+    missing = sum(check.kind == "missing_fact" for check in found)
+    told = f"{wrong} wrong, {missing} left out, {len(found)} differences"
+    return _Scored(checks_reward(found), told)

@@ -7,7 +7,7 @@ what we chose where FEEDQUILL's code is not public.
 import asyncio
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
@@ -56,15 +56,22 @@ class Claims:
             )
 
     def __call__(self, completions: Completions, *, step: int) -> FunctionScores:
-        """See `RivalReward`."""
+        """See `RivalReward`; `claims_correct` of the samples says how many of how many are."""
         pairs = list(zip(completions.examples, completions.captions, strict=True))
         if self._asker is None:
             found = [_by_rules(example, caption) for example, caption in pairs]
         else:
             jobs = [lambda e=e, c=c: self._votes(e, c) for e, c in pairs]
             found = self._asker.all(jobs, what="verified claims for")
-        rewards = [(np.nan, np.nan) if v is None else self._rewards(v) for v in found]
-        return FunctionScores(np.array(rewards, np.float32).reshape(-1, 2), {}, {})
+        correct = [None if v is None else correctness(v, vote=self._settings.vote) for v in found]
+        rewards = [
+            (np.nan, np.nan) if of is None else (claims_precision(of), claims_recall(of))
+            for of in correct
+        ]
+        told = ["" if of is None else f"{of.sum():.3g} of {of.size}" for of in correct]
+        return FunctionScores(
+            np.array(rewards, np.float32).reshape(-1, 2), {"claims_correct": told}, {}
+        )
 
     def check(self, example: Example) -> None:
         """See `RivalReward`: the image is enough."""
@@ -73,10 +80,6 @@ class Claims:
                 f"the example {example.id!r} has no scene, and exact rules verify no other claims; "
                 "set --reward.judge.kind llm."
             )
-
-    def _rewards(self, votes: Bool[np.ndarray, "j u"]) -> tuple[float, float]:
-        correct: Float[np.ndarray, " u"] = correctness(votes, vote=self._settings.vote)
-        return claims_precision(correct), claims_recall(correct)
 
     async def _votes(self, example: Example, caption: str) -> Bool[np.ndarray, "j u"]:
         assert self._asker is not None

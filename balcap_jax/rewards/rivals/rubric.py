@@ -3,6 +3,7 @@ arXiv:2603.09160).
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from balcap_jax.rewards.rivals.marks import listed, marks
 from balcap_jax.rewards.rivals.protocol import Setup
 from balcap_jax.rewards.rivals.rubric_files import RubricFile, rubrics_path
 from balcap_jax.rewards.rivals.rubric_questions import JUDGE
-from balcap_jax.rewards.rivals.rubrics import rubric_reward
+from balcap_jax.rewards.rivals.rubrics import Criterion, rubric_reward
 from balcap_jax.rewards.rivals.scene_rubrics import met, scene_rubric, starting_caption
 
 VERSION = "1"  # of the question and of the rules for scenes
@@ -54,7 +55,7 @@ class RubricReward:
             )
 
     def __call__(self, completions: Completions, *, step: int) -> FunctionScores:
-        """See `RivalReward`.
+        """See `RivalReward`; `rubric_marks` of the samples says which criteria are met.
 
         Raises:
           UserError: an image has no rubric.
@@ -67,28 +68,33 @@ class RubricReward:
                 self.check(example)  # before any of them costs something
             jobs = [lambda e=e, c=c: self._asked(e, c) for e, c in pairs]
             found = self._asker.all(jobs, what="marks of a rubric for")
-        values = [math.nan if value is None else value for value in found]
-        return FunctionScores(np.array(values, np.float32).reshape(-1, 1), {}, {})
+        values = [math.nan if one is None else rubric_reward(*one) for one in found]
+        told = [
+            "" if one is None else "".join(str(int(is_met)) for is_met in one[1]) for one in found
+        ]
+        return FunctionScores(
+            np.array(values, np.float32).reshape(-1, 1), {"rubric_marks": told}, {}
+        )
 
     def check(self, example: Example) -> None:
         """See `RivalReward`."""
         if self._file is not None:
             self._file.get(example)
 
-    def _by_rules(self, example: Example, caption: str) -> float | None:
+    def _by_rules(self, example: Example, caption: str) -> "_Marked | None":
         scene = example.scene
         if scene is None:
             return None
         start = starting_caption(scene) if self._settings.scene == "failed" else None
         criteria = scene_rubric(scene, example.reference, start)
-        return rubric_reward([c.criterion for c in criteria], met(criteria, caption, scene))
+        return [c.criterion for c in criteria], met(criteria, caption, scene)
 
-    async def _asked(self, example: Example, caption: str) -> float:
+    async def _asked(self, example: Example, caption: str) -> "_Marked":
         assert self._file is not None
         assert self._client is not None
         rubric = self._file.get(example)
         if not rubric.criteria:
-            return math.nan  # the starting caption failed nothing: no signal, and no failure
+            return (), ()  # the starting caption failed nothing: no signal, and no failure
         # The criteria first: a server computes them once for a group of captions.
         listing = quoted(listed(rubric.texts, name="criterion"))
         found = await self._client.ask(
@@ -100,7 +106,10 @@ class RubricReward:
             lambda text: marks(text, len(rubric.criteria)),
             schema=JUDGE.schema,
         )
-        return rubric_reward(rubric.criteria, found)
+        return rubric.criteria, found
+
+
+_Marked = tuple[Sequence[Criterion], Sequence[bool]]  # the criteria, and which of them are met
 
 
 def _path(file: str, data: str | None) -> Path:

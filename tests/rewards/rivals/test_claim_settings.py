@@ -56,11 +56,17 @@ def test_scenes_need_no_endpoint():
     best = [example.reference for example in examples]
     rivals = made(settings("rubric", "claims", "claim_diff"), examples)
     assert not rivals.metered
-    low, high = (
-        rivals(Completions(examples, captions, [[1]] * 12), STATE).rewards
-        for captions in (start, best)
-    )
+    found = [rivals(Completions(examples, texts, [[1]] * 12), STATE) for texts in (start, best)]
+    low, high = (scores.rewards for scores in found)
+    for i, example in enumerate(examples):  # what the samples tell of a perfect caption
+        count = len(example_units(example))
+        assert found[1].extra["claims_correct"][i] == f"{count} of {count}"
+        assert set(found[1].extra["rubric_marks"][i]) <= {"1"}
+        assert set(found[0].extra["rubric_marks"][i]) <= {"0"}
+        nothing = "0 wrong, reference 0 wrong, 0 differences"
+        assert found[1].extra["claim_diff_counts"][i] == nothing
     names = dict(zip(rivals.names, range(4), strict=True))
+    assert np.isnan(low[:, names["rubric"]]).sum() <= 2  # of a start that fails nothing
     assert np.nanmax(low[:, names["rubric"]]) == 0  # criteria are what it fails
     assert np.nanmin(high[:, names["rubric"]]) == 1
     assert (high[:, names["claims_precision"]] == 1).all()
