@@ -172,9 +172,9 @@ def _flags_of_run(
     from balcap_jax.runs.progress import announce_settings
 
     announce_settings(given.settings)
-    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.jax_setup import set_up_jax
 
-    use_persistent_cache()
+    set_up_jax()
     return resume, given
 
 
@@ -197,9 +197,9 @@ def _caption(arguments: list[str]) -> None:
     config = parse(CaptionConfig, arguments, "caption")
 
     from balcap_jax.commands.caption import caption
-    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.jax_setup import set_up_jax
 
-    use_persistent_cache()
+    set_up_jax()
     for path, text in caption(config):
         print(f"{path}: {text}", flush=True)
 
@@ -263,10 +263,10 @@ def _check(arguments: list[str]) -> None:
     config = parse(ModelCheckConfig, arguments, "check")
 
     from balcap_jax.commands.check import block, check, table
-    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.jax_setup import set_up_jax
     from balcap_jax.runs.progress import announce
 
-    use_persistent_cache()
+    set_up_jax()
     report = check(config, tell=lambda line: announce(f"{line.name}: {line.status}"))
     Console().print(table(report))
     print(block(report))
