@@ -89,7 +89,7 @@ HOLISTIC = Part(
     frozenset({"image"}),
 )
 
-_SCORE = re.compile(r"^[*#`>\s]*SCORE\**\s*:\s*\**\s*(\d+)(?:\s*/\s*10)?[.*`]*\s*$", re.M)
+_SCORE = re.compile(r"^[*#`>\s]*SCORE\**\s*:\s*\**\s*(\d{1,4})(?:\s*/\s*10)?[.*`]*\s*$", re.M)
 _MOST = 10
 
 

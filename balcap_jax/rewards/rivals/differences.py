@@ -37,7 +37,7 @@ Verification = Literal["verified", "false", "ambiguous", "missing"]
 
 NO_DIFFERENCES = "[NO_DIFFERENCES]"  # ours: theirs has no word for captions that say the same
 
-_BLOCK = re.compile(r"\[\s*DIFFERENCE\s+(\d+)\s*\]", re.IGNORECASE)
+_BLOCK = re.compile(r"\[\s*DIFFERENCE\s+(\d{1,4})\s*\]", re.IGNORECASE)
 _WINNER = re.compile(r"\[\s*OVERALL_WINNER\s*\]:?\s*(.*)", re.IGNORECASE)
 _FIELD = re.compile(r"([A-Z][A-Z_]+)\s*\**\s*:\s*\**\s*(.*)")
 _MARKS = "*#`> \t"

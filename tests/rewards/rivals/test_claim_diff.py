@@ -4,6 +4,8 @@ The values follow the published formulas; the arithmetic stands beside them.
 """
 
 import math
+import random
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -324,3 +326,40 @@ def test_the_holistic_score():
     for bad in ("", "SCORE: 11", "SCORE: 7\nSCORE: 8", "SCORE: 7.5", "SCORE: -1", "7"):
         with pytest.raises(BadAnswer):
             holistic_score(bad)
+
+
+def test_no_text_raises_anything_else():
+    rng = random.Random(0)
+    lines = ANSWER.splitlines()
+    extra = [
+        "[DIFFERENCE 9" + "9" * 5000 + "]",
+        "SCORE: " + "9" * 5000,
+        "</think>",
+        "<answer>",
+        "]",
+    ]
+    read = 0
+    for _ in range(400):
+        made = list(lines)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(made))
+            change = rng.choice(("drop", "twice", "swap", "cut", "extra"))
+            if change == "drop":
+                del made[at]
+            elif change == "twice":
+                made.insert(at, rng.choice(made))
+            elif change == "swap":
+                other = rng.randrange(len(made))
+                made[at], made[other] = made[other], made[at]
+            elif change == "cut":
+                made[at] = made[at][: rng.randint(0, len(made[at]))]
+            else:
+                made.insert(at, rng.choice(extra))
+        text = "\n".join(made)
+        for parse in (comparison, checks, holistic_score):
+            with suppress(BadAnswer):
+                found = parse(text)
+                read += 1
+                if parse is comparison:
+                    assert 0 <= comparison_reward(found, "normalized_a_only", severity="judge") <= 1
+    assert read > 20
