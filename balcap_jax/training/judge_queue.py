@@ -28,7 +28,9 @@ from balcap_jax.training.interrupts import Stopped
 
 _LOOK = 0.2  # seconds between looks for an interrupt
 _LAST = 10.0  # seconds in which what is being judged may end
-_SUMS = ("calls", "cache_hits", "failures", "prompt_tokens", "completion_tokens", "price")
+_SUMS = (
+    "captions", "calls", "cache_hits", "failures", "prompt_tokens", "completion_tokens", "price",
+)  # fmt: skip
 
 
 class Answered(NamedTuple):
@@ -37,7 +39,8 @@ class Answered(NamedTuple):
     Attributes:
       verdicts: [n], flat; None where the judge failed, and everywhere without a judge.
       others: the rewards that are not the judge's: of rivals, then of reward functions.
-      spent: on this host, by name, see `MeteredJudge.lap`; empty for what costs nothing.
+      spent: on this host, by name, see `MeteredJudge.lap`, and on how many `captions`; empty for
+        what costs nothing.
       reasons: why some have no verdict, or no reward of rivals.
     """
 
@@ -146,8 +149,17 @@ class JudgeQueue:
         return {
             **{f"judge/{name}": value for name, value in _of_all(gather_list([spent])).items()},
             "judge/price_total": price,
+            "judge/price_per_1000": self.price_per_1000,
             "judge/price_projected": price * steps / max(step, 1),
         }
+
+    @property
+    def price_per_1000(self) -> float:
+        """What 1,000 captions have cost so far, those of evaluations and the units of references
+        among it; NaN before the first.
+        """
+        captions = self.totals["captions"]
+        return 1000 * self.totals["price"] / captions if captions else math.nan
 
     def share_totals(self) -> None:
         """Brings `totals` up to date; all hosts call it."""
@@ -183,7 +195,7 @@ class JudgeQueue:
             spent.append(self.rivals.lap())
         if not spent:
             return Answered(verdicts, others, {}, "")
-        whole = _of_all(spent)
+        whole = {**_of_all(spent), "captions": len(completions.captions)}
         with self._counting:
             for name in self._here:
                 self._here[name] += whole[name]

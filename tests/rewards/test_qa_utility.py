@@ -333,12 +333,11 @@ def test_the_first_letter_counts(tmp_path, reply, right):
 
 def test_through_faults_rewards_are_as_without(tmp_path):
     captions = [f"Caption {i}: all is {('red', 'blue')[i % 2]}." for i in range(30)]
-    with JudgeServer(answer=first_option, fault=lambda n: None if n % 20 == 19 else schedule(n)) \
-            as server:  # fmt: skip
-        # A verdict of another form has letters from A to I, and a half answer is a whole letter or
-        # none: what a letter is cannot be told, so only faults of the transport are made.
-        server.fault = lambda n: f if (f := schedule(n)) in ("500", "429", "drop", "half_body") \
-            else None  # fmt: skip
+    # Half an answer is a whole letter or none, and a verdict in place of one holds letters: nobody
+    # can tell what they meant, so the faults are those of the transport.
+    harmless = ("500", "429", "drop", "half_body")
+    with JudgeServer(answer=first_option) as server:
+        server.fault = lambda n: fault if (fault := schedule(n)) in harmless else None
         rewards, _, failures = scored(asking(server, tmp_path), [PHOTO] * 30, captions)
         assert sum(server.faults.values()) > 40
     assert failures == ""

@@ -103,6 +103,13 @@ def test_a_resumed_run_draws_the_same_questions(server, tmp_path):
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["judge"]["price"] >= sum(row["judge/price"] for row in rows)
     assert "precision" not in summary["after"]
+    # 3 steps of 6 captions, and 3 held out before and after.
+    assert summary["judge"]["captions"] == 3 * 6 + 2 * 3
+    per_1000 = 1000 * summary["judge"]["price"] / 24
+    assert summary["judge"]["price_per_1000"] == pytest.approx(per_1000)
+    assert rows[-1]["judge/price_per_1000"] == pytest.approx(
+        1000 * rows[-1]["judge/price_total"] / (3 * 6 + 3)
+    )
 
 
 def test_a_judge_that_stopped_responding_stops_the_run_which_is_saved(server, tmp_path):
