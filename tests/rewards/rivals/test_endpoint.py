@@ -9,7 +9,7 @@ import pytest
 from judge_server import JudgeServer, outage, schedule
 from PIL import Image
 
-from balcap_jax.config.base import from_dict
+from balcap_jax.config.base import from_dict, merged
 from balcap_jax.config.reward import RewardConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
@@ -194,11 +194,13 @@ def test_a_failed_judge_is_no_signal_and_a_zero_only_if_asked_for(rubrics):
     ],
 )
 def test_an_answer_that_does_not_fit_is_no_number(rubrics, said):
-    changes = {"judge.retries": 1}
-    for mode in ("normalized_diff", "hall_vs_miss", "holistic"):
-        with JudgeServer(answer=lambda _: said) as server:
-            (rubrics.parent / "cache.sqlite").unlink(missing_ok=True)
-            config = settings(server, rubrics, **changes, **{"claim_diff.mode": mode})
+    with JudgeServer(answer=lambda _: said) as server:
+        config = settings(server, rubrics, **{"judge.retries": 1})
+        assert np.isnan(scored(config, TWO)[0]).all()
+        alone = {"rivals": ["claim_diff"], "rubric.file": "", "claims.judges": []}
+        for mode in ("hall_vs_miss", "holistic"):
+            config = settings(server, rubrics, **alone, **{"claim_diff.mode": mode})
+            config = merged(config, {"judge.retries": 0})
             assert np.isnan(scored(config, TWO)[0]).all()
 
 
