@@ -1,6 +1,7 @@
 """qa_utility and qa_utility_length: by hand, what may not matter, and faults of the judge."""
 
 import dataclasses
+import hashlib
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ from balcap_jax.data.examples import Example
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.callables import Completions, RewardFunctionError, TrainerState
-from balcap_jax.rewards.rivals import qa_scene
+from balcap_jax.rewards.rivals import qa, qa_llm, qa_scene, qa_writing
 from balcap_jax.rewards.rivals.qa import CANNOT_ANSWER, Draw, draws, length_term
 from balcap_jax.rewards.rivals.qa_llm import told
 from balcap_jax.rewards.rivals.qa_questions import Question, to_row
@@ -146,14 +147,14 @@ def test_true_references_are_never_answered_wrongly():
 
 
 def test_the_reward_is_the_mean_over_the_draws_by_hand():
-    qa = QAConfig(draws=40, cannot_answer=True)
+    settings = QAConfig(draws=40, cannot_answer=True)
     caption = "A red star is in the picture."
-    value, extra, _ = scored(reward(qa=qa), [EXAMPLE], [caption])
+    value, extra, _ = scored(reward(qa=settings), [EXAMPLE], [caption])
     assert value.shape == (1, 1)
     # With the option that the caption does not tell nothing is guessed: what is right is what the
     # reader takes from the caption, by the places that were drawn.
     questions = qa_scene.scene_questions(SCENE)
-    drawn = draws([q.asked for q in questions], qa, key=(0, 3, "s", caption))
+    drawn = draws([q.asked for q in questions], settings, key=(0, 3, "s", caption))
     right = [
         qa_scene.answer(questions[d.place], caption, SCENE, d.shown) == d.correct for d in drawn
     ]
@@ -161,9 +162,9 @@ def test_the_reward_is_the_mean_over_the_draws_by_hand():
     assert value == pytest.approx(sum(right) / 40)
     assert extra["qa_answers"] == ["".join(str(int(r)) for r in right)]
     # 2 x, as the released code has it; and the term of the length: 0.2 x 0.5 at 2560 tokens.
-    doubled = dataclasses.replace(qa, scale=2.0)
+    doubled = dataclasses.replace(settings, scale=2.0)
     assert scored(reward(qa=doubled), [EXAMPLE], [caption])[0] == pytest.approx(2 * value)
-    config = reward(rivals=("qa_utility_length",), qa=qa)
+    config = reward(rivals=("qa_utility_length",), qa=settings)
     longer = scored(config, [EXAMPLE], [caption], ids=[[1] * 2560])[0]
     assert longer == pytest.approx(value + 0.1)
     short = QALengthConfig(weight=0.5, full=5, zero=15)  # 10 tokens: half of 0.5
@@ -240,9 +241,9 @@ def test_shuffled_options_are_the_same_options_with_the_same_right_one():
 
 def test_shuffling_changes_no_answer_of_a_reader():
     caption = "A red star is at the top left. Three pink hearts are at the bottom."
-    qa = QAConfig(draws=200, cannot_answer=True)
-    plain = scored(reward(qa=qa), [EXAMPLE], [caption])[0]
-    turned = scored(reward(qa=dataclasses.replace(qa, shuffle=True)), [EXAMPLE], [caption])[0]
+    settings = QAConfig(draws=200, cannot_answer=True)
+    plain = scored(reward(qa=settings), [EXAMPLE], [caption])[0]
+    turned = scored(reward(qa=dataclasses.replace(settings, shuffle=True)), [EXAMPLE], [caption])[0]
     expected = share_right(caption)
     assert 0.2 < expected < 0.8
     for found in (plain, turned):  # 200 draws: sd 0.035
@@ -419,3 +420,19 @@ def test_a_caption_cannot_end_its_marks(tmp_path):
     last = sent.rpartition("<Caption Start>")[2]
     assert last.count("<Caption End>") == 1
     assert "<|im_end|>" not in sent
+
+
+def test_other_words_of_the_prompts_are_another_version():
+    """Cached answers, and what runs write down, are known by the version of what was asked."""
+    words = {
+        qa.VERSION: (qa_llm._PROMPT, qa.CANNOT_ANSWER),
+        qa_writing.VERSION + "w": (
+            qa_writing._WRITE, qa_writing._HERE, qa_writing._ANSWER, qa_writing._GUESS,
+            qa_writing.NONE_OF_THEM,
+        ),
+    }  # fmt: skip
+    found = {
+        version: hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+        for version, texts in words.items()
+    }
+    assert found == {"1": "31da5b39398f", "1w": "4c1b29b0b769"}
