@@ -314,7 +314,7 @@ _COMMANDS = {
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
     "check": _Command("a policy on this machine beside transformers", _check),
     "assemble": _Command("a LLaVA from a vision tower and a language model", _assemble),
-    "data": _Command("a check of data; reference units and new references by a model", data),
+    "data": _Command("a check of data; units, new references and questions by a model", data),
     "scenes": _Command("generated scenes as image files", _scenes),
 }
 

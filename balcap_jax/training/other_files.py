@@ -2,6 +2,7 @@
 processor and template of its policy, models that judge, reference units, reward functions.
 """
 
+import glob
 import hashlib
 import inspect
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]
             found[_UNITS] = _digest(units.parent, [units.name])
     for setting, file in config.reward.files.items():
         path = Path(file)
-        found[f"{_FILES}{setting}"] = _digest(path.parent, [path.name])
+        found[f"{_FILES}{setting}"] = _digest(path.parent, [glob.escape(path.name)])
     return found
 
 
