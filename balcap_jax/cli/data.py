@@ -1,6 +1,7 @@
 """`balcap data`: a data file before training: what is in it, and what a model makes of it."""
 
 from balcap_jax.cli.flags import parse
+from balcap_jax.config.claim_rivals import RubricsConfig
 from balcap_jax.config.judge import CheckConfig, RecaptionConfig, UnitsConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.questions import QuestionsConfig
@@ -49,6 +50,14 @@ def _check(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
+def _rubrics(arguments: list[str]) -> None:
+    config = parse(RubricsConfig, arguments, "data rubrics")
+
+    from balcap_jax.commands.rubrics import make_rubrics
+
+    print(f"{make_rubrics(config)} holds the rubrics of {config.data}")
+
+
 def _questions(arguments: list[str]) -> None:
     config = parse(QuestionsConfig, arguments, "data questions")
 
@@ -66,6 +75,7 @@ _COMMANDS = {
     "units": _units,
     "recaption": _recaption,
     "questions": _questions,
+    "rubrics": _rubrics,
 }
 
 _HELP = """\
@@ -73,10 +83,12 @@ usage: balcap data check FILE [FLAGS]
        balcap data units DATA [FLAGS]
        balcap data recaption DATA OUT [FLAGS]
        balcap data questions DATA OUT [FLAGS]
+       balcap data rubrics DATA START --teachers NAME ... [FLAGS]
 
   check      what a data file holds and what is wrong with it; exit code 1 where anything is
   units      reference units of the reference captions, made once by a model
   recaption  new reference captions, by a model that sees the images
   questions  multiple-choice questions about the images, for the reward qa_utility
+  rubrics    criteria of each image for the reward rubric, made once by a model
 
 `balcap data units --help` explains the flags."""

@@ -14,7 +14,7 @@ from balcap_jax.data.photos import Photos
 from balcap_jax.data.rows import CAPTIONS, BadRowError, Row
 from balcap_jax.data.sources import open_rows
 from balcap_jax.errors import UserError
-from balcap_jax.runs.folder import disk_errors
+from balcap_jax.runs.folder import disk_errors, read_jsonl
 from balcap_jax.runs.progress import training_progress
 
 T = TypeVar("T")
@@ -143,3 +143,32 @@ def cut_torn(file: BinaryIO, path: Path) -> None:
         end += len(line)
     with disk_errors(path):
         file.truncate(end)
+
+
+def whole_rows(
+    path: Path, file: BinaryIO, *, what: str, needs: str, keep: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Some fields of the rows of an earlier start by their ids; a torn last row is cut off.
+
+    Args:
+      file: of `path`, open for appending.
+      what: the file is of, for messages.
+      needs: a field that every row of such a file has.
+      keep: the fields.
+
+    Raises:
+      UserError: it is no such file, or has an id twice.
+    """
+    lines: dict[str, int] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or needs not in row:
+            raise UserError(f"{path} is not a file of {what}; give another OUT.")
+        if (first := lines.setdefault(row["id"], number)) != number:
+            raise UserError(
+                f"{path} has the id {row['id']!r} twice, in the lines {first} and {number}; remove "
+                "one of them or give another OUT."
+            )
+        found[row["id"]] = {name: row[name] for name in keep if name in row}
+    cut_torn(file, path)
+    return found

@@ -7,16 +7,16 @@ file is not asked for again.
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 from balcap_jax.commands.appended import appended
 from balcap_jax.commands.asked_rows import (
     ask_all,
     complain,
-    cut_torn,
     good_rows,
     opened,
     values_of,
+    whole_rows,
 )
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
 from balcap_jax.data.examples import Example
@@ -25,9 +25,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.llm.questions import VERSION
 from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
-from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json
-
-T = TypeVar("T")
+from balcap_jax.runs.folder import disk_errors, to_json
 
 _TOLD = ("original", "rewritten_by")  # of a written row: where its caption comes from
 
@@ -77,7 +75,7 @@ def recaption(config: RecaptionConfig) -> Path:
     source = opened(config.data, max_bad_images=config.max_bad_images)
     places = {row.id: index for index, row in good_rows(source)}
     with closing(LLMJudge(config.judge)) as judge, appended(config.out, what="OUT") as file:
-        done = _whole_rows(config.out, file)
+        done = whole_rows(config.out, file, what="rewritten captions", needs="original", keep=_TOLD)
         _check_same(config, done, (row for _, row in good_rows(source)))
 
         def add(example: Example, caption: str) -> None:
@@ -121,20 +119,3 @@ def _check_same(
                 f"{config.out} holds a caption of the id {row.id!r} that was written from another "
                 f"one than {config.data} has now; give another OUT, or remove that row."
             )
-
-
-def _whole_rows(path: Path, file: BinaryIO) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier start by their ids; a torn last one is cut off."""
-    lines: dict[str, int] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(read_jsonl(path), start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "original" not in row:
-            raise UserError(f"{path} is not a file of rewritten captions; give another OUT.")
-        if (first := lines.setdefault(row["id"], number)) != number:
-            raise UserError(
-                f"{path} has the id {row['id']!r} twice, in the lines {first} and {number}; remove "
-                "one of them or give another OUT."
-            )
-        found[row["id"]] = {name: row[name] for name in _TOLD if name in row}
-    cut_torn(file, path)
-    return found

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from balcap_jax.config.base import Settings
+from balcap_jax.config.claim_rivals import ClaimDiffConfig, ClaimsConfig, RubricConfig
 from balcap_jax.config.names import did_you_mean
 from balcap_jax.config.rivals import (
     RIVALS,
@@ -49,6 +50,9 @@ class RewardConfig(Settings):
     judge: RewardJudgeConfig = field(default_factory=RewardJudgeConfig)
     qa: QAConfig = field(default_factory=QAConfig)
     qa_length: QALengthConfig = field(default_factory=QALengthConfig)
+    rubric: RubricConfig = field(default_factory=RubricConfig)
+    claims: ClaimsConfig = field(default_factory=ClaimsConfig)
+    claim_diff: ClaimDiffConfig = field(default_factory=ClaimDiffConfig)
     room = "reward."
 
     @property
@@ -65,7 +69,7 @@ class RewardConfig(Settings):
     @property
     def files(self) -> dict[str, str]:
         """Files that rivals read, by the names of their settings."""
-        named = {"reward.qa.file": self.qa.file}
+        named = {"reward.qa.file": self.qa.file, "reward.rubric.file": self.rubric.file}
         return {setting: file for setting, file in named.items() if file}
 
     @property

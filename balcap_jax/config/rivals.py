@@ -30,6 +30,9 @@ class Rival(NamedTuple):
 RIVALS: Mapping[str, Rival] = {
     "qa_utility": Rival(("qa_utility",), ("qa",)),
     "qa_utility_length": Rival(("qa_utility_length",), ("qa", "qa_length")),
+    "rubric": Rival(("rubric",), ("rubric",)),
+    "claims": Rival(("claims_precision", "claims_recall"), ("claims",)),
+    "claim_diff": Rival(("claim_diff",), ("claim_diff",)),
 }
 
 # Settings of a judge that none of these rewards reads: verdicts alone have them.

@@ -121,10 +121,11 @@ class DataConfig(Settings):
     """Images, prompts and reference captions."""
 
     # Data: "scenes" (generated, embedded in the package), a .jsonl file of {"image", "caption"}
-    # rows, a .json file of LLaVA, ShareGPT4V or COCO captions, or the folder of a TFDS data set.
+    # rows, a .json file of LLaVA, ShareGPT4V or COCO captions, a .parquet file of ClaimDiff-RL, or
+    # the folder of a TFDS data set.
     path: str = "scenes"
     # Kind of the data; "auto" looks into them.
-    format: Literal["auto", "jsonl", "llava", "coco", "tfds"] = "auto"
+    format: Literal["auto", "jsonl", "llava", "coco", "claimdiff", "tfds"] = "auto"
     images: str = ""  # Folder that paths of images start from; default: the one of the file.
     boxes: str = ""  # An instances_*.json with the objects of COCO images.
     split: str = "train"  # Split of a TFDS data set.

@@ -14,6 +14,7 @@ from balcap_jax.models.hf.companions import COMPANIONS, TEMPLATES
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.llm.stored_units import units_path
+from balcap_jax.rewards.rivals.rubric_files import rubrics_path
 from balcap_jax.runs.contents import pieces
 
 _FILES = "files of "
@@ -40,7 +41,10 @@ def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]
         units = units_path(config.data.path)
         if judge.kind == "llm" and units.is_file():
             found[_UNITS] = _digest(units.parent, [units.name])
-    for setting, file in config.reward.files.items():
+    files = dict(config.reward.files)
+    if config.reward.judge.kind == "llm" and "rubric" in config.reward.rivals:
+        files.setdefault("reward.rubric.file", str(rubrics_path(config.data.path)))
+    for setting, file in files.items():
         path = Path(file)
         found[f"{_FILES}{setting}"] = _digest(path.parent, [glob.escape(path.name)])
     return found

@@ -219,6 +219,14 @@ OF_JUDGES = {name: value for name, value in OTHER.items() if name.startswith("ju
 OTHER |= {name.replace("judge", "audit"): value for name, value in OF_JUDGES.items()}
 OTHER |= {f"reward.{name}": value for name, value in OF_JUDGES.items()}
 OTHER |= {"reward.judge.kind": "scene"}
+OTHER |= {
+    "reward.rubric.file": "rubrics.jsonl",
+    "reward.rubric.scene": "all",
+    "reward.claims.judges": ("a", "b"),
+    "reward.claims.vote": "mean",
+    "reward.claim_diff.mode": "a_only",
+    "reward.claim_diff.severity": "judge",
+}
 SKIPPED = {
     *("reward.linear_coefficient", "rl.grpo_scale", "rl.grpo_weights", "rl.grpo_weight_steps"),
     "study.centre",
@@ -266,7 +274,7 @@ MODEL = TrainConfig(
 
 
 # The rooms of rewards of other methods are for these.
-RIVAL = TrainConfig.of({"reward.rivals": ["qa_utility_length"]})
+RIVAL = TrainConfig.of({"reward.rivals": ["qa_utility_length", "rubric", "claims", "claim_diff"]})
 
 
 # Which process this is has a meaning only where an address is given.
@@ -278,7 +286,8 @@ def start(name):
     room, _, field = name.partition(".")
     if name.startswith("reward.judge.") and name != "reward.judge.kind":
         return merged(RIVAL, {"reward.judge.kind": "llm", "reward.judge.model": "m"})
-    if name.startswith(("reward.qa", "reward.judge.")) or name == "reward.failure":
+    rooms = ("qa", "qa_length", "judge", "rubric", "claims", "claim_diff")
+    if name.startswith(tuple(f"reward.{r}." for r in rooms)) or name == "reward.failure":
         return RIVAL
     if room in ("judge", "audit") and field in (
         "dtype", "fluency", "images_per_pass", "own_policy",

@@ -49,6 +49,23 @@ def test_the_released_preset_of_caprl_has_its_published_numbers():
     assert (config.optim.learning_rate, config.optim.warmup_steps) == (1e-6, 20)
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"), [("default", "normalized_diff"), ("readme", "normalized_a_only")]
+)
+def test_the_presets_of_claimdiff_have_its_published_numbers(name, mode):
+    config = load_toml(TrainConfig, Path(f"rivals/claimdiff-{name}"))
+    reward, rl = config.reward, config.rl
+    assert (reward.claim_diff.mode, reward.claim_diff.severity) == (mode, "off")
+    assert not reward.claim_diff.ambiguity
+    assert (reward.judge.model, reward.judge.temperature) == ("gemini-2.5-flash", 0.0)
+    assert (reward.judge.retries, reward.judge.timeout, reward.judge.concurrency) == (8, 120, 10)
+    assert (rl.advantage, rl.clip_low, rl.clip_high, rl.kl_coef) == ("verl", 0.2, 0.28, 0.0)
+    assert (config.rollout.group_size, config.rollout.max_new_tokens) == (4, 4096)
+    assert (config.optim.learning_rate, config.optim.schedule) == (1e-6, "constant")
+    assert config.optim.warmup_steps == 0.05 * config.steps
+    assert (config.data.min_pixels, config.data.max_pixels) == (256 * 28**2, 8192 * 28**2)
+
+
 def test_a_file_of_the_working_directory_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("grpo").write_text("steps = 3\n")

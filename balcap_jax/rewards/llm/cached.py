@@ -53,6 +53,7 @@ class CachedClient:
     ):
         self.judge, self._ledger = judge, ledger
         self._topic, self._version = topic, version
+        self._default = Sampling(judge.temperature, judge.max_tokens)
         # In this order: what cannot ask leaves no file behind.
         self._client = Client(judge, ledger, clock=clock, sleep=sleep)
         self.cache = Cache(judge.cache)
@@ -64,7 +65,7 @@ class CachedClient:
         texts: tuple[str, str],
         check: Callable[[str], T],
         *,
-        sampling: Sampling,
+        sampling: Sampling | None = None,
         image: SentImage | None = None,
         schema: Mapping[str, Any] = _IN_WORDS,
     ) -> T:
@@ -74,7 +75,9 @@ class CachedClient:
           part: name of the question.
           texts: of the system ("": there is none) and of the user.
           check: raises BadAnswer for what is asked for again.
-          sampling: a part of the key, too; another seed is another answer.
+          sampling: a part of the key, too; another seed is another answer. Default: by the settings
+            of the judge, and warmer when an answer cannot be used, as one at temperature 0 would
+            come again.
           image: stands before the user's text.
           schema: JSON schema of the answer; default: any text.
 
@@ -90,7 +93,7 @@ class CachedClient:
             image=image.digest if image else None,
             side=self.judge.image_side if image else None,
             text=[system, user],
-            sampling=sampling._asdict(),
+            sampling=(sampling or self._default)._asdict(),
         )
         stored = self.cache.get(key)
         if stored is not None:
@@ -138,7 +141,7 @@ class CachedClient:
         question: Part,
         messages: list[dict[str, Any]],
         check: Callable[[str], T],
-        sampling: Sampling,
+        sampling: Sampling | None,
         image: SentImage | None,
         *,
         replace: bool,

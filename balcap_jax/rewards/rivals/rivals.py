@@ -23,7 +23,13 @@ from balcap_jax.rewards.rivals.asker import Asker
 from balcap_jax.rewards.rivals.protocol import RivalReward, Setup
 
 # Where each is made: `make(setup)` of a module of this package; imported where it is chosen.
-_MODULES = {"qa_utility": "qa", "qa_utility_length": "qa"}
+_MODULES = {
+    "qa_utility": "qa",
+    "qa_utility_length": "qa",
+    "rubric": "rubric",
+    "claims": "claims",
+    "claim_diff": "claim_diff",
+}
 
 
 class Rivals:

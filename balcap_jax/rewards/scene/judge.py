@@ -118,12 +118,12 @@ def _review(readings: Sequence[Reading]) -> list[_Part]:
             if repeats and claim.restated:
                 continue
             statements += 1
-            disturbing += repeats or any(fillings.get(_slot(f), f) != f for f in found)
+            disturbing += repeats or any(fillings.get(slot_of(f), f) != f for f in found)
             if not repeats:
                 claims.append(claim)
             known |= told
             for fact in found:
-                fillings.setdefault(_slot(fact), fact)
+                fillings.setdefault(slot_of(fact), fact)
         for remark in reading.remarks:
             statements += 1
             disturbing += remark in noted or not remark.meta
@@ -134,7 +134,7 @@ def _review(readings: Sequence[Reading]) -> list[_Part]:
     return parts
 
 
-def _slot(fact: tuple) -> tuple:
+def slot_of(fact: tuple) -> tuple:
     """What can be filled with one fact only: facts with equal slots contradict each other."""
     if fact[0] in ("background", "word"):
         return fact[:1]
