@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from balcap_jax.models.inputs import AnyArray, Prompts
+from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.logprobs import policy_logits
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import constrain_batch, tensor_shards
@@ -61,6 +61,15 @@ class _Loop(NamedTuple):
     rollout: Rollout
 
 
+@partial(jax.jit, static_argnames="policy")
+def encode_images(
+    policy: VisionLanguagePolicy, params: dict, images: ImagePatches
+) -> Float[Array, "b m d"]:
+    """`policy.encode_images`, jitted: compiled once for all who sample from this policy."""
+    return policy.encode_images(params, images)
+
+
+@partial(jax.jit, static_argnames="group_size")
 def caption_keys(
     key: Key[Array, ""], images: Int[AnyArray, " b"], *, group_size: int
 ) -> Key[Array, "b g"]:

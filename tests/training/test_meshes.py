@@ -75,7 +75,7 @@ def step(family: str, mesh: Mesh) -> Step:
     state = init_state(mesh, params, optimizer, trained=policy.parts["decoder"])
     prompts = shard_batch(mesh, jax.tree.map(np.asarray, prompts_of(family)))
     with jax.set_mesh(mesh):
-        keys = jax.jit(caption_keys, static_argnames="group_size")(
+        keys = caption_keys(
             replicate(mesh, jax.random.key(0)), shard_batch(mesh, np.arange(B)), group_size=G
         )
         features = jax.jit(policy.encode_images)(state.params, prompts.images)
