@@ -27,8 +27,8 @@ FAMILIES = {
 SPLITS = [
     sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8
 ]  # (data, fsdp, tensor)
-# Slow: every axis alone and all together, which tests/rl/test_update.py has of Qwen2.5-VL; the other
-# splits are long.
+# Slow: every axis alone and all together, which tests/rl/test_update.py has of Qwen2.5-VL; the
+# other splits are long.
 SLOW = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 
 
