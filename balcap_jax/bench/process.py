@@ -28,7 +28,10 @@ def in_process(
     Raises:
       RuntimeError: it failed or was ended; the message is the last line of its stderr.
     """
-    code = f"import sys; from {module} import measure; measure(*sys.argv[1:])"
+    code = (
+        "import sys; from balcap_jax.runs.jax_setup import set_up_memory; set_up_memory(); "
+        f"from {module} import measure; measure(*sys.argv[1:])"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,

@@ -171,6 +171,9 @@ def bench(arguments: list[str]) -> None:
             f"{', '.join(_BENCHMARKS)}"
             f"{did_you_mean(arguments[0], _BENCHMARKS, '`balcap bench {}`')}"
         )
+    from balcap_jax.runs.jax_setup import set_up_memory
+
+    set_up_memory()  # as in a run
     _BENCHMARKS[arguments[0]](arguments[1:])
 
 

@@ -48,10 +48,10 @@ def _one(name: str, arguments: list[str]) -> None:
     config = parse(_KINDS[name], arguments, f"eval {name}")
 
     from balcap_jax.commands.evaluate import evaluate
-    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.jax_setup import set_up_jax
 
     if config.model:
-        use_persistent_cache()
+        set_up_jax()
     _print(evaluate(name, config))
 
 
@@ -63,10 +63,10 @@ def _all(arguments: list[str]) -> None:
 
     from balcap_jax.commands.evaluate import evaluate_all
     from balcap_jax.evaluation.report import write_report
-    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.jax_setup import set_up_jax
 
     if config.model:
-        use_persistent_cache()
+        set_up_jax()
     folders = set()
 
     def done(found: Any) -> None:

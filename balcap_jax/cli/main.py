@@ -41,7 +41,7 @@ from balcap_jax.config.commands import (
 from balcap_jax.config.conversion import shown
 from balcap_jax.config.judge import JudgeCheckConfig
 from balcap_jax.config.names import did_you_mean
-from balcap_jax.config.sections import RewardConfig
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.control import exit_alone
 
@@ -172,9 +172,9 @@ def _flags_of_run(
     from balcap_jax.runs.progress import announce_settings
 
     announce_settings(given.settings)
-    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.jax_setup import set_up_jax
 
-    use_persistent_cache()
+    set_up_jax()
     return resume, given
 
 
@@ -197,9 +197,9 @@ def _caption(arguments: list[str]) -> None:
     config = parse(CaptionConfig, arguments, "caption")
 
     from balcap_jax.commands.caption import caption
-    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.jax_setup import set_up_jax
 
-    use_persistent_cache()
+    set_up_jax()
     for path, text in caption(config):
         print(f"{path}: {text}", flush=True)
 
@@ -263,10 +263,10 @@ def _check(arguments: list[str]) -> None:
     config = parse(ModelCheckConfig, arguments, "check")
 
     from balcap_jax.commands.check import block, check, table
-    from balcap_jax.runs.compilation import use_persistent_cache
+    from balcap_jax.runs.jax_setup import set_up_jax
     from balcap_jax.runs.progress import announce
 
-    use_persistent_cache()
+    set_up_jax()
     report = check(config, tell=lambda line: announce(f"{line.name}: {line.status}"))
     Console().print(table(report))
     print(block(report))
@@ -314,7 +314,7 @@ _COMMANDS = {
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
     "check": _Command("a policy on this machine beside transformers", _check),
     "assemble": _Command("a LLaVA from a vision tower and a language model", _assemble),
-    "data": _Command("a check of data; reference units and new references by a model", data),
+    "data": _Command("a check of data; units, new references and questions by a model", data),
     "scenes": _Command("generated scenes as image files", _scenes),
 }
 

@@ -27,7 +27,7 @@ def reproduce(arguments: list[str]) -> None:
     from balcap_jax.evidence.code_version import code_version
     from balcap_jax.evidence.plan import plan_of
     from balcap_jax.evidence.report import report
-    from balcap_jax.evidence.runner import open_folder, run_cells
+    from balcap_jax.evidence.runner import default_jobs, open_folder, run_cells
     from balcap_jax.runs.progress import announce
 
     claims = read_claims(config.claims or shipped_claims())
@@ -49,7 +49,7 @@ def reproduce(arguments: list[str]) -> None:
             config.out,
             code=code,
             budget=config.seconds,
-            jobs=config.jobs,
+            jobs=config.jobs or default_jobs(),
             tell=announce,
         )
     except KeyboardInterrupt:

@@ -23,8 +23,9 @@ class ReproduceConfig(Settings):
     # Time for all, such as 2h, 90min or 30s; what tells most comes first.
     budget: str = "3h"
     seeds: int = 5  # Number of seeds, from 0; some settings have fewer.
-    # Cells at once, each in a process with its share of the cores.
-    jobs: int = 1
+    # Cells at once, each in a process with its share of the cores; default: on CPUs one for each
+    # core, as far as memory goes, else one.
+    jobs: int | None = None
     # Files of claims in place of those of configs/evidence.
     claims: tuple[Path, ...] = ()
 
@@ -44,9 +45,11 @@ class ReproduceConfig(Settings):
 
     def check(self) -> None:
         self._require(self.seconds > 0, "budget", "must be above 0", "give such as --budget 2h.")
-        self._at_least(1, "seeds", "jobs")
+        self._at_least(1, "seeds")
         self._at_most(1000, "seeds")
-        self._at_most(256, "jobs")
+        if self.jobs is not None:
+            self._at_least(1, "jobs")
+            self._at_most(256, "jobs")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from balcap_jax.config.sections import MEMORY, DataConfig
 from balcap_jax.data.caption_files import CaptionRows
+from balcap_jax.data.claimdiff_files import ClaimDiffRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source
 from balcap_jax.data.images import Pixels
@@ -25,6 +26,7 @@ SCENES = "scenes"
 # Scenes are drawn when asked for, so the split can be as large as any run is long.
 _ENDLESS = 10**9
 _log = logging.getLogger(__name__)
+_PARQUET = b"PAR1"  # how every such file begins
 # How the annotation files of COCO begin.
 _COCO = re.compile(rb'\{\s*"(info|images|annotations|licenses|categories)"\s*:')
 
@@ -150,11 +152,13 @@ def open_rows(
         return CocoRows(path, images=images, boxes=boxes)
     if kind == "llava":
         return LlavaRows(path, images=images, conversations=conversations)
+    if kind == "claimdiff":
+        return ClaimDiffRows(path, images=images)
     return CaptionRows(path, images=images, conversations=conversations)
 
 
 def detect(path: Path) -> str:
-    """The kind of data at `path`: "tfds", "llava", "coco" or "jsonl".
+    """The kind of data at `path`: "tfds", "llava", "coco", "claimdiff" or "jsonl".
 
     Raises:
       UserError: it is missing, or a folder without a data set of TFDS.
@@ -167,6 +171,8 @@ def detect(path: Path) -> str:
             )
         return "tfds"
     begin = head(path)
+    if begin.startswith(_PARQUET):
+        return "claimdiff"
     if begin.startswith(b"["):
         return "llava"
     if _COCO.match(begin) and not _is_row(begin.split(b"\n", 1)[0]):
@@ -202,7 +208,7 @@ def _is_conversation(line: bytes) -> bool:
 def _check_settings(data: DataConfig, kind: str) -> None:
     """Refuses settings that data of this kind would not read."""
     readers = {
-        "images": ("jsonl", "llava", "coco"),
+        "images": ("jsonl", "llava", "coco", "claimdiff"),
         "boxes": ("coco",),
         "split": ("tfds",),
         "heldout_split": ("tfds",),

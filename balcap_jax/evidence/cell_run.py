@@ -91,9 +91,9 @@ def _with_cache() -> None:
     """All programs are kept for the next cell, the many small ones as well."""
     import jax  # noqa: PLC0415
 
-    from balcap_jax.runs.compilation import use_persistent_cache  # noqa: PLC0415
+    from balcap_jax.runs.jax_setup import set_up_jax  # noqa: PLC0415
 
-    use_persistent_cache()
+    set_up_jax()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -23,9 +23,12 @@ from balcap_jax.evidence.cell_run import DONE, STOPPED, TAKEN
 from balcap_jax.evidence.files import CELL, CELLS, EVIDENCE, LOG, RESULT, STARTS, read_json
 from balcap_jax.evidence.plan import Planned
 from balcap_jax.runs.folder import disk_errors, write_json_atomic
+from balcap_jax.runs.jax_setup import computes_on_cpu
+from balcap_jax.runs.stopwatch import available_memory
 
 # Seconds of a step before any cell has told: of ours on two cores, and of TRL's.
 _GUESS = {"train": 0.6, "trl": 4.0}
+_MEMORY = 3e9  # bytes of a cell of the default size, and some to spare
 COMMAND = (sys.executable, "-m", "balcap_jax.evidence.cell_run")
 _LOOK = 0.2  # seconds between looks at the processes
 _LAST = 60.0  # seconds in which a cell that is stopped may save itself
@@ -54,6 +57,17 @@ class _Running:
     process: subprocess.Popen
     place: int
     started: float
+
+
+def default_jobs() -> int:
+    """One for each core where cores compute cells, no more than memory holds: with two cores a cell
+    takes more than half the time that it takes with one.
+    """
+    if not computes_on_cpu():
+        return 1
+    memory = available_memory()
+    most = 1 if memory is None else int(memory / _MEMORY)
+    return max(1, min(len(os.sched_getaffinity(0)), most))
 
 
 def open_folder(out: Path, *, code: str) -> None:

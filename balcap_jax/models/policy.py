@@ -10,7 +10,7 @@ v vocabulary; r rows and n places of packed tokens, see `packing`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar
@@ -29,7 +29,6 @@ from balcap_jax.models.decoder.decode_step import (
     Cache,
     DecodeWeights,
     LayerWeights,
-    PromptCache,
     Rotation,
     decode_layer,
     layer_weights,
@@ -40,13 +39,12 @@ from balcap_jax.models.decoder.layers import Definition, Params, RMSNorm
 from balcap_jax.models.decoder.lora import LEAVES, Lora, merge_adapters
 from balcap_jax.models.decoder.remat import check_remat, rematerialise
 from balcap_jax.models.decoder.rotary import axis_angles, rotary_frequencies, text_angles
+from balcap_jax.models.decoder.slots import Slots
 from balcap_jax.models.hf.inputs import PaddedPrompts, padded_prompts
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.layout import Layout
 from balcap_jax.models.packing import Packing
 from balcap_jax.parallel.sharding import (
-    BATCH_AXES,
-    constrain,
     constrain_images,
     constrain_stream,
     gather_for_decoding,
@@ -293,12 +291,8 @@ class VisionLanguagePolicy(ABC):
 
     # ---- rollout
 
-    def prefill(
-        self, params: Params, prompts: Prompts, features: Float[Array, "b m d"]
-    ) -> PromptCache:
-        """Keys and values [b k p h] of the prefix, per layer. Of the last layer nothing else is
-        computed.
-        """
+    def prefill(self, params: Params, prompts: Prompts, features: Float[Array, "b m d"]) -> Cache:
+        """Keys and values of the prefix, per layer. Of the last layer nothing else is computed."""
         layers, last = params["language_model"]["layers"], self.config.text.num_hidden_layers - 1
         x, stacked = self._run_prefix(
             params,
@@ -312,17 +306,13 @@ class VisionLanguagePolicy(ABC):
         layer = self.definitions["language_model.layers"](take_layer(layers, last))
         _, of_last = layer.project(x, self.prompt_angles(prompts.positions))
         per_layer = [*(take_layer(stacked, i) for i in range(last)), of_last]
-        return tuple(KV(*(jnp.swapaxes(x, 1, 2) for x in kv)) for kv in per_layer)
+        return tuple(Slots.of(KV(*kv)) for kv in per_layer)
 
     def init_cache(self, batch: int, group: int, length: int) -> Cache:
         """An empty cache for `group` completions of `length` tokens for each of `batch` prompts."""
         text = self.config.text
-        shape = (batch * group, text.num_key_value_heads, length, text.head_dim)
-
-        def empty() -> Array:
-            return constrain(jnp.zeros(shape, self.dtype), BATCH_AXES, "tensor")
-
-        return tuple(KV(empty(), empty()) for _ in range(text.num_hidden_layers))
+        empty = Slots.empty(batch * group, length, text, self.dtype)
+        return (empty,) * text.num_hidden_layers
 
     def decode_weights(self, params: Params) -> DecodeWeights:
         """The decoder's weights as `decode_step` takes them, made once per rollout; adapters are
@@ -352,9 +342,9 @@ class VisionLanguagePolicy(ABC):
     def decode_step(
         self,
         weights: DecodeWeights,
-        prompt_cache: Sequence[KV],
+        prompt_cache: Cache,
         prompt_mask: Bool[AnyArray, "b p"],
-        cache: Sequence[KV],
+        cache: Cache,
         tokens: Int[AnyArray, "b g"],
         positions: Int[AnyArray, "b g"],
         step: Int[Array, ""] | int,
@@ -380,7 +370,7 @@ class VisionLanguagePolicy(ABC):
         # Python loop, not scan: a scanned cache is copied every step.
         for layer, prompt, past in zip(weights.layers, prompt_cache, cache, strict=True):
             x, past = decode_layer(
-                layer, x, rotation, KV(*prompt), jnp.asarray(prompt_mask), past, step, config=text
+                layer, x, rotation, prompt, jnp.asarray(prompt_mask), past, step, config=text
             )
             updated.append(past)
         x = rms_norm(x, weights.norm, text.rms_norm_eps).astype(self.dtype)

@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -62,3 +62,12 @@ def peak_memory_mb() -> float:
     """The most memory this process has had resident, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # macOS says bytes
+
+
+def available_memory() -> int | None:
+    """Bytes of host memory that are free, None where the system does not say."""
+    with suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
+        for entry in file:
+            if entry.startswith("MemAvailable:"):
+                return int(entry.split()[1]) * 1024
+    return None

@@ -11,7 +11,7 @@ from balcap_jax.config.sections import PROMPT
 from balcap_jax.errors import UserError, speaks_python
 from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.rewards.verdicts import Judge
-from balcap_jax.runs.compilation import use_persistent_cache
+from balcap_jax.runs.jax_setup import set_up_jax
 from balcap_jax.runs.progress import announce_settings
 from balcap_jax.training.callbacks import Callback
 from balcap_jax.training.loop import TrainingLoop
@@ -178,7 +178,7 @@ class Trainer:
         """
         announce_settings(self.config)
         self._captions = None
-        use_persistent_cache()
+        set_up_jax()
         resume, checkpoint = self._resume, self._checkpoint
         self._resume, self._checkpoint = self.run, ""  # a second call goes on
         try:

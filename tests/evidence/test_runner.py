@@ -12,6 +12,7 @@ import time
 import pytest
 
 from balcap_jax.errors import UserError
+from balcap_jax.evidence import runner
 from balcap_jax.evidence.cells import make_cell
 from balcap_jax.evidence.files import CELL, CELLS, RESULT
 from balcap_jax.evidence.plan import Planned
@@ -189,3 +190,20 @@ def test_a_cell_of_another_code_refuses_to_run(tmp_path):
     assert done.returncode == 2
     assert "is a cell of the code old" in done.stderr
     assert not (folder / RESULT).exists()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "cores", "memory", "jobs"),
+    [
+        (True, 2, 24e9, 2),
+        (True, 64, 24e9, 8),
+        (True, 2, 1e9, 1),
+        (True, 4, None, 1),
+        (False, 16, 99e9, 1),
+    ],
+)
+def test_jobs_are_as_many_as_cores_and_memory_hold(monkeypatch, cpu, cores, memory, jobs):
+    monkeypatch.setattr(runner, "computes_on_cpu", lambda: cpu)
+    monkeypatch.setattr(runner, "available_memory", lambda: memory)
+    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert runner.default_jobs() == jobs

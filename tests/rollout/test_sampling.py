@@ -73,6 +73,27 @@ def test_logprobs_equal_those_of_the_update(temperature):
     np.testing.assert_allclose(rollout.logprobs, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("compact", "options"),
+    [((9, 3), {}), ((6,), {"greedy": 1, "temperature": 0.7, "top_p": 0.9})],
+)
+def test_captions_that_go_on_among_fewer_are_the_same(compact, options):
+    """Captions of all lengths, ended ones and truncated ones, of prompts of different lengths."""
+    prompts = tiny.prompts(3)
+    whole = run(prompts, **options)
+    assert len({int(n) for n in whole.mask.sum(axis=-1).ravel()}) > 3
+    assert 0 < int(whole.ended.sum()) < whole.ended.size
+    assert_same_captions(run(prompts, compact=compact, **options), whole)
+
+
+def test_only_one_cpu_goes_on_with_fewer_captions():
+    one = make_mesh(devices=jax.devices()[:1])
+    assert sampling.sizes_of_compaction(64, one) == (32, 16)
+    assert sampling.sizes_of_compaction(400, one) == (200, 100, 50)
+    assert sampling.sizes_of_compaction(31, one) == ()
+    assert sampling.sizes_of_compaction(64, make_mesh(devices=jax.devices()[:2])) == ()
+
+
 def test_each_token_is_drawn_by_a_number_of_its_own():
     """Word by word, from a sorted list of all words and the number of this caption and step."""
     prompts = tiny.prompts(2)

@@ -8,7 +8,8 @@ import pytest
 from small_run import BASE, params_of, small
 
 from balcap_jax.config.judge import JudgeConfig
-from balcap_jax.config.sections import ModelConfig, RewardConfig, RLConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import ModelConfig, RLConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import read_jsonl

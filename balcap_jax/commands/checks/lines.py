@@ -4,7 +4,6 @@ The bounds are in docs/first_real_run.md with the reasons for them.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from time import perf_counter
 from typing import Literal, NamedTuple
 
@@ -128,15 +127,6 @@ def compare_logprobs(
     """Mean difference of the logprobs of tokens, in nats."""
     error = float(np.abs(ours - plain).mean())
     return error <= bound, f"{error:.1e} nats per token (at most {bound:.0e})"
-
-
-def available_memory() -> int | None:
-    """Bytes of host memory that are free, None where the system does not say."""
-    with suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
-        for entry in file:
-            if entry.startswith("MemAvailable:"):
-                return int(entry.split()[1]) * 1024
-    return None
 
 
 def _share(value: float, of: np.ndarray) -> float:

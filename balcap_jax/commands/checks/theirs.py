@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from balcap_jax.commands.checks.lines import SkipLine, available_memory
+from balcap_jax.commands.checks.lines import SkipLine
 from balcap_jax.commands.checks.ours import ADVANTAGES, joined_inputs
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.families import family_of
+from balcap_jax.runs.stopwatch import available_memory
 
 _GB = 1e9
 _ROOM = 2e9  # beside the weights: activations, the two interpreters

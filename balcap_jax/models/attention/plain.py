@@ -61,14 +61,24 @@ def attend_by_heads(
 ) -> tuple[Float[Array, "b k t r h"], Float[Array, "b k t r"]]:
     """`attend` with the heads in front, where matmuls take them: no scores are transposed."""
     scores = jnp.einsum("bktrh,bksh->bktrs", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, MASKED)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights, total, log_sum = softmax_parts(scores * q.shape[-1] ** -0.5, mask)
     out = jnp.einsum(
         "bktrs,bksh->bktrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return out / total, (top + jnp.log(total))[..., 0]
+    return out / total, log_sum
+
+
+def softmax_parts(
+    scores: Float[Array, "*b s"], mask: Bool[Array, "*#b s"]
+) -> tuple[Float[Array, "*b s"], Float[Array, "*b 1"], Float[Array, "*b"]]:
+    """Softmax over the scores where `mask`, not divided yet: exponentials, their sum, and the
+    log-sum-exp of the scores.
+    """
+    scores = jnp.where(mask, scores, MASKED)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights, total, (top + jnp.log(total))[..., 0]
 
 
 def attend_segments(

@@ -16,15 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from balcap_jax.models.attention.plain import KV, attend_by_heads, merge
+from balcap_jax.models.attention.plain import KV, merge
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.decoder.layers import Params
+from balcap_jax.models.decoder.slots import Slots
 from balcap_jax.parallel.sharding import BATCH_AXES, constrain, tensor_shards
 
-# One entry per layer: keys and values [b k p h] of a prompt, or [n k s h] of completions. Not
-# [b g k s h]: XLA on CPUs would write that twice, with a copy of the cache for each.
-PromptCache = tuple[KV, ...]
-Cache = tuple[KV, ...]
+Cache = tuple[Slots, ...]  # an entry per layer
 
 
 class Projection(NamedTuple):
@@ -129,22 +127,17 @@ def decode_layer(
     weights: LayerWeights,
     x: Float[Array, "d n"],
     rotation: Rotation,
-    prompt: KV,
+    prompt: Slots,
     prompt_mask: Bool[Array, "b p"],
-    past: KV,
+    past: Slots,
     step: Int[Array, ""] | int,
     *,
     config: DecoderConfig,
-) -> tuple[Float[Array, "d n"], KV]:
+) -> tuple[Float[Array, "d n"], Slots]:
     """The residual stream after one layer, and the cache with slot `step` written."""
     q, own = _project(weights, x, rotation, config)
-    past = KV(
-        *(
-            jax.lax.dynamic_update_slice_in_dim(slots, new[:, :, None], step, axis=2)
-            for slots, new in zip(past, own, strict=True)
-        )
-    )
-    seen = jnp.arange(past.k.shape[2]) <= step
+    past = past.write(own, step)
+    seen = jnp.arange(past.v.shape[-2]) <= step
     attended = attend_prompt_and_slots(q, prompt, prompt_mask, past, seen)
     columns = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
     x = x + weights.o(columns)
@@ -170,31 +163,27 @@ def _project(
 
 def attend_prompt_and_slots(
     q: Float[Array, "n k r h"],
-    prompt: KV,
+    prompt: Slots,
     prompt_mask: Bool[Array, "b p"],
-    past: KV,
+    past: Slots,
     seen: Bool[Array, " s"],
 ) -> Float[Array, "n k r h"]:
     """`attend_prompt_and_past` for one query per completion, keys and values by heads.
 
     Args:
-      prompt: [b k p h], not copied for the group.
-      past: [n k s h].
+      prompt: of b prompts, not copied for the group.
       seen: the slots that are written.
     """
     B, (N, K, R, H) = len(prompt_mask), q.shape
     G = N // B
-    together = q.reshape(B, G, K, R, H).swapaxes(1, 2)
-    from_prompt, prompt_lse = attend_by_heads(
-        together, *prompt, prompt_mask[:, None, None, None, :]
-    )
-    from_past, past_lse = attend_by_heads(q[:, :, None], *past, seen[None, None, None, None])
+    together = q.reshape(B, G, K, R, H).swapaxes(1, 2).reshape(B, K, G * R, H)
+    of_prompt = prompt.attended_by(together, prompt_mask[:, None, None, :])
 
-    def apart(x):  # [b k g *] -> [n k *]
-        return x.swapaxes(1, 2).reshape(N, K, *x.shape[3:])
+    def apart(x):  # [b k (g r) *] -> [n k r *]
+        by_group = x.reshape(B, K, G, R, *x.shape[3:])
+        return by_group.swapaxes(1, 2).reshape(N, K, R, *x.shape[3:])
 
-    merged = merge(apart(from_prompt), apart(prompt_lse), from_past[:, :, 0], past_lse[:, :, 0])
-    return merged.astype(q.dtype)
+    return merge(*map(apart, of_prompt), *past.attended_by(q, seen)).astype(q.dtype)
 
 
 def rms_norm(x: Float[Array, "d n"], scale: Float[Array, " d"], eps: float) -> Array:

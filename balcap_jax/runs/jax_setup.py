@@ -1,0 +1,56 @@
+"""What is set before JAX opens its devices."""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+from contextlib import suppress
+
+import jax
+
+from balcap_jax.runs.compilation import use_persistent_cache
+
+# glibc's malloc.h: what `mallopt` sets.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_MOST = 2**31 - 1  # bytes at the end of the heap that are kept
+
+
+def set_up_jax() -> None:
+    """For every command that computes, before it asks for devices; twice is fine.
+
+    Compiled programs are kept on the disk (`use_persistent_cache`), and freed memory in the process
+    (`set_up_memory`).
+    """
+    use_persistent_cache()
+    set_up_memory()
+
+
+def set_up_memory() -> None:
+    """`keep_freed_memory` where it helps, on CPUs."""
+    if computes_on_cpu():
+        keep_freed_memory()
+
+
+def computes_on_cpu() -> bool:
+    """Whether JAX will find no device but CPUs, told without opening any."""
+    asked = jax.config.jax_platforms
+    if asked:
+        return asked == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    names = ("jax_plugins", "libtpu")
+    return not plugins and not any(importlib.util.find_spec(name) for name in names)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to give no freed memory back to the system; nothing where there is no glibc.
+
+    XLA allocates the temporaries of a program, hundreds of MB, for each call, in threads of its
+    own. Left alone, glibc maps and unmaps them each time, and the system clears every page again: a
+    sixth of the default run's time. Kept memory is reused; the most that a process has does not
+    grow. It must be said before these threads are there: afterwards they have heaps of their own,
+    which are too small for that.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _MOST)
