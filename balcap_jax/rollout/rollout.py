@@ -18,7 +18,13 @@ from balcap_jax.models.pixels import as_computed
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.processes import largest
 from balcap_jax.parallel.sharding import BatchRows, batch_shards, local_rows, replicate, shard_batch
-from balcap_jax.rollout.sampling import Rollout, caption_keys, sample, sizes_of_compaction
+from balcap_jax.rollout.sampling import (
+    Rollout,
+    caption_keys,
+    encode_images,
+    sample,
+    sizes_of_compaction,
+)
 from balcap_jax.runs.device_clock import DeviceClock
 
 
@@ -79,8 +85,8 @@ class Captioner:
         self._clock = clock
         # (prefix tokens, patches, windows) of the prompts so far: each compiles the programs once.
         self.shapes: set[tuple[int, int, int]] = set()
-        self._encode = jax.jit(policy.encode_images)
-        self._keys = jax.jit(partial(caption_keys, group_size=group_size))
+        self._encode = partial(encode_images, policy)
+        self._keys = partial(caption_keys, group_size=group_size)
         self._sampling = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,

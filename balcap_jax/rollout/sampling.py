@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from balcap_jax.models.decoder.decode_step import Cache
-from balcap_jax.models.inputs import AnyArray, Prompts
+from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.logprobs import policy_logits
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import constrain_batch, tensor_shards
@@ -96,6 +96,15 @@ class _Loop(NamedTuple):
         )
 
 
+@partial(jax.jit, static_argnames="policy")
+def encode_images(
+    policy: VisionLanguagePolicy, params: dict, images: ImagePatches
+) -> Float[Array, "b m d"]:
+    """`policy.encode_images`, jitted: compiled once for all who sample from this policy."""
+    return policy.encode_images(params, images)
+
+
+@partial(jax.jit, static_argnames="group_size")
 def caption_keys(
     key: Key[Array, ""], images: Int[AnyArray, " b"], *, group_size: int
 ) -> Key[Array, "b g"]:

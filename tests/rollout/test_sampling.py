@@ -17,7 +17,7 @@ from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 from balcap_jax.parallel.sharding import BATCH_AXES, make_mesh
 from balcap_jax.plan.hlo import Program
 from balcap_jax.rollout import sampling
-from balcap_jax.rollout.sampling import Rollout, draw, nucleus, sample
+from balcap_jax.rollout.sampling import Rollout, caption_keys, draw, nucleus, sample
 
 BANNED = (tiny.VISION_START, tiny.VISION_END, tiny.IMAGE, tiny.VIDEO)
 STOPS = (tiny.STOP, 7, 8)  # three of 48 words, so that some captions end and some are truncated
@@ -27,7 +27,6 @@ LENGTH = 12
 POLICY, PARAMS = tiny.policy()
 # Jitted once: outside jit the scan over the layers would be compiled at every call.
 encode = jax.jit(POLICY.encode_images)
-caption_keys = jax.jit(sampling.caption_keys, static_argnames="group_size")
 invert_cumulative = jax.jit(sampling.invert_cumulative, static_argnames="block")
 
 

@@ -62,6 +62,7 @@ def failing(share: float):
     return Failing
 
 
+@pytest.mark.slow  # test_wiring.py has captions without a verdict in its run
 def test_a_judge_failure_is_no_signal(monkeypatch, tmp_path):
     monkeypatch.setattr("balcap_jax.rewards.judges.SceneJudge", failing(0.5))
     run = train(small(tmp_path, steps=2))
