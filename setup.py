@@ -46,7 +46,7 @@ setup(
     package_dir={"balcap_jax.configs": "configs"},
     package_data={
         "balcap_jax": ["assets/**/*", "reporting/*.jinja", "evaluation/*.jinja"],
-        "balcap_jax.configs": ["*.toml", "evidence/*.toml"],
+        "balcap_jax.configs": ["*.toml", "evidence/*.toml", "rivals/*.toml"],
     },
     install_requires=[
         "jax>=0.10",

@@ -5,7 +5,6 @@ The functions of `import balcap_jax`; see README for an example.
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.models.hf.inputs import split_prompts
 from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.rollout.sampling import caption_keys, sample
+from balcap_jax.rollout.sampling import caption_keys, encode_images, sample
 
 __all__ = ["generate", "load_pretrained", "save_pretrained"]
 
@@ -100,7 +99,7 @@ def generate(
         policy,
         params,
         prompts,
-        _encode(policy, params, prompts.images),
+        encode_images(policy, params, prompts.images),
         keys,
         max_new_tokens=max_new_tokens,
         temperature=float(temperature),
@@ -109,8 +108,3 @@ def generate(
         banned_tokens=config.banned_tokens,
     )
     return np.asarray(rollout.tokens[:, 0])
-
-
-@partial(jax.jit, static_argnames="policy")
-def _encode(policy: VisionLanguagePolicy, params: Params, images: Any) -> jax.Array:
-    return policy.encode_images(params, images)

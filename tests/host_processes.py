@@ -95,9 +95,12 @@ class Hosts:
         return [process.returncode for process in self.processes]
 
     def wait_for_rows(self, run: Path, count: int) -> None:
+        self.wait_for(run / "metrics.jsonl", lines=count)
+
+    def wait_for(self, path: Path, *, lines: int = 0) -> None:
+        """A file of so many lines."""
         deadline = time.monotonic() + 240
-        path = run / "metrics.jsonl"
-        while not path.exists() or path.read_text().count("\n") < count:
+        while not path.exists() or path.read_text().count("\n") < lines:
             assert time.monotonic() < deadline, self.said()
             assert all(process.poll() is None for process in self.processes), self.said()
             time.sleep(0.05)

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from balcap_jax.models.config import DecoderConfig
+from balcap_jax.models.config import DecoderConfig, PolicyConfig
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.geometry import patch_positions, token_positions, window_ids, window_patches
 from balcap_jax.models.inputs import ImagePatches, Prompts
@@ -91,8 +92,15 @@ def random_params(model: VisionLanguagePolicy, seed: int = 0) -> Params:
         drawn = np.swapaxes(drawn, -1, -2) if turned else drawn
         return jax.device_put(drawn.astype(leaf.dtype))  # jnp.asarray compiles for each shape
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, _shapes_of(type(model), model.config))
+
+
+@cache
+def _shapes_of(kind: type[VisionLanguagePolicy], config: PolicyConfig) -> Params:
+    """Of the weights: attention, dtypes and adapters change nothing of them, and tracing `init`
+    takes a tenth of a second.
+    """
+    return jax.eval_shape(kind(config).init, jax.random.key(0))
 
 
 def prompts(

@@ -18,12 +18,12 @@ import jax
 from balcap_jax.bench import free_rewards
 from balcap_jax.bench.step_hf import peft_config
 from balcap_jax.config.commands import TrainConfig
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.config.sections import (
     DataConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
-    RewardConfig,
     RLConfig,
     RolloutConfig,
 )

@@ -7,7 +7,7 @@ only torch is.
 """
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,9 +44,68 @@ def load(
     Raises:
       LookupError: this version of TRL is written another way.
     """
+    function = _compiled("grpo_trainer.py", _OF_GRPO)
+    return _formula(
+        function,
+        multi_objective_aggregation=aggregation,
+        scale_rewards=scale,
+        weights=weights,
+    )
+
+
+def load_rloo(*, weights: tuple[float, ...]) -> Formula:
+    """TRL's leave-one-out formula, without its KL in the reward, as `load` gives the others.
+
+    Args:
+      weights: one per reward, as TRL's `reward_weights`.
+
+    Raises:
+      LookupError: this version of TRL is written another way.
+    """
+    function = _compiled("rloo_trainer.py", _OF_RLOO)
+    return _formula(function, normalize_advantages=False, weights=weights)
+
+
+# How the statements from rewards to advantages begin, in their order.
+_OF_GRPO = (
+    "unscorable_mask = ",
+    "if self.multi_objective_aggregation == ",
+    "advantages = torch.nan_to_num(",
+)
+_OF_RLOO = (
+    "unscorable_mask = ",
+    "rewards = (rewards_per_func * ",
+    "rewards[unscorable_mask] = ",
+    "grouped_rewards = ",
+    "scorable_counts = ",
+    "grouped_sum = ",
+    "if num_generations > 1:\n    baselines = ",
+    "if self.normalize_advantages:",
+    "advantages = torch.nan_to_num(",
+)
+
+
+def _formula(function: Callable[..., Any], *, weights: tuple[float, ...], **settings: Any):
     import torch
 
-    statements, nanstd = _statements()
+    trainer = SimpleNamespace(
+        reward_weights=torch.tensor(weights), reward_funcs=weights, **settings
+    )
+
+    def formula(rewards):
+        batch, group, count = rewards.shape
+        trainer.reward_weights = trainer.reward_weights.to(rewards.dtype)
+        advantages = function(trainer, rewards.view(-1, count), group, torch.device("cpu"))
+        return advantages.view(batch, group)
+
+    return formula
+
+
+def _compiled(trainer_file: str, beginnings: Sequence[str]) -> Callable[..., Any]:
+    """A function of the statements of TRL's trainer that begin like this."""
+    import torch
+
+    statements, nanstd = _statements(trainer_file, beginnings)
     arguments = ["self", "rewards_per_func", "num_generations", "device"]
     function = ast.FunctionDef(
         name="formula",
@@ -63,48 +122,23 @@ def load(
     )
     module = ast.fix_missing_locations(ast.Module([nanstd, function], type_ignores=[]))
     namespace = {"torch": torch}
-    exec(compile(module, "trl/trainer/grpo_trainer.py", "exec"), namespace)
-
-    trainer = SimpleNamespace(
-        multi_objective_aggregation=aggregation,
-        scale_rewards=scale,
-        reward_weights=torch.tensor(weights),
-        reward_funcs=weights,
-    )
-
-    def formula(rewards):
-        batch, group, count = rewards.shape
-        trainer.reward_weights = trainer.reward_weights.to(rewards.dtype)
-        advantages = namespace["formula"](
-            trainer, rewards.view(-1, count), group, torch.device("cpu")
-        )
-        return advantages.view(batch, group)
-
-    return formula
+    exec(compile(module, f"trl/trainer/{trainer_file}", "exec"), namespace)
+    return namespace["formula"]
 
 
-def _statements() -> tuple[list[ast.stmt], ast.FunctionDef]:
-    """The statements from rewards to advantages, and TRL's `nanstd`, which they call."""
+def _statements(
+    trainer_file: str, beginnings: Sequence[str]
+) -> tuple[list[ast.stmt], ast.FunctionDef]:
+    """The first statement with each of these beginnings, and TRL's `nanstd`, which they call."""
     folder = Path(find_spec("trl").submodule_search_locations[0]) / "trainer"
-    trainer = ast.parse((folder / "grpo_trainer.py").read_text(encoding="utf-8"))
+    trainer = ast.parse((folder / trainer_file).read_text(encoding="utf-8"))
     utils = ast.parse((folder / "utils.py").read_text(encoding="utf-8"))
     nanstd = [n for n in utils.body if isinstance(n, ast.FunctionDef) and n.name == "nanstd"]
     for body in (n.body for n in ast.walk(trainer) if isinstance(n, ast.FunctionDef)):
-        wanted = [_WithoutLogging().visit(n) for n in body if _is_formula(n)]
-        if len(wanted) == 3 and nanstd:
-            return wanted, nanstd[0]
+        firsts = [next((n for n in body if ast.unparse(n).startswith(b)), None) for b in beginnings]
+        if None not in firsts and nanstd:
+            return [_WithoutLogging().visit(n) for n in firsts], nanstd[0]
     raise LookupError(f"the advantage formula was not found in TRL {version('trl')}")
-
-
-def _is_formula(node: ast.stmt) -> bool:
-    source = ast.unparse(node)
-    return source.startswith(
-        (
-            "unscorable_mask = ",
-            "if self.multi_objective_aggregation == ",
-            "advantages = torch.nan_to_num(",
-        )
-    )
 
 
 class _WithoutLogging(ast.NodeTransformer):

@@ -41,7 +41,7 @@ from balcap_jax.config.commands import (
 from balcap_jax.config.conversion import shown
 from balcap_jax.config.judge import JudgeCheckConfig
 from balcap_jax.config.names import did_you_mean
-from balcap_jax.config.sections import RewardConfig
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.errors import UserError
 from balcap_jax.parallel.control import exit_alone
 from balcap_jax.storage.local import CACHE
@@ -317,7 +317,7 @@ _COMMANDS = {
     "export": _Command("the policy of a run as a Hugging Face folder", _export),
     "check": _Command("a policy on this machine beside transformers", _check),
     "assemble": _Command("a LLaVA from a vision tower and a language model", _assemble),
-    "data": _Command("a check of data; reference units and new references by a model", data),
+    "data": _Command("a check of data; units, new references and questions by a model", data),
     "scenes": _Command("generated scenes as image files", _scenes),
 }
 

@@ -28,8 +28,10 @@ from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.images import BadImageError, ImageLike, Part, Pixels, image_key, open_image
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.data.sources import detect, open_rows
+from balcap_jax.data.tar_files import is_tars
 from balcap_jax.errors import UserError
 from balcap_jax.runs.progress import training_progress
+from balcap_jax.storage.local import fetched
 from balcap_jax.storage.paths import as_path, is_remote
 
 _LONG = 256  # words of a caption from which on it is told; policies are seldom given more tokens
@@ -69,7 +71,9 @@ def check_data(config: CheckConfig) -> Found:
     supervised = config.task == "sft"
     read = partial(_read, data, problems=problems, conversations=supervised)
     train = read(config.file, split=data.split)
-    kind = data.format if data.format != "auto" else detect(Path(config.file))
+    kind = data.format
+    if kind == "auto":
+        kind = "webdataset" if is_tars(config.file) else detect(fetched(config.file))
     facts |= (conversation_facts if supervised else caption_facts)(train, kind=kind)
     (_compare_answers if supervised else _compare)(train, problems)
     _find_copies(train, problems)
@@ -126,7 +130,7 @@ def _read(
     held_out: bool = False,
 ) -> list[Checked]:
     try:
-        rows = open_rows(data, Path(path), split=split, conversations=conversations)
+        rows = open_rows(data, as_path(path), split=split, conversations=conversations)
     except UserError as error:
         if " twice" not in str(error) and " two " not in str(error):
             raise

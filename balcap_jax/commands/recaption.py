@@ -4,35 +4,31 @@ Both write one row per image as the answers come and go on where they were stopp
 file is not asked for again.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from itertools import islice
-from pathlib import Path, PurePath
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 from balcap_jax.commands.appended import appended
+from balcap_jax.commands.asked_rows import (
+    ask_all,
+    complain,
+    good_rows,
+    opened,
+    values_of,
+    whole_rows,
+)
 from balcap_jax.config.judge import RecaptionConfig, UnitsConfig
-from balcap_jax.config.sections import DataConfig
 from balcap_jax.data.examples import Example
-from balcap_jax.data.images import ImageLike
-from balcap_jax.data.photos import Photos
-from balcap_jax.data.rows import CAPTIONS, BadRowError, Row
-from balcap_jax.data.sources import open_rows
+from balcap_jax.data.rows import Row
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.llm.questions import VERSION
 from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
-from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json
-from balcap_jax.runs.progress import training_progress
-from balcap_jax.storage.paths import is_remote
+from balcap_jax.runs.folder import disk_errors, to_json
+from balcap_jax.storage.paths import as_path
 
-T = TypeVar("T")
-
-# Fields of a row that are written from what was read of it.
-_OWN = ("image", "prompt", "id", "boxes", "units", "original", "rewritten_by")
 _TOLD = ("original", "rewritten_by")  # of a written row: where its caption comes from
-_CHUNKS = 4  # calls in a chunk, times the calls under way at once: few wait at its end
 
 
 def make_units(config: UnitsConfig) -> Path:
@@ -45,7 +41,7 @@ def make_units(config: UnitsConfig) -> Path:
       UserError: the data cannot be read, the judge lacks a setting, another process is at it, or
         some units could not be made (the others are kept).
     """
-    source = _opened(Path(config.data), max_bad_images=config.max_bad_images)
+    source = opened(as_path(config.data), max_bad_images=config.max_bad_images)
     path = units_path(config.data)
     with closing(LLMJudge(config.judge)) as judge, appended(path, what="data file"):
         stored = StoredUnits(path)
@@ -60,9 +56,9 @@ def make_units(config: UnitsConfig) -> Path:
             stored.add(example, units, model=config.judge.model)
 
         # By row: the images are not needed to see what is there.
-        missing = [i for i, row in _rows(source) if not stored.has(row.id, row.reference)]
-        lost = _ask_all(source, missing, judge.units_of, add, config=config)
-        _complain(lost, len(source), what="reference units", reasons=judge.last_failures)
+        missing = [i for i, row in good_rows(source) if not stored.has(row.id, row.reference)]
+        lost = ask_all(source, missing, judge.units_of, add, at_once=config.judge.concurrency)
+        complain(lost, len(source), what="reference units", reasons=judge.last_failures)
     return path
 
 
@@ -77,11 +73,11 @@ def recaption(config: RecaptionConfig) -> Path:
     """
     if config.out.resolve() == config.data.resolve():
         raise UserError(f"out={config.out} is the data file itself; give another OUT.")
-    source = _opened(config.data, max_bad_images=config.max_bad_images)
-    places = {row.id: index for index, row in _rows(source)}
+    source = opened(config.data, max_bad_images=config.max_bad_images)
+    places = {row.id: index for index, row in good_rows(source)}
     with closing(LLMJudge(config.judge)) as judge, appended(config.out, what="OUT") as file:
-        done = _whole_rows(config.out, file)
-        _check_same(config, done, (row for _, row in _rows(source)))
+        done = whole_rows(config.out, file, what="rewritten captions", needs="original", keep=_TOLD)
+        _check_same(config, done, (row for _, row in good_rows(source)))
 
         def add(example: Example, caption: str) -> None:
             row = _recaptioned(source.row(places[example.id]), caption, folder=config.out.parent)
@@ -91,98 +87,15 @@ def recaption(config: RecaptionConfig) -> Path:
                 file.flush()
 
         missing = [index for id_, index in places.items() if id_ not in done]
-        lost = _ask_all(source, missing, judge.captions_of, add, config=config)
-        _complain(lost, len(source), what="new captions", reasons=judge.last_failures)
+        lost = ask_all(source, missing, judge.captions_of, add, at_once=config.judge.concurrency)
+        complain(lost, len(source), what="new captions", reasons=judge.last_failures)
     return config.out
-
-
-def _opened(path: Path, *, max_bad_images: int) -> Photos:
-    rows = open_rows(DataConfig(path=str(path)), path, split="train")
-    return Photos(rows, name=str(path), max_bad_images=max_bad_images)
-
-
-def _rows(source: Photos) -> Iterator[tuple[int, Row]]:
-    """(index, row) of all rows; those that are none are counted when they are asked for."""
-    for index in range(len(source)):
-        with suppress(BadRowError):
-            yield index, source.row(index)
 
 
 def _recaptioned(row: Row, caption: str, *, folder: Path) -> dict[str, Any]:
     """`row` as a row of a file in `folder`, with another caption in place of its reference."""
-    others = [text for text in row.references if text != row.reference]
-    kept = {name: value for name, value in row.columns.items() if name not in CAPTIONS}
-    boxes = [{"label": label, "box": sides} for label, *sides in row.boxes]
-    return {
-        "image": _shown(row.image, folder=folder),
-        "caption": caption,
-        "id": row.id,
-        "prompt": list(row.messages) or row.prompt,
-        **({"references": others} if others else {}),
-        **({"boxes": boxes} if boxes else {}),
-        **({"units": row.units} if row.units else {}),
-        **{name: value for name, value in kept.items() if name not in _OWN},
-        "original": row.reference,
-    }
-
-
-def _shown(image: ImageLike, *, folder: Path) -> str:
-    """The path of an image as a row in `folder` names it; links stay links.
-
-    Raises:
-      UserError: the image is in no file of its own.
-    """
-    if not isinstance(image, str | PurePath):
-        raise UserError(
-            "The images of these data are in no files of their own, and rows of new captions name "
-            "files; write them to a folder with a .jsonl file first."
-        )
-    if is_remote(image):
-        return str(image)
-    path, start = Path(os.path.abspath(image)), Path(os.path.abspath(folder))
-    return str(path.relative_to(start) if path.is_relative_to(start) else path)
-
-
-def _ask_all(
-    source: Photos,
-    missing: Sequence[int],
-    ask: Callable[[Sequence[Example]], Sequence[T | None]],
-    add: Callable[[Example, T], None],
-    *,
-    config: UnitsConfig | RecaptionConfig,
-) -> int:
-    """Asks for the missing examples chunk by chunk and adds what comes; how many did not.
-
-    Examples whose image or row is bad are left out, and counted by `source`.
-    """
-    lost = seen = 0
-    with training_progress("images", len(missing)) as advance:
-        for part in _chunks(missing, _CHUNKS * config.judge.concurrency):
-            examples = [example for i in part if (example := source.exactly(i)) is not None]
-            for example, answer in zip(examples, ask(examples), strict=True):
-                if answer is None:
-                    lost += 1
-                else:
-                    add(example, answer)
-            seen += len(part)
-            advance(seen, f"{lost} without an answer" if lost else "")
-            if lost == seen:  # nobody is there
-                return len(missing)
-    return lost
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
-
-
-def _complain(lost: int, count: int, *, what: str, reasons: str) -> None:
-    if lost:
-        raise UserError(
-            f"{lost} of {count} images have no {what} ({reasons}); what was made is kept: fix "
-            "the judge.* settings or the server, and run the same command again."
-        )
+    values = values_of(row, caption=caption, folder=folder, without=_TOLD)
+    return {**values, "original": row.reference}
 
 
 def _writer(config: RecaptionConfig) -> str:
@@ -207,25 +120,3 @@ def _check_same(
                 f"{config.out} holds a caption of the id {row.id!r} that was written from another "
                 f"one than {config.data} has now; give another OUT, or remove that row."
             )
-
-
-def _whole_rows(path: Path, file: BinaryIO) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier start by their ids; a torn last one is cut off."""
-    lines: dict[str, int] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(read_jsonl(path), start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "original" not in row:
-            raise UserError(f"{path} is not a file of rewritten captions; give another OUT.")
-        if (first := lines.setdefault(row["id"], number)) != number:
-            raise UserError(
-                f"{path} has the id {row['id']!r} twice, in the lines {first} and {number}; remove "
-                "one of them or give another OUT."
-            )
-        found[row["id"]] = {name: row[name] for name in _TOLD if name in row}
-    file.seek(0)
-    end = 0
-    while (line := file.readline()).endswith(b"\n"):
-        end += len(line)
-    with disk_errors(path):
-        file.truncate(end)
-    return found

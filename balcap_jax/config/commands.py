@@ -10,6 +10,7 @@ from typing import Any, Literal
 from balcap_jax.config.base import Settings
 from balcap_jax.config.judge import AuditConfig, JudgeConfig
 from balcap_jax.config.names import did_you_mean
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.config.sections import (
     MOST_CAPTIONS,
     MOST_IMAGES,
@@ -22,7 +23,6 @@ from balcap_jax.config.sections import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
-    RewardConfig,
     RLConfig,
     RolloutConfig,
     check_pixels,

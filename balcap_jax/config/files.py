@@ -61,8 +61,11 @@ RESUMABLE = frozenset(
     }
 )
 
-RESUMABLE |= {name.replace("judge.", "audit.") for name in RESUMABLE if name.startswith("judge.")}
+_OF_JUDGES = {name for name in RESUMABLE if name.startswith("judge.")}
+RESUMABLE |= {name.replace("judge.", "audit.") for name in _OF_JUDGES}
+RESUMABLE |= {f"reward.{name}" for name in _OF_JUDGES}
 
+RIVALS = "rivals"  # the folder of presets of other methods, among the configs
 _ALIKE = 0.4  # of names of config files, which share long words
 
 
@@ -97,27 +100,34 @@ def find_config(path: Path) -> Path:
     Raises:
       UserError: `path` is a bare name, and there is no file of that name.
     """
-    if path.exists() or path.suffix or len(path.parts) != 1:
+    wanted = path.as_posix()
+    if path.exists() or path.suffix or not (len(path.parts) == 1 or path.parts[0] == RIVALS):
         return path
     known = shipped_configs()
-    if path.name not in known:
-        near = [name for name in known if path.name in name]
-        near = near or difflib.get_close_matches(path.name, known, n=3, cutoff=_ALIKE)
+    if wanted not in known:
+        near = [name for name in known if wanted in name]
+        near = near or difflib.get_close_matches(wanted, known, n=3, cutoff=_ALIKE)
         remedy = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
         raise UserError(
-            f"There is no config {path.name!r}, neither as a file nor in the package; {remedy}"
+            f"There is no config {wanted!r}, neither as a file nor in the package; {remedy}"
         )
-    return known[path.name]
+    return known[wanted]
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The TOML files that come with the package, by their names without .toml."""
+    """The TOML files that come with the package, by their names without .toml; presets of other
+    methods as rivals/NAME.
+    """
     package = Path(__file__).parents[1]
     # A wheel has them inside the package; in a checkout they lie beside it.
     folder = next(
         (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None
     )
-    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    if folder is None:
+        return {}
+    own = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    rivals = sorted((folder / RIVALS).glob("*.toml"))
+    return own | {f"{RIVALS}/{path.stem}": path for path in rivals}
 
 
 RunConfig = TypeVar("RunConfig", TrainConfig, SFTConfig)

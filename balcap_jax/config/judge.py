@@ -191,7 +191,8 @@ class JudgeCheckConfig(Settings):
         )
 
 
-def _require_endpoint(judge: JudgeConfig) -> None:
+def require_endpoint(judge: JudgeConfig) -> None:
+    """Refuses a judge that cannot write for a command that needs texts."""
     judge._require(  # noqa: SLF001
         judge.kind == "llm", "kind", "writes no texts", "leave --judge.kind out."
     )
@@ -207,7 +208,7 @@ class UnitsConfig(Settings):
 
     def check(self) -> None:
         self._at_least(0, "max_bad_images")
-        _require_endpoint(self.judge)
+        require_endpoint(self.judge)
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class RecaptionConfig(Settings):
 
     def check(self) -> None:
         self._at_least(0, "max_bad_images")
-        _require_endpoint(self.judge)
+        require_endpoint(self.judge)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from balcap_jax.config.sections import MEMORY, DataConfig
 from balcap_jax.data.caption_files import CaptionRows
+from balcap_jax.data.claimdiff_files import ClaimDiffRows
 from balcap_jax.data.coco_files import CocoRows
 from balcap_jax.data.examples import Source
 from balcap_jax.data.images import Pixels
@@ -28,6 +29,7 @@ SCENES = "scenes"
 # Scenes are drawn when asked for, so the split can be as large as any run is long.
 _ENDLESS = 10**9
 _log = logging.getLogger(__name__)
+_PARQUET = b"PAR1"  # how every such file begins
 # How the annotation files of COCO begin.
 _COCO = re.compile(rb'\{\s*"(info|images|annotations|licenses|categories)"\s*:')
 
@@ -110,9 +112,6 @@ def _in_memory(data: DataConfig, rows: Any, *, name: str, conversations: bool) -
 
 
 def _open(data: DataConfig, path: str, *, split: str, conversations: bool) -> Photos:
-    if data.format == "webdataset" or (data.format == "auto" and is_tars(path)):
-        _check_settings(data, "webdataset")
-        return _photos(data, TarRows(path), name=path)
     rows = open_rows(data, as_path(path), split=split, conversations=conversations)
     return _photos(data, rows, name=path)
 
@@ -134,6 +133,9 @@ def open_rows(
     Raises:
       UserError: it is missing or of another kind, or a setting does not belong to its kind.
     """
+    if data.format == "webdataset" or (data.format == "auto" and is_tars(str(path))):
+        _check_settings(data, "webdataset")
+        return TarRows(str(path))
     images = as_path(data.images) if data.images else None
     if images is not None and not images.is_dir():
         raise UserError(
@@ -163,11 +165,13 @@ def open_rows(
         return CocoRows(path, images=images, boxes=boxes)
     if kind == "llava":
         return LlavaRows(path, images=images, conversations=conversations)
+    if kind == "claimdiff":
+        return ClaimDiffRows(path, images=images)
     return CaptionRows(path, images=images, conversations=conversations)
 
 
 def detect(path: Path) -> str:
-    """The kind of data at `path`: "tfds", "llava", "coco" or "jsonl".
+    """The kind of data at `path`: "tfds", "llava", "coco", "claimdiff" or "jsonl".
 
     Raises:
       UserError: it is missing, or a folder without a data set of TFDS.
@@ -180,6 +184,8 @@ def detect(path: Path) -> str:
             )
         return "tfds"
     begin = head(path)
+    if begin.startswith(_PARQUET):
+        return "claimdiff"
     if begin.startswith(b"["):
         return "llava"
     if _COCO.match(begin) and not _is_row(begin.split(b"\n", 1)[0]):
@@ -215,7 +221,7 @@ def _is_conversation(line: bytes) -> bool:
 def _check_settings(data: DataConfig, kind: str) -> None:
     """Refuses settings that data of this kind would not read."""
     readers = {
-        "images": ("jsonl", "llava", "coco"),
+        "images": ("jsonl", "llava", "coco", "claimdiff"),
         "boxes": ("coco",),
         "split": ("tfds",),
         "heldout_split": ("tfds",),

@@ -9,7 +9,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,12 +18,10 @@ from balcap_jax.data.images import BadImageError, Pixels, open_image
 from balcap_jax.errors import UserError
 from balcap_jax.evaluation.prompts import Prompts
 from balcap_jax.rewards.llm.accounting import Ledger, listing
-from balcap_jax.rewards.llm.answer_text import BadAnswer
-from balcap_jax.rewards.llm.cache import Cache, key_of
-from balcap_jax.rewards.llm.client import CallFailed, Client
+from balcap_jax.rewards.llm.cached import CachedClient
+from balcap_jax.rewards.llm.client import CallFailed
 from balcap_jax.rewards.llm.images import SentImage, make_ready
 from balcap_jax.rewards.llm.loop_thread import LoopThread
-from balcap_jax.rewards.llm.questions import Part
 from balcap_jax.rewards.llm.request_form import Sampling
 from balcap_jax.runs.progress import training_progress
 
@@ -72,11 +69,9 @@ class Asker:
         self._ledger = Ledger(
             prompt_price=judge.prompt_price, completion_price=judge.completion_price
         )
-        self._client = Client(judge, self._ledger)
-        self._cache = Cache(judge.cache)
+        self._client = CachedClient(judge, self._ledger, topic=benchmark, version=prompts.version)
         self._loop = LoopThread()
         self._images: dict[Path, asyncio.Future[SentImage]] = {}
-        self._under_way: dict[str, asyncio.Future] = {}
         self._stop: UserError | None = None
         self._ended: Counter[bool] = Counter()  # items by whether they have an answer
         self._in_a_row = 0
@@ -106,7 +101,7 @@ class Asker:
     def close(self) -> None:
         """Closes connections and cache; twice is fine."""
         self._loop.close(self._client.close)
-        self._cache.close()
+        self._client.cache.close()
 
     # ---- one question
 
@@ -130,62 +125,8 @@ class Asker:
         Raises:
           CallFailed: there is none.
         """
-        system, user = map(_sendable, texts)
         sent = None if image is None else await self._image(image)
-        key = key_of(
-            model=self.judge.model,
-            version=self.prompts.version,
-            part=f"{self._benchmark}/{part}",
-            image=sent.digest if sent else None,
-            side=self.judge.image_side if sent else None,
-            text=[system, user],
-            sampling=sampling._asdict(),
-        )
-        stored = self._cache.get(key)
-        if stored is not None:
-            with suppress(BadAnswer):
-                found = check(stored)
-                self._ledger.cache_hit()
-                return found
-        if self.judge.replay:
-            raise CallFailed("missing")
-        if key not in self._under_way:
-            messages = _messages(system, user, sent)
-            self._under_way[key] = asyncio.ensure_future(
-                self._buy(key, part, messages, check, sampling, sent, replace=stored is not None)
-            )
-        try:
-            return await asyncio.shield(self._under_way[key])
-        finally:
-            if (call := self._under_way.get(key)) is not None and call.done():
-                del self._under_way[key]
-
-    async def _buy(
-        self,
-        key: str,
-        part: str,
-        messages: list[dict[str, Any]],
-        check: Callable[[str], T],
-        sampling: Sampling,
-        sent: SentImage | None,
-        *,
-        replace: bool,
-    ) -> T:
-        question = Part(f"{self._benchmark}_{part}", "", {}, frozenset())
-        found, reply = await self._client.ask(
-            question, messages, check, pixels=sent.pixels if sent else 0, sampling=sampling
-        )
-        self._cache.put(
-            key,
-            reply.text,
-            part=question.name,
-            model=self.judge.model,
-            version=self.prompts.version,
-            prompt_tokens=reply.tokens[0],
-            completion_tokens=reply.tokens[1],
-            replace=replace,
-        )
-        return found
+        return await self._client.ask(part, texts, check, sampling=sampling, image=sent)
 
     async def _image(self, path: Path) -> SentImage:
         """The image, made ready beside the loop; once while several questions wait for it."""
@@ -222,11 +163,10 @@ class Asker:
         try:
             await self._loop.wait(tasks, timeout=_FOREVER)
         finally:
-            for task in (*tasks, *self._under_way.values()):
+            for task in tasks:
                 task.cancel()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.gather(*self._under_way.values(), return_exceptions=True)
-            self._under_way.clear()
+            await self._client.cancel()
         for end in ends:
             if isinstance(end, BaseException) and not isinstance(end, asyncio.CancelledError):
                 raise end
@@ -309,16 +249,3 @@ def _made_ready(path: Path, side: int) -> SentImage:
         raise UserError(
             f"The image {path} cannot be shown to the judge ({error}); give a readable image file."
         ) from None
-
-
-def _messages(system: str, user: str, image: SentImage | None) -> list[dict[str, Any]]:
-    content: Any = user
-    if image is not None:
-        shown = {"type": "image_url", "image_url": {"url": image.url, "detail": "high"}}
-        content = [shown, {"type": "text", "text": user}]
-    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
-
-
-def _sendable(text: str) -> str:
-    """Half of a character cannot be sent."""
-    return text.encode("utf-8", "replace").decode("utf-8")

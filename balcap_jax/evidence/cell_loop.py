@@ -1,4 +1,4 @@
-"""One cell of the evidence: a run of `balcap train` of which only numbers are left.
+"""One cell of the evidence: a run of `balcap train` of which numbers are left, and few captions.
 
 Held-out images are captioned twice by one program, drawn as in training and by the likeliest
 tokens; no pictures, no samples, no policy.
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import optax
 
+from balcap_jax.evidence.claims import MOST_CAPTIONS
 from balcap_jax.evidence.files import RESULT, read_json
 from balcap_jax.evidence.measures import measures_of
 from balcap_jax.reporting.row_files import read_metrics
@@ -89,6 +90,11 @@ class CellLoop(TrainingLoop):
             scores = summary_of(rows, names=reward_names(self.judge)) | measures_of(rows)
             prefix = "" if decoding == "sampled" else f"{decoding}/"
             found |= {f"{prefix}{name}": value for name, value in scores.items()}
+        # In the summary, so that a cell that is killed now has them when it goes on.
+        self.summary["captions"] = [
+            {name: row[name] for name in ("id", "reference", "caption")}
+            for row in rows[:MOST_CAPTIONS]
+        ]
         return found
 
 
@@ -113,6 +119,7 @@ def write_cell(loop: CellLoop, *, beside: Mapping[str, Any]) -> None:
         {
             **beside,
             "scores": {when: loop.summary[when] for when in ("before", "after")},
+            "captions": loop.summary["captions"],  # of likeliest tokens
             "series": series_of(rows),
             "steps": loop.step,
             "seconds": loop.seconds + time.perf_counter() - loop.started,

@@ -26,6 +26,11 @@ _DEFAULTS: dict[str, Any] = {
 _GIVEN = ("name", "out", "seed")  # by the runner
 # Of paths, what the package has itself; "" would be the working directory.
 _NO_FILES = ("", "scenes", "memory", "base")
+# Of rewards, what does not change those of held-out captions.
+_OF_TRAINING = (
+    "names", "functions", "weights", "length_control", "tau_l", "tau_u", "mask_mode",
+    "linear_coefficient", "length_unit", "pointability",
+)  # fmt: skip
 _PIECES = 128  # MB of a larger file that are read for its digest
 _SHOWN = 16  # hexadecimal digits of a digest
 
@@ -60,13 +65,16 @@ class Cell(NamedTuple):
         config = self.config
         rooms = {name: to_dict(getattr(config, name)) for name in
                  ("model", "data", "judge", "evaluation", "mesh")}  # fmt: skip
+        if config.reward.rivals:  # which held-out captions have, too
+            rooms["rivals"] = _without(to_dict(config.reward), *_OF_TRAINING)
         tokens = config.rollout.max_new_tokens
         return _digest(["start", rooms, config.seed, tokens, self._contents(), code])
 
     def _contents(self) -> list[str]:
         """Of the files that its settings name: another file under the same name is another cell."""
         data, model = self.config.data, self.config.model
-        named = (data.path, data.heldout_path, data.boxes, model.path, model.lora.start)
+        named = (data.path, data.heldout_path, data.boxes, model.path, model.lora.start,
+                 *self.config.reward.files.values())  # fmt: skip
         return ["" if name in _NO_FILES else content_of(Path(name)) for name in named]
 
 

@@ -22,6 +22,12 @@ expected = {b_capscore = "higher"}   # of one beside other: higher, lower or equ
 title = "length"
 cells = ["gdpo", "grpo"]
 series = ["rho/mean"]
+
+[[scatters]]                # held-out numbers of all cells beside each other, size by a third
+title = "recall and language"
+x = "recall"
+y = "linguistic"
+size = "words"
 """
 
 import tomllib
@@ -47,10 +53,14 @@ _FIELDS = (
     "cells",
     "comparisons",
     "curves",
+    "scatters",
+    "captions",
 )
 _OF_COMPARISON = ("title", "one", "other", "expected")
 _OF_CURVES = ("title", "cells", "series")
+_OF_SCATTER = ("title", "x", "y", "size")
 _OF_CELL = ("kind", "seeds")
+MOST_CAPTIONS = 8  # images whose captions a result keeps
 
 
 class Comparison(NamedTuple):
@@ -80,6 +90,19 @@ class Curves(NamedTuple):
     series: tuple[str, ...]
 
 
+class Scatter(NamedTuple):
+    """Measures of all cells, a dot per seed.
+
+    Attributes:
+      x, y, size: of `MARGINS`.
+    """
+
+    title: str
+    x: str
+    y: str
+    size: str
+
+
 class Setting(NamedTuple):
     """What the cells of all seeds of one name have in common.
 
@@ -101,6 +124,7 @@ class Claim(NamedTuple):
 
     Attributes:
       required: its cells come before those of claims that are not.
+      captions: of how many held-out images the captions of all settings are shown side by side.
     """
 
     number: int
@@ -112,6 +136,8 @@ class Claim(NamedTuple):
     settings: dict[str, Setting]
     comparisons: tuple[Comparison, ...]
     curves: tuple[Curves, ...]
+    scatters: tuple[Scatter, ...]
+    captions: int
 
     def cell(self, name: str, seed: int) -> Cell:
         """The cell of one of its settings and a seed.
@@ -200,6 +226,8 @@ def read_claim(path: Path) -> Claim:
         settings,
         tuple(_comparison(path, row, settings) for row in values.get("comparisons", [])),
         tuple(_curves(path, row, settings) for row in values.get("curves", [])),
+        tuple(_scatter(path, row) for row in values.get("scatters", [])),
+        _captions(path, values.get("captions", 0)),
     )
     for name in settings:  # a mistake in the last cell must not wait for its turn
         claim.cell(name, 0)
@@ -236,11 +264,7 @@ def _comparison(path: Path, row: Any, settings: Mapping[str, Setting]) -> Compar
     _check_fields(row, _OF_COMPARISON, where=where, all_of_them=True)
     _check_cells((row["one"], row["other"]), settings, where=where)
     for measure, expected in row["expected"].items():
-        if measure not in MARGINS:
-            raise UserError(
-                f"{where} names the measure {measure!r}, known are "
-                f"{', '.join(MARGINS)}{did_you_mean(measure, MARGINS)}"
-            )
+        _check_measure(measure, where=where)
         if expected not in EXPECTATIONS:
             raise UserError(
                 f"{where} expects {measure} to be {expected!r}, which must be one of "
@@ -254,6 +278,31 @@ def _curves(path: Path, row: Any, settings: Mapping[str, Setting]) -> Curves:
     _check_fields(row, _OF_CURVES, where=where, all_of_them=True)
     _check_cells(row["cells"], settings, where=where)
     return Curves(row["title"], tuple(row["cells"]), tuple(row["series"]))
+
+
+def _scatter(path: Path, row: Any) -> Scatter:
+    where = f"{path}, a scatter"
+    _check_fields(row, _OF_SCATTER, where=where, all_of_them=True)
+    for axis in ("x", "y", "size"):
+        _check_measure(row[axis], where=where)
+    return Scatter(**row)
+
+
+def _captions(path: Path, count: Any) -> int:
+    if not isinstance(count, int) or not 0 <= count <= MOST_CAPTIONS:
+        raise UserError(
+            f"{path} has captions={count!r}, which must be a number from 0 to {MOST_CAPTIONS}; "
+            "change it."
+        )
+    return count
+
+
+def _check_measure(measure: Any, *, where: str) -> None:
+    if measure not in MARGINS:
+        raise UserError(
+            f"{where} names the measure {measure!r}, known are "
+            f"{', '.join(MARGINS)}{did_you_mean(str(measure), MARGINS)}"
+        )
 
 
 def _check_cells(names: Sequence[Any], settings: Mapping[str, Setting], *, where: str) -> None:

@@ -11,6 +11,7 @@ MARGINS = {
     "precision": 1.0,
     "recall": 1.0,
     "linguistic": 1.0,
+    "qa_utility": 0.02,
     "words": 2.0,
     "rho": 0.05,
     "commentary": 1.0,
@@ -21,6 +22,7 @@ MARGINS = {
 }
 LABELS = {
     "b_capscore": "b-CapScore",
+    "qa_utility": "questions answered, share",
     "commentary": "commentary, % of statements",
     "invented": "false statements a caption",
     "assertions": "statements a caption",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from balcap_jax.evidence.claims import Curves
+from balcap_jax.evidence.claims import Curves, Scatter
 from balcap_jax.evidence.compare import student_interval
 from balcap_jax.evidence.measures import MARGINS, label_of
 from balcap_jax.evidence.results import WINDOW, Found
@@ -87,6 +87,35 @@ def draw_curves(curves: Curves, found: Mapping[str, Found], path: Path) -> None:
             panel.set_title(name)
             panel.set_xlabel("step")
         panels[0].legend()
+
+
+def draw_scatter(scatter: Scatter, found: Mapping[str, Found], path: Path) -> None:
+    """Drawn captions: a dot per seed and a ring at their mean, larger where `size` is larger."""
+    sizes = [v for cells in found.values() for v in cells.after(scatter.size, "sampled").values()]
+    largest = np.nanmax([*sizes, 0.0])
+    if not largest > 0:
+        largest = 1.0
+    with _figure(path, (6.4, 4.2), 1, 1) as (panel,):
+        colors = _COLORS * (1 + len(found) // len(_COLORS))
+        for color, (name, cells) in zip(colors, found.items(), strict=False):
+            x, y, size = (
+                np.array(list(cells.after(measure, "sampled").values()))
+                for measure in (scatter.x, scatter.y, scatter.size)
+            )
+            if not x.size:
+                continue
+            area = 240 * (size / largest) ** 2
+            panel.scatter(x, y, s=area, color=color, alpha=0.35, linewidths=0)
+            panel.scatter(x.mean(), y.mean(), s=area.mean(), facecolors="none", edgecolors=color)
+            panel.annotate(name, (x.mean(), y.mean()), textcoords="offset points", xytext=(6, 6))
+        panel.margins(0.15)  # for the names
+        panel.set_title(scatter.title)
+        panel.set_xlabel(label_of(scatter.x))
+        panel.set_ylabel(label_of(scatter.y))
+        panel.text(
+            0.99, 0.02, f"size: {label_of(scatter.size)}, the largest {largest:.3g}",
+            transform=panel.transAxes, ha="right", color=GREY,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 from balcap_jax.evidence.claims import Claim, Comparison, Curves
 from balcap_jax.evidence.compare import RULE, Difference, difference, student_interval, verdict
 from balcap_jax.evidence.measures import MARGINS, label_of
-from balcap_jax.evidence.plots import draw_curves, draw_differences
+from balcap_jax.evidence.plots import draw_curves, draw_differences, draw_scatter
 from balcap_jax.evidence.results import DECODINGS, WINDOW, Found, facts_of, read_folder
 from balcap_jax.runs.folder import write_text_atomic
 
@@ -21,6 +21,8 @@ _MEANS = (
     "b_capscore", "precision", "recall", "linguistic", "words", "rho", "commentary", "invented",
     "rho_low", "rho_high",
 )  # fmt: skip
+_SOME_HAVE = ("qa_utility",)  # columns where a cell has them
+_DIGITS = {"rho": 2, "qa_utility": 3}
 
 
 class Compared(NamedTuple):
@@ -62,7 +64,13 @@ def report(out: Path, claims: Sequence[Claim], *, docs: Path, seeds: int) -> lis
                 made.append(picture)
                 lines += ["", f"![{curves.title}](evidence/{picture.name})"]
             lines += _overlaps(curves, of_claim)
-        lines.append("")
+        for number, scatter in enumerate(claim.scatters):
+            if any(_known(cells, scatter.x) for cells in of_claim.values()):
+                picture = pictures / f"{claim.name}_scatter_{number}.svg"
+                draw_scatter(scatter, of_claim, picture)
+                made.append(picture)
+                lines += ["", f"![{scatter.title}](evidence/{picture.name})"]
+        lines += ["", *_side_by_side(claim, of_claim)]
     old = page.read_text("utf-8") if page.exists() else "# Evidence\n\n" + BEGIN + END + "\n"
     write_text_atomic(page, between_marks(old, "\n".join(lines)))
     return [page, *made]
@@ -151,18 +159,45 @@ def _means(found: Mapping[str, Found]) -> list[str]:
     """Means over seeds, drawn captions and in brackets the likeliest ones; the start among them."""
     rows = []
     whole = {name: cells for name, cells in found.items() if cells.results}
+    some = [m for m in _SOME_HAVE if any(_known(cells, m) for cells in whole.values())]
+    measures = (*_MEANS, *some)
     for name, cells in whole.items():
-        rows.append([name, str(len(cells.results)), *(_both(cells.after, m) for m in _MEANS)])
+        rows.append([name, str(len(cells.results)), *(_both(cells.after, m) for m in measures)])
     if whole:
         most = max(whole.values(), key=lambda cells: len(cells.results))
         start = ["before training", str(len(most.results))]
-        rows.insert(0, [*start, *(_both(most.before, m) for m in _MEANS)])
-    return _table(["setting", "seeds", *map(label_of, _MEANS)], rows)
+        rows.insert(0, [*start, *(_both(most.before, m) for m in measures)])
+    return _table(["setting", "seeds", *map(label_of, measures)], rows)
+
+
+def _known(cells: Found, measure: str) -> bool:
+    """Whether held-out captions of these cells have a measure."""
+    return not all(np.isnan(value) for value in cells.after(measure, DECODINGS[0]).values())
+
+
+def _side_by_side(claim: Claim, found: Mapping[str, Found]) -> list[str]:
+    """Captions of the same held-out images by all settings, by the likeliest tokens."""
+    seeds = [set(cells.results) for cells in found.values() if cells.results]
+    common = set.intersection(*seeds) if seeds else set()
+    if not claim.captions or not common:
+        return []
+    shown = {
+        name: cells.results[min(common)]["captions"]
+        for name, cells in found.items()
+        if cells.results
+    }
+    lines = [f"Captions of seed {min(common)}, written by the likeliest tokens:", ""]
+    first = next(iter(shown.values()))
+    for place in range(min(claim.captions, len(first))):
+        rows = [["reference", first[place]["reference"]]]
+        rows += [[name, captions[place]["caption"]] for name, captions in shown.items()]
+        lines += [*_table([f"{first[place]['id']}", "caption"], rows), ""]
+    return lines
 
 
 def _both(numbers, measure: str) -> str:
     drawn, likeliest = (_mean(numbers(measure, decoding)) for decoding in DECODINGS)
-    digits = 2 if measure == "rho" else 1
+    digits = _DIGITS.get(measure, 1)
     return f"{_plain(drawn, digits)} ({_plain(likeliest, digits)})"
 
 

@@ -209,6 +209,7 @@ def _check(config: TrainConfig) -> None:
         ("rl.kl_coef", config.rl.kl_coef, 0.0),
         ("rl.loss_normaliser", config.rl.loss_normaliser, "dapo"),
         ("optim.schedule", config.optim.schedule, "constant"),
+        ("reward.rivals", config.reward.rivals, ()),
         ("reward.functions", config.reward.functions, ()),
         ("reward.length_unit", config.reward.length_unit, "words"),
         ("model.lora.on", config.model.lora.on, False),

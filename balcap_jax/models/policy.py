@@ -12,7 +12,7 @@ v vocabulary; r rows and n places of packed tokens, see `packing`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar
 
 import jax
@@ -125,19 +125,7 @@ class VisionLanguagePolicy(ABC):
     @cached_property
     def definitions(self) -> dict[str, Definition]:
         """The modules by their path in `params`."""
-        text = self.config.text
-        definitions = {
-            **self.vision_definitions,
-            "language_model.layers": Definition(
-                lambda rngs: DecoderLayer(text, **self.module_options, rngs=rngs)
-            ),
-            "language_model.norm": Definition(
-                lambda _: RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
-            ),
-        }
-        for definition in definitions.values():
-            definition.lora = self.lora
-        return definitions
+        return _definitions_of(self)
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -488,6 +476,23 @@ class VisionLanguagePolicy(ABC):
 
     def _text_angles(self, positions: Int[AnyArray, "*b t"]) -> Float[Array, "*b t half"]:
         return text_angles(positions, frequencies=self._frequencies)
+
+
+@lru_cache(maxsize=8)  # flax takes a tenth of a second to describe them; equal policies share them
+def _definitions_of(policy: VisionLanguagePolicy) -> dict[str, Definition]:
+    text = policy.config.text
+    definitions = {
+        **policy.vision_definitions,
+        "language_model.layers": Definition(
+            lambda rngs: DecoderLayer(text, **policy.module_options, rngs=rngs)
+        ),
+        "language_model.norm": Definition(
+            lambda _: RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
+        ),
+    }
+    for definition in definitions.values():
+        definition.lora = policy.lora
+    return definitions
 
 
 @partial(jax.jit, static_argnames="policy")

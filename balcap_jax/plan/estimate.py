@@ -19,7 +19,8 @@ class Memory(NamedTuple):
       activations: what the backward pass finds kept of the layers; part of XLA's temporaries.
       temporary: the rest of them, with the program itself and results that are no inputs.
       inputs: the batch.
-      judge: the parameters of a judge on the same devices, which stay as well.
+      reference: the parameters of a reference policy of its own, which stay as well.
+      judge: those of a judge on the same devices.
     """
 
     parameters: float
@@ -27,6 +28,7 @@ class Memory(NamedTuple):
     activations: float
     temporary: float
     inputs: float
+    reference: float = 0.0
     judge: float = 0.0
 
     @property
@@ -36,13 +38,14 @@ class Memory(NamedTuple):
 
 def memory_of(result: Mapping[str, Any]) -> Memory:
     """Of one program; all of the state and of the batch is there whether or not it reads them."""
-    state, judge = (result["parameters"], result["optimizer"]), result["judge"]
+    state = (result["parameters"], result["optimizer"])
+    resident = (result["reference"], result["judge"])
     if "needs" in result:  # refused: only the sum is known, and it has no state that is not read
         read = result["parameters"] + (result["optimizer"] if result["program"] == "update" else 0)
-        return Memory(*state, 0.0, max(result["needs"] - read, 0.0), result["batch"], judge)
+        return Memory(*state, 0.0, max(result["needs"] - read, 0.0), result["batch"], *resident)
     temporary = result["temporary"] + result["code"] + result["results"]
     activations = min(result["activations"], result["temporary"])
-    return Memory(*state, activations, temporary - activations, result["batch"], judge)
+    return Memory(*state, activations, temporary - activations, result["batch"], *resident)
 
 
 class Seconds(NamedTuple):
@@ -79,7 +82,8 @@ def seconds_of(result: Mapping[str, Any], chip: Chip, *, devices_per_chip: int =
 
 
 class Step(NamedTuple):
-    """Of a whole training step: images encoded, captions sampled, the policy updated.
+    """Of a whole training step: images encoded, captions sampled, the policy updated; what comes
+    between steps, such as evaluation, is not in it.
 
     Attributes:
       overlapped, serial: see `Seconds`, the sum over the programs.
@@ -105,17 +109,17 @@ def step_of(
     Args:
       updates: of one rollout.
     """
-    times = {name: updates if name == "update" else 1 for name in results}
+    times = {name: updates if name == "update" else 1 for name in results if name != "evaluation"}
     seconds = {
         name: seconds_of(result, chip, devices_per_chip=devices_per_chip)
         for name, result in results.items()
     }
-    serial = sum(times[name] * seconds[name].serial for name in results)
-    useful = sum(times[name] * results[name]["model_flops"] for name in results)
+    serial = sum(times[name] * seconds[name].serial for name in times)
+    useful = sum(times[name] * results[name]["model_flops"] for name in times)
     peak = chip.flops / devices_per_chip
     update = results["update"]["model_flops"] / (seconds["update"].serial * peak)
     return Step(
-        overlapped=sum(times[name] * seconds[name].overlapped for name in results),
+        overlapped=sum(times[name] * seconds[name].overlapped for name in times),
         serial=serial,
         mfu=useful / (serial * peak),
         update_mfu=update,
@@ -143,9 +147,11 @@ def advice(
     """
     shards = mesh["data"] * mesh["fsdp"]
     prompts, parts = settings["prompts_per_step"], settings["rl"]["micro_batches"]
+    if program == "evaluation":
+        return f"set --evaluation.batch-size {max(1, settings['evaluation']['batch_size'] // 2)}"
     if program == "update" and settings["model"]["remat"] != "full":
         return "set --model.remat full"
-    if program == "update" and prompts % (2 * parts * shards) == 0:
+    if program in ("update", "reference") and prompts % (2 * parts * shards) == 0:
         return f"set --rl.micro-batches {2 * parts}"
     if mesh["data"] > 1:
         return f"set --mesh.data 1 --mesh.fsdp {shards}"

@@ -15,7 +15,19 @@ from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wir
 from balcap_jax.plan.models import Model, model_of
 from balcap_jax.plan.worker import Job, run_job
 
-PROGRAMS = ("encode", "rollout", "update")
+_LONGEST_FIRST = ("update", "reference", "rollout", "evaluation", "encode")
+
+
+def programs_of(config: TrainConfig) -> tuple[str, ...]:
+    """The programs of a run, in the order in which a step takes them, evaluation last.
+
+    The captions of held-out images are a program to look at only where it has more images at once
+    than a step: otherwise it is the rollout's and takes less.
+    """
+    reference = ("reference",) if config.rl.kl_coef else ()
+    larger = config.evaluation.batch_size > config.prompts_per_step
+    evaluation = ("evaluation",) if larger and config.data.heldout else ()
+    return ("encode", "rollout", *reference, "update", *evaluation)
 
 
 def jobs_of(
@@ -25,9 +37,9 @@ def jobs_of(
     *,
     image: tuple[int, int],
     text_tokens: int,
-    programs: Sequence[str] = PROGRAMS,
+    programs: Sequence[str] | None = None,
 ) -> list[Job]:
-    """What to compile."""
+    """What to compile; of these programs, by default all of `programs_of`."""
     judge = model_of(config.judge.model).hf if config.judge.kind == "model" else None
     fluency = None
     if config.judge.fluency != RULES:
@@ -45,7 +57,7 @@ def jobs_of(
             judge=judge,
             fluency=fluency,
         )
-        for program in programs
+        for program in (programs_of(config) if programs is None else programs)
     ]
 
 
@@ -55,8 +67,7 @@ def compile_all(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """
     at_a_time = min(2, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(at_a_time) as pool:
-        # The longest first.
-        order = sorted(range(len(jobs)), key=lambda i: -PROGRAMS.index(jobs[i].program))
+        order = sorted(range(len(jobs)), key=lambda i: _LONGEST_FIRST.index(jobs[i].program))
         running = {i: pool.submit(run_job, jobs[i]) for i in order}
         return [running[i].result() for i in range(len(jobs))]
 
@@ -73,7 +84,7 @@ def plan(
       UserError: a mistake in the settings, or the compiler failed.
     """
     jobs = jobs_of(config, model, where, image=image, text_tokens=text_tokens)
-    results = dict(zip(PROGRAMS, compile_all(jobs), strict=True))
+    results = {job.program: result for job, result in zip(jobs, compile_all(jobs), strict=True)}
     return judged(config, model, where, results)
 
 

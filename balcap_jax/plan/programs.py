@@ -1,7 +1,7 @@
 """The programs of a training step with shapes in place of arrays: nothing of a model is loaded."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.attention.backends import choose
 from balcap_jax.models.config import PolicyConfig
+from balcap_jax.models.decoder.lora import without_adapters
 from balcap_jax.models.families import FAMILIES, make_policy
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.param_tree import shapes_of
@@ -25,12 +26,10 @@ from balcap_jax.plan.workloads.presets import Preset
 from balcap_jax.plan.workloads.workload import RandomProcessor
 from balcap_jax.rl.train_state import TrainState, state_shapes, state_shardings
 from balcap_jax.rl.update import Batch
-from balcap_jax.rollout.sampling import caption_keys, sample
+from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
 from balcap_jax.runs.flops import count, without_remat
-from balcap_jax.training.programs import optimizer_of, update_of
+from balcap_jax.training.programs import optimizer_of, reference_of, update_of
 from balcap_jax.training.trained import param_shapes, trained_of, with_lora
-
-PROGRAMS = ("encode", "rollout", "update")
 
 
 class Inputs(NamedTuple):
@@ -91,6 +90,7 @@ class Step:
         )
         self.prompt = RandomProcessor(preset).batch  # one, padded as in training
         self.inputs = self._inputs()
+        self.reference_shapes = self._reference_shapes()
 
     def judge_shapes(
         self, judge: Mapping[str, Any] | None, *, fluency: Mapping[str, Any] | None = None
@@ -155,10 +155,19 @@ class Step:
         )
         return Inputs(state, batch, array(keys.shape, keys.dtype))
 
+    def _reference_shapes(self) -> Any:
+        """The parameters of a reference policy beside the policy, None where there is none: without
+        a KL term, and where the policy without its adapters is the reference.
+        """
+        if not self.config.rl.kl_coef or self.config.model.lora.on:
+            return None
+        dtype = jnp.dtype(self.config.model.dtype)
+        return jax.tree.map(lambda x: x.update(dtype=dtype), self.inputs.state.params)
+
     # ---- programs
 
     def trace(self, program: str, *, policy: VisionLanguagePolicy | None = None) -> Any:
-        """One of PROGRAMS as `train.py` makes it, traced.
+        """One of `plan.programs_of` as a run makes it, traced.
 
         Args:
           policy: another computation with the same weights; to count flops.
@@ -171,23 +180,58 @@ class Step:
                 return jax.jit(policy.encode_images).trace(state.params, batch.prompts.images)
             if program == "rollout":
                 rollout = self.config.rollout
-                return sample.trace(
-                    policy,
-                    state.params,
-                    batch.prompts,
-                    batch.features,
-                    keys,
-                    max_new_tokens=rollout.max_new_tokens,
-                    temperature=rollout.temperature,
-                    top_p=rollout.top_p,
-                    banned_tokens=policy.config.banned_tokens,
-                    stop_tokens=policy.config.stop_tokens,
-                    pad_token_id=policy.config.pad_token_id,
-                )
+                sampler = partial(self._sampler(policy), rollout.temperature, rollout.top_p)
+                return jax.jit(sampler).trace(state.params, batch.prompts, batch.features, keys)
+            if program == "evaluation":
+                return self._trace_evaluation(policy)
+            if program == "reference":
+                reference = reference_of(self.config, policy, self.mesh).__wrapped__
+                shapes = self.reference_shapes or without_adapters(state.params)
+                return reference.trace(shapes, batch._replace(reference_logprobs=None))
             if trains_vision(policy, state.params, trained_of(self.config, policy)):
                 batch = batch._replace(features=None)
             update = update_of(self.config, policy, self.optimizer, self.mesh).__wrapped__
             return update.trace(state, batch)
+
+    def _sampler(self, policy: VisionLanguagePolicy) -> Callable[..., Rollout]:
+        """Of (temperature, top-p, parameters, prompts, features, keys)."""
+
+        def sampled(
+            temperature: float, top_p: float, params: Any, prompts: Any, features: Any, keys: Any
+        ) -> Rollout:
+            return sample(
+                policy,
+                params,
+                prompts,
+                features,
+                keys,
+                max_new_tokens=self.config.rollout.max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                banned_tokens=policy.config.banned_tokens,
+                stop_tokens=policy.config.stop_tokens,
+                pad_token_id=policy.config.pad_token_id,
+            )
+
+        return sampled
+
+    def _trace_evaluation(self, policy: VisionLanguagePolicy) -> Any:
+        """Held-out images encoded and captioned, one caption each; two programs in a run, of which
+        the larger decides.
+        """
+        shards = batch_shards(self.mesh)
+        images = -(-self.config.evaluation.batch_size // shards) * shards
+        prompts = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((images, *x.shape[1:]), x.dtype, sharding=x.sharding),
+            self.inputs.batch.prompts,
+        )
+        keys = self.inputs.keys.update(shape=(images, 1))
+        sampler = partial(self._sampler(policy), self.config.evaluation.temperature, 1.0)
+
+        def captioned(params: Any, prompts: Any, keys: Any) -> Rollout:
+            return sampler(params, prompts, policy.encode_images(params, prompts.images), keys)
+
+        return jax.jit(captioned).trace(self.inputs.state.params, prompts, keys)
 
     def compile(self, traced: Any) -> Any:
         """The program for the devices."""

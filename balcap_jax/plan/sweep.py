@@ -9,7 +9,7 @@ from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
 from balcap_jax.plan.chips import Slice
 from balcap_jax.plan.models import Model
-from balcap_jax.plan.plan import PROGRAMS, compile_all, jobs_of, judged
+from balcap_jax.plan.plan import compile_all, jobs_of, judged
 from balcap_jax.plan.worker import Job
 
 
@@ -87,7 +87,7 @@ def sweep(
             variant,
             model,
             where,
-            {name: results[_key(job)] for name, job in zip(PROGRAMS, jobs, strict=True)},
+            {job.program: results[_key(job)] for job in jobs},
         )
         for variant, jobs in zip(chosen, wanted, strict=True)
     ]
@@ -103,6 +103,6 @@ def _key(job: Job) -> tuple:
     """What the program depends on: the update's micro-batches are nothing to the rollout."""
     config = job.config
     shared = (job.program, config["prompts_per_step"], tuple(config["mesh"].values()))
-    if job.program == "update":
+    if job.program in ("update", "reference"):
         return (*shared, config["rl"]["micro_batches"], config["model"]["remat"])
     return shared

@@ -9,7 +9,10 @@ from rich.table import Table
 
 from balcap_jax.plan.chips import GIB
 
-_BYTES = ("parameters", "optimizer", "activations", "temporary", "inputs", "judge", "total")
+_BYTES = (
+    "parameters", "optimizer", "activations", "temporary", "inputs", "reference", "judge", "total",
+)  # fmt: skip
+_OF_SOME = ("reference", "judge")  # that most runs have none of
 _MESH = "mesh is data x fsdp x tensor"
 
 
@@ -36,7 +39,7 @@ def _memory(plan: Mapping[str, Any]) -> Table:
         f"GiB per device, of {plan['limit_bytes'] / GIB:.2f} that programs may use", ("", *programs)
     )
     for part in _BYTES:
-        if part == "judge" and not any(p["bytes"][part] for p in programs.values()):
+        if part in _OF_SOME and not any(p["bytes"][part] for p in programs.values()):
             continue
         table.add_row(part, *(f"{p['bytes'][part] / GIB:.2f}" for p in programs.values()))
     table.add_row("left", *(f"{p['left_bytes'] / GIB:.2f}" for p in programs.values()))

@@ -28,7 +28,7 @@ class Job:
       config: a TrainConfig as `to_dict` gives it.
       model: config.json of the policy.
       generation: generation_config.json, where there is one.
-      program: one of `programs.PROGRAMS`.
+      program: one of `plan.programs_of`.
       judge: config.json of a judge on the same devices (judge.kind "model"), where there is one.
       fluency: that of a language model beside it (judge.fluency), where there is one.
     """
@@ -116,6 +116,7 @@ def compile_job(job: Job) -> dict[str, Any]:
         "parameters": bytes_per_device(state.params),
         "optimizer": bytes_per_device(state.opt_state),
         "batch": bytes_per_device(batch),
+        "reference": bytes_per_device(step.reference_shapes),
         "judge": bytes_per_device(step.judge_shapes(job.judge, fluency=job.fluency)),
         "model_flops": step.model_flops(job.program) / len(devices),
     }

@@ -1,4 +1,4 @@
-"""Rewards to advantages: GDPO, GRPO and the published variants of both.
+"""Rewards to advantages: GDPO, GRPO, the published variants of both, and RLOO.
 
 `rewards` is `[B, G, K]`: B images, G captions of each, K rewards of each caption. NaN means "no
 signal": the judge failed, or the reward was dropped on purpose. It is never a zero. An infinite
@@ -25,6 +25,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.rl.group_statistics import (
     any_signal,
     batch_moments,
+    beside_others,
     centre,
     inverse,
     normalise,
@@ -112,6 +113,29 @@ def grpo_advantages(
         raise UserError(f"scale={scale!r} is unknown; set it to one of {', '.join(SCALES)}.")
     weights = _weights(weights, rewards.shape[-1])
     return _grpo(rewards, weights, eps=float(eps), ddof=ddof, scale=scale)
+
+
+def rloo_advantages(
+    rewards: Float[AnyArray, "b g k"], *, weights: Weights = None
+) -> Float[Array, "b g"]:
+    """Advantages against the mean of the other captions of the group (leave one out).
+
+        A[i,j] = sum_k w_k (R_k[i,j] - mean_{j' != j} R_k[i,j'])        (arXiv:2402.14740)
+
+    Nothing is divided by a standard deviation. It is the same whether rewards are summed before or
+    after; after, as here, a reward that a caption lacks is missing and no zero. TRL, which sums
+    first, differs there and nowhere else.
+
+    Args:
+      rewards, weights: as in `gdpo_advantages`.
+
+    Returns:
+      float32, always finite; 0 for a caption without any signal, or that is alone with it.
+
+    Raises:
+      UserError: `weights` are not K numbers.
+    """
+    return _rloo(rewards, _weights(weights, rewards.shape[-1]))
 
 
 class Convention(NamedTuple):
@@ -261,6 +285,12 @@ def _grpo(rewards, weights, *, eps, ddof, scale: str):
         return centred
     _, std = batch_moments(summed, valid, ddof=ddof)
     return centred * inverse(std, eps)
+
+
+@jax.jit
+def _rloo(rewards, weights):
+    rewards, signal = signals(rewards)
+    return weighted_sum(beside_others(rewards, signal), weights)
 
 
 @partial(jax.jit, static_argnames="convention")

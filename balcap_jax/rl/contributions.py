@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from balcap_jax.rl.advantages import AnyArray, Number, convention_scores
-from balcap_jax.rl.group_statistics import any_signal, centre, inverse, normalise, signals, spread
+from balcap_jax.rl.group_statistics import (
+    any_signal,
+    beside_others,
+    centre,
+    inverse,
+    normalise,
+    signals,
+    spread,
+)
 
 
 @partial(jax.jit, static_argnames=("advantage", "scale"))
@@ -26,13 +34,14 @@ def contributions(
         gdpo, presets: c_k = w_k z_k
         grpo:          c_k = w_k (R_k - mean_j R_k) / std,  std that of the summed rewards' group
                        (of no group with scale "batch" and "none")
+        rloo:          c_k = w_k (R_k - mean of the others)
 
     Summed over k they are the advantages up to that factor, and for presets that centre the batch
     once more up to its mean, which is of no reward alone.
 
     Args:
       rewards, weights, eps, ddof, scale: as the advantages were made of.
-      advantage: "gdpo", "grpo" or a preset of `advantages.PRESETS`.
+      advantage: "gdpo", "grpo", "rloo" or a preset of `advantages.PRESETS`.
 
     Returns:
       float32; 0 where there is no signal.
@@ -40,6 +49,8 @@ def contributions(
     values, signal = signals(rewards)
     if advantage == "gdpo":
         return weights[None, None] * normalise(values, signal, axis=1, eps=eps, ddof=ddof)
+    if advantage == "rloo":
+        return weights[None, None] * beside_others(values, signal)
     if advantage != "grpo":
         return weights[None, None] * convention_scores(values, signal, advantage)
     # As in the sum, where a reward that a caption lacks counts as 0.

@@ -38,6 +38,16 @@ def centre(values, signal, *, axis: int):
     return jnp.where(signal, shifted - mean, 0.0), low + mean
 
 
+def beside_others(values, signal):
+    """Values minus the mean of the others of their group (axis 1), 0 where there is no other.
+
+    With n values it is n / (n - 1) times the distance from the mean of all.
+    """
+    centred, _ = centre(values, signal, axis=1)
+    count = _count(signal, axis=1)
+    return centred * count / jnp.maximum(count - 1.0, 1.0)
+
+
 def spread(centred, signal, *, axis: int, ddof):
     """Standard deviation from centred values, its axis kept; 0 for fewer than two values."""
     freedom = jnp.maximum(_count(signal, axis=axis) - ddof, 1.0)

@@ -18,7 +18,13 @@ from balcap_jax.models.pixels import as_computed
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.processes import largest
 from balcap_jax.parallel.sharding import BatchRows, batch_shards, local_rows, replicate, shard_batch
-from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
+from balcap_jax.rollout.sampling import (
+    Rollout,
+    caption_keys,
+    encode_images,
+    sample,
+    sizes_of_compaction,
+)
 from balcap_jax.runs.device_clock import DeviceClock
 
 
@@ -79,8 +85,8 @@ class Captioner:
         self._clock = clock
         # (prefix tokens, patches, windows) of the prompts so far: each compiles the programs once.
         self.shapes: set[tuple[int, int, int]] = set()
-        self._encode = jax.jit(policy.encode_images)
-        self._keys = jax.jit(partial(caption_keys, group_size=group_size))
+        self._encode = partial(encode_images, policy)
+        self._keys = partial(caption_keys, group_size=group_size)
         self._sampling = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -93,7 +99,7 @@ class Captioner:
         self._sample = self.sampler(policy)
 
     def sampler(self, policy: VisionLanguagePolicy) -> Callable[..., Rollout]:
-        """`sample` of this policy with these settings."""
+        """`sample` of this policy with these settings, in one loop."""
         return partial(sample, policy, **self._sampling)
 
     def key_shapes(self, images: int) -> jax.ShapeDtypeStruct:
@@ -128,7 +134,8 @@ class Captioner:
             )
             start = None if self._clock is None else self._clock.start()
             features = self._encode(params, prompts.images)
-            rollout = self._sample(params, prompts, features, keys)
+            compact = sizes_of_compaction(keys.size, self.mesh)
+            rollout = self._sample(params, prompts, features, keys, compact=compact)
             if self._clock is not None:
                 self._clock.ran(start, rollout)
         return Generation(prompts, features, rollout)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-_LAST = ("learning_rate", "epoch", "judge/price_total", "judge/price_projected")
+_LAST = (
+    "learning_rate", "epoch", "judge/price_total", "judge/price_projected", "judge/price_per_1000",
+)  # fmt: skip
 _MOST = ("peak_memory_mb", "device_memory_mb")
 
 

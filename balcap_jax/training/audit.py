@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from balcap_jax.config.judge import AuditConfig
-from balcap_jax.config.sections import RewardConfig
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.parallel.processes import gather_list
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.verdicts import FittedJudge, Judge, MeteredJudge

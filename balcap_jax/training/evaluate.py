@@ -74,7 +74,7 @@ def evaluation_key(seed: int) -> Key[Array, ""]:
 
 def reward_names(judge: JudgeQueue) -> tuple[str, ...]:
     """Names of the rewards of held-out captions."""
-    return (*(REWARDS if judge.judges else ()), *judge.functions.names)
+    return (*(REWARDS if judge.judges else ()), *judge.other_names)
 
 
 def caption_rows(
@@ -87,7 +87,7 @@ def caption_rows(
     """
     answered = judge.score(completions, state)
     by_judge = rewards_of(answered.verdicts, REWARDS if judge.judges else ())
-    rewards = np.concatenate([by_judge, answered.functions.rewards], axis=1)
+    rewards = np.concatenate([by_judge, answered.others.rewards], axis=1)
     names = reward_names(judge)
     examples, captions = completions.examples, completions.captions
     return [
@@ -101,7 +101,7 @@ def caption_rows(
             units=judge.reference_units(example) if verdict is not None else (),
             rho=len(caption.split()) / max(len(example.reference.split()), 1),
             image=f"evaluation/images/{place:03d}.png" if place < PICTURES else None,
-            extra={name: column[i] for name, column in answered.functions.extra.items()},
+            extra={name: column[i] for name, column in answered.others.extra.items()},
         )
         for i, (place, example, caption, verdict) in enumerate(
             zip(places, examples, captions, answered.verdicts, strict=True)

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from balcap_jax.config.sections import RewardConfig, RLConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import RLConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.parallel.processes import gather_rows
 from balcap_jax.parallel.sharding import BatchRows
@@ -16,7 +17,12 @@ from balcap_jax.reporting.rows import caption_row
 from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.commentary import comments, praises_itself
 from balcap_jax.rewards.verdicts import Verdict
-from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, preset_advantages
+from balcap_jax.rl.advantages import (
+    gdpo_advantages,
+    grpo_advantages,
+    preset_advantages,
+    rloo_advantages,
+)
 from balcap_jax.rl.contributions import balance, group_spread
 from balcap_jax.rl.masking import control_length
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
@@ -34,8 +40,10 @@ class Judged(NamedTuple):
       words: of the captions.
       token_counts: of the captions, the stop token included.
       praises, comments: the caption praises itself, or comments on the image.
-      by_judge: how many of the K rewards, the first ones, are the judge's.
-      extra: what reward functions noted of the captions, by name, [B][G].
+      by_judge, by_rivals: how many of the K rewards are the judge's, which come first, and the
+        rivals', which come next.
+      taught: of each reward, whether it has a weight; others are only watched.
+      extra: what rivals and reward functions noted of the captions, by name, [B][G].
     """
 
     examples: Sequence[Example]
@@ -51,20 +59,28 @@ class Judged(NamedTuple):
     praises: Bool[np.ndarray, "b g"]
     comments: Bool[np.ndarray, "b g"]
     by_judge: int
+    by_rivals: int
+    taught: tuple[bool, ...]
     extra: dict[str, list[list]]
 
     @property
     def lost(self) -> float:
-        """The share of captions without a signal: the judge gave none, whatever functions say; or,
-        without a judge, no function did.
+        """The share of captions without a signal: of the judge or of the rival that gave least,
+        whatever functions say; or, without either, no function gave one.
         """
-        rewards = self.rewards[..., : self.by_judge] if self.by_judge else self.rewards
-        return float(np.isnan(rewards).all(axis=-1).mean())
+        missing = np.isnan(self.rewards)
+        judge, rest = np.split(missing, [self.by_judge], axis=-1)
+        shares = [of_rival.mean() for of_rival in np.moveaxis(rest[..., : self.by_rivals], -1, 0)]
+        if self.by_judge or not shares:
+            shares.append((judge if self.by_judge else missing).all(axis=-1).mean())
+        return float(max(shares))
 
     @property
     def valid(self) -> Bool[np.ndarray, "b g"]:
-        """Captions with a signal in at least one reward; the others have no weight anywhere."""
-        return ~np.isnan(self.kept).all(axis=-1)
+        """Captions with a signal in at least one reward that is trained on; the others have no
+        weight anywhere.
+        """
+        return ~np.isnan(self.kept[..., np.array(self.taught)]).all(axis=-1)
 
 
 def reward_captions(
@@ -77,7 +93,7 @@ def reward_captions(
     *,
     study: Callable[[Float[np.ndarray, "b g k"]], Float[np.ndarray, "b g k"]] | None = None,
 ) -> Judged:
-    """From what judge and functions found to rewards, the length control applied.
+    """From what was found to rewards, the length control applied.
 
     Args:
       answered: on all captions, image by image.
@@ -88,7 +104,7 @@ def reward_captions(
     texts = [caption for of_image in captions for caption in of_image]
     verdicts = answered.verdicts
     judged = rewards_of(verdicts, reward.names, pointability=reward.pointability)
-    rewards = np.concatenate([judged, answered.functions.rewards], axis=1)
+    rewards = np.concatenate([judged, answered.others.rewards], axis=1)
     rewards = rewards.reshape(images, group, len(reward.all_names))
     shown = rewards if study is None else study(rewards)
     words = np.array([len(caption.split()) for caption in texts], np.float32)
@@ -111,7 +127,9 @@ def reward_captions(
         praises=np.array([praises_itself(text) for text in texts], bool).reshape(images, group),
         comments=np.array([comments(text) for text in texts], bool).reshape(images, group),
         by_judge=len(reward.names),
-        extra={name: _by_image(column, group) for name, column in answered.functions.extra.items()},
+        by_rivals=len(reward.rival_names),
+        taught=tuple(weight > 0 for weight in reward.all_weights),
+        extra={name: _by_image(column, group) for name, column in answered.others.extra.items()},
     )
 
 
@@ -122,9 +140,7 @@ def _by_image(flat: Sequence, group: int) -> list[list]:
 def of_whole_batch(judged: Judged, rows: BatchRows) -> Judged:
     """With the numbers of all hosts' captions, on every host; texts and verdicts stay its own."""
     numbers = {
-        name: getattr(judged, name)
-        for name in judged._fields
-        if name not in ("examples", "captions", "verdicts", "by_judge", "extra")
+        name: value for name, value in judged._asdict().items() if isinstance(value, np.ndarray)
     }
     return judged._replace(**gather_rows(rows, numbers))
 
@@ -164,11 +180,15 @@ def advantages_of(
     """
     if weights is None:
         weights = np.asarray(reward.all_weights, np.float32)
-    kept, weights = jax.device_put((judged.kept, weights))
+    # What is only watched is no signal: a caption that has nothing else teaches nothing.
+    kept = np.where(np.array(judged.taught), judged.kept, np.float32(np.nan))
+    kept, weights = jax.device_put((kept, weights))
     if rl.advantage == "gdpo":
         return gdpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, whiten=rl.whiten)
     if rl.advantage == "grpo":
         return grpo_advantages(kept, weights=weights, eps=rl.eps, ddof=rl.ddof, scale=rl.grpo_scale)
+    if rl.advantage == "rloo":
+        return rloo_advantages(kept, weights=weights)
     counts = jax.device_put(judged.token_counts)
     return preset_advantages(rl.advantage, kept, weights=weights, token_counts=counts)
 

@@ -1,5 +1,5 @@
-"""What scores captions in a run, judge and reward functions: now or in the background, its costs
-counted.
+"""What scores captions in a run, judge, rivals and reward functions: now or in the background, its
+costs counted.
 
 One batch is scored at a time, in the order in which they were handed in; a judge or a function that
 is no good at being called from two threads never is.
@@ -22,12 +22,15 @@ from balcap_jax.rewards.callables import (
     RewardFunctions,
     TrainerState,
 )
+from balcap_jax.rewards.rivals.rivals import Rivals, joined
 from balcap_jax.rewards.verdicts import Judge, MeteredJudge, Verdict
 from balcap_jax.training.interrupts import Stopped
 
 _LOOK = 0.2  # seconds between looks for an interrupt
 _LAST = 10.0  # seconds in which what is being judged may end
-_SUMS = ("calls", "cache_hits", "failures", "prompt_tokens", "completion_tokens", "price")
+_SUMS = (
+    "captions", "calls", "cache_hits", "failures", "prompt_tokens", "completion_tokens", "price",
+)  # fmt: skip
 
 
 class Answered(NamedTuple):
@@ -35,27 +38,28 @@ class Answered(NamedTuple):
 
     Attributes:
       verdicts: [n], flat; None where the judge failed, and everywhere without a judge.
-      functions: of the reward functions.
-      spent: on this host, by name, see `MeteredJudge.lap`; empty for a judge that costs nothing.
-      reasons: why some have no verdict.
+      others: the rewards that are not the judge's: of rivals, then of reward functions.
+      spent: on this host, by name, see `MeteredJudge.lap`, and on how many `captions`; empty for
+        what costs nothing.
+      reasons: why some have no verdict, or no reward of rivals.
     """
 
     verdicts: list[Verdict | None]
-    functions: FunctionScores
+    others: FunctionScores
     spent: dict[str, float]
     reasons: str
 
 
 class JudgeQueue:
-    """Judge and reward functions, which can work in the background.
+    """Judge, rivals and reward functions, which can work in the background.
 
     Args:
-      judge: None where rewards are functions alone.
+      judge: None where no reward is a judge's.
       background: `hand_in` returns at once; else it returns when all is scored.
       stop: once it is set, nothing is waited for.
 
     Attributes:
-      totals: what the run has spent on the judge, by name, earlier starts and all hosts included,
+      totals: what the run has spent on judging, by name, earlier starts and all hosts included,
         as it was when the hosts last told one another; see `share_totals`.
     """
 
@@ -63,6 +67,7 @@ class JudgeQueue:
         self,
         judge: Judge | None,
         functions: RewardFunctions | None = None,
+        rivals: Rivals | None = None,
         *,
         background: bool,
         stop: threading.Event | None = None,
@@ -71,7 +76,9 @@ class JudgeQueue:
         self.functions = RewardFunctions(()) if functions is None else functions
         self._background, self._worker = background, _Worker()
         self._stop = threading.Event() if stop is None else stop
-        self.totals = dict.fromkeys(_SUMS, 0.0) if isinstance(judge, MeteredJudge) else {}
+        self.rivals = Rivals({}, None, failed=math.nan) if rivals is None else rivals
+        metered = isinstance(judge, MeteredJudge) or self.rivals.metered
+        self.totals = dict.fromkeys(_SUMS, 0.0) if metered else {}
         self._before = dict(self.totals)  # of earlier starts
         self._here = dict(self.totals)  # of this host in this start
         self._counting = threading.Lock()
@@ -80,6 +87,11 @@ class JudgeQueue:
     def judges(self) -> bool:
         """Whether there is a judge."""
         return self._judge is not None
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """Names of the rewards that are not the judge's."""
+        return (*self.rivals.names, *self.functions.names)
 
     def hand_in(self, completions: Completions, state: TrainerState) -> Future[Answered]:
         """The answer to come; errors of reward functions come out of it, too."""
@@ -121,8 +133,9 @@ class JudgeQueue:
 
     @property
     def last_failures(self) -> str:
-        """Why captions of the last batch have no verdict."""
-        return self._judge.last_failures if isinstance(self._judge, MeteredJudge) else ""
+        """Why captions of the last batch have no verdict, or no reward of rivals."""
+        judge = self._judge.last_failures if isinstance(self._judge, MeteredJudge) else ""
+        return "; ".join(filter(None, (judge, self.rivals.last_failures)))
 
     def costs(self, spent: dict[str, float], *, step: int, steps: int) -> dict[str, float]:
         """The metrics `judge/...` of a step: what it spent, the run so far, and the whole run.
@@ -136,8 +149,17 @@ class JudgeQueue:
         return {
             **{f"judge/{name}": value for name, value in _of_all(gather_list([spent])).items()},
             "judge/price_total": price,
+            "judge/price_per_1000": self.price_per_1000,
             "judge/price_projected": price * steps / max(step, 1),
         }
+
+    @property
+    def price_per_1000(self) -> float:
+        """What 1,000 captions have cost so far, those of evaluations and the units of references
+        among it; NaN before the first.
+        """
+        captions = self.totals["captions"]
+        return 1000 * self.totals["price"] / captions if captions else math.nan
 
     def share_totals(self) -> None:
         """Brings `totals` up to date; all hosts call it."""
@@ -156,23 +178,28 @@ class JudgeQueue:
         """Cancels what is being judged; twice is fine."""
         if isinstance(self._judge, MeteredJudge):
             self._judge.close()
+        self.rivals.close()
         self._worker.close()
         self.functions.close()
 
     def _ask(self, completions: Completions, state: TrainerState) -> Answered:
-        examples, captions = completions.examples, completions.captions
-        scores = self.functions(completions, state)
+        others = joined(self.rivals(completions, state), self.functions(completions, state))
+        verdicts: list[Verdict | None] = [None] * len(completions.captions)
+        spent = []
         # Other hosts may judge all that this one holds.
-        if self._judge is None or not captions:
-            return Answered([None] * len(captions), scores, {}, "")
-        verdicts = self._judge(examples, captions)
-        if not isinstance(self._judge, MeteredJudge):
-            return Answered(verdicts, scores, {}, "")
-        spent = self._judge.lap()
+        if self._judge is not None and completions.captions:
+            verdicts = self._judge(completions.examples, completions.captions)
+            if isinstance(self._judge, MeteredJudge):
+                spent.append(self._judge.lap())
+        if self.rivals.metered:
+            spent.append(self.rivals.lap())
+        if not spent:
+            return Answered(verdicts, others, {}, "")
+        whole = {**_of_all(spent), "captions": len(completions.captions)}
         with self._counting:
             for name in self._here:
-                self._here[name] += spent[name]
-        return Answered(verdicts, scores, spent, self._judge.last_failures)
+                self._here[name] += whole[name]
+        return Answered(verdicts, others, whole, self.last_failures)
 
 
 def _of_all(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:

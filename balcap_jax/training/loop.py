@@ -1,6 +1,6 @@
 """One run of reinforcement learning: rollout, judge, advantages, update, again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool, Float, Int
 
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.data.loading import Loader
 from balcap_jax.models.decoder.lora import without_adapters
 from balcap_jax.models.hf.weights import load_pretrained
@@ -21,6 +22,7 @@ from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
 from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.judges import fit_judge, judge_record
 from balcap_jax.rewards.model.judge import ModelJudge
+from balcap_jax.rewards.rivals.rivals import rivals_record
 from balcap_jax.rewards.study import studied
 from balcap_jax.rewards.verdicts import FittedJudge
 from balcap_jax.rl.reward_scales import RewardScales
@@ -40,7 +42,7 @@ from balcap_jax.training.model_judge import (
 from balcap_jax.training.programs import learning_rate_of, make_programs, update_of
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
 from balcap_jax.training.rooms import Rooms, least_room, real_share
-from balcap_jax.training.seams import open_audit, open_data, open_judge
+from balcap_jax.training.seams import open_audit, open_data, open_judge, open_rivals
 from balcap_jax.training.task_run import TaskRun
 
 SAMPLED_IMAGES = 2  # of a step, in samples.jsonl
@@ -74,11 +76,13 @@ class TrainingLoop(TaskRun):
         config, judge, functions = open_judge(
             self.config, self.seams, self.heldout[0], mesh=self.mesh
         )
+        config, rivals = open_rivals(config, self.heldout[0])
         self.model_judge = judge if isinstance(judge, ModelJudge) else None
         self.fitted_judge = judge if isinstance(judge, FittedJudge) else None
         self.judge = JudgeQueue(
             judge,
             functions,
+            rivals,
             background=config.rollout.overlap_steps > 0,
             stop=self.interrupts.stop,
         )
@@ -100,6 +104,8 @@ class TrainingLoop(TaskRun):
                 self.folder, dtype=model.dtype, mesh=self.mesh
             )
         self.summary["judge"] = judge_record(self.config.judge, self.seams.judge)
+        if self.config.reward.rivals:
+            self.summary["rivals"] = rivals_record(self.config.reward)
 
     def _make_programs(self) -> optax.GradientTransformation:
         self.programs = make_programs(
@@ -109,13 +115,11 @@ class TrainingLoop(TaskRun):
 
     def _open_task(self) -> None:
         config = self.config
-        names = config.reward.all_names
-        functions = f"the reward function{'s' * (len(names) > 1)} {', '.join(names)}"
         self.failures = FailureWindow(
             self.run,
             limit=config.judge.max_failure_share,
             window=config.judge.failure_window,
-            who="the judge" if config.reward.names else functions,
+            who=_who(config.reward),
         )
         self.scales = RewardScales(config.rl.grpo_weights, steps=config.rl.grpo_weight_steps)
         self.rooms = Rooms()
@@ -156,7 +160,9 @@ class TrainingLoop(TaskRun):
     def describe(self) -> list[str]:
         rewards = ", ".join(self.config.reward.all_names)
         judge = f"judge {self.summary['judge']['kind']}" if self.judge.judges else "no judge"
-        return [f"rewards: {rewards}; {judge}"]
+        rivals = self.config.reward.rivals
+        of_rivals = f"; {', '.join(rivals)} by {self.config.reward.judge.kind}" if rivals else ""
+        return [f"rewards: {rewards}; {judge}{of_rivals}"]
 
     # ---- what a checkpoint holds of it
 
@@ -302,7 +308,7 @@ class TrainingLoop(TaskRun):
 
     def _with_function_metrics(self, row: dict[str, Any], answered: Answered) -> dict[str, Any]:
         """`row` with what reward functions gave `log_metric`, the mean over the hosts."""
-        given = processes.gather_list([answered.functions.metrics])
+        given = processes.gather_list([answered.others.metrics])
         for name in sorted({name for of_host in given for name in of_host}):
             if name in row:
                 self._save_and_wait()
@@ -448,7 +454,7 @@ class TrainingLoop(TaskRun):
             batch_size=self.config.evaluation.batch_size,
             seed=self.config.seed,
         )
-        lost = sum(row["verdict"] is None for row in rows) / len(rows) if self.judge.judges else 0.0
+        lost = self._lost(rows)
         if lost > self.failures.limit and not between:
             reasons = self.judge.last_failures
             raise self.failures.error(lost, where="the held-out images", reasons=reasons)
@@ -460,9 +466,28 @@ class TrainingLoop(TaskRun):
         processes.on_process_zero(lambda: write_evaluation(self.run, when, rows, self.heldout))
         return scores
 
+    def _lost(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """The share of held-out captions without a signal of the judge, or of the worst rival."""
+        shares = [0.0]
+        if self.judge.judges:
+            shares.append(sum(row["verdict"] is None for row in rows) / len(rows))
+        for name in self.judge.rivals.names:
+            shares.append(sum(np.isnan(row["rewards"][name]) for row in rows) / len(rows))
+        return max(shares)
+
     def _score_of(self, scores: Mapping[str, float]) -> float | None:
         return score_of(scores, self.config.reward.all_names)
 
     def _note(self, row: Mapping[str, Any]) -> str:
         scores = step_scores(row, self.config.reward.all_names)
         return f"{scores}, {row['words']:.0f} words, rho {row['rho/mean']:.2f}"
+
+
+def _who(reward: RewardConfig) -> str:
+    """What gives the signal, in messages."""
+    if reward.names:
+        return " or ".join(["the judge", *reward.rivals])
+    if reward.rivals:
+        return f"the judge of {', '.join(reward.rivals)}"
+    names = reward.all_names
+    return f"the reward function{'s' * (len(names) > 1)} {', '.join(names)}"

@@ -2,6 +2,7 @@
 processor and template of its policy, models that judge, reference units, reward functions.
 """
 
+import glob
 import hashlib
 import inspect
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from balcap_jax.models.hf.companions import COMPANIONS, TEMPLATES
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.llm.stored_units import units_path
+from balcap_jax.rewards.rivals.rubric_files import rubrics_path
 from balcap_jax.runs.contents import pieces
 
 _FILES = "files of "
@@ -39,6 +41,12 @@ def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]
         units = units_path(config.data.path)
         if judge.kind == "llm" and units.is_file():
             found[_UNITS] = _digest(units.parent, [units.name])
+    files = dict(config.reward.files)
+    if config.reward.judge.kind == "llm" and "rubric" in config.reward.rivals:
+        files.setdefault("reward.rubric.file", str(rubrics_path(config.data.path)))
+    for setting, file in files.items():
+        path = Path(file)
+        found[f"{_FILES}{setting}"] = _digest(path.parent, [glob.escape(path.name)])
     return found
 
 

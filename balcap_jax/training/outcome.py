@@ -35,12 +35,20 @@ def _write(loop: TrainingLoop, params: dict) -> None:
     run, reward = loop.run, loop.config.reward
     programs = loop.programs
     loop.summary["judge"] |= loop.judge.totals
+    if loop.judge.totals:
+        loop.summary["judge"]["price_per_1000"] = loop.judge.price_per_1000
     shapes = programs.captioner.shapes | programs.tester.shapes
     finish(loop, params, shapes=shapes)
     # After the loggers are closed: it reads what they have written.
     made = report(run, band=(reward.tau_l, reward.tau_u))
     screen = Console()
     screen.print(summary_table(loop.summary))
+    if spent := loop.judge.totals.get("price"):
+        screen.print(
+            f"judging took {spent:.2f} for {loop.judge.totals['captions']:,.0f} captions: "
+            f"{loop.judge.price_per_1000:.2f} for 1,000",
+            highlight=False,
+        )
     tell(loop, [*made, run / SUMMARY, run / POLICY])
 
 

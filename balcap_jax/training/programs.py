@@ -65,7 +65,7 @@ def make_programs(
         ),
         optimizer=optimizer,
         update=update_of(config, policy, optimizer, mesh),
-        reference_logprobs=make_reference_logprobs(policy, mesh, **_forward(config, policy)),
+        reference_logprobs=reference_of(config, policy, mesh),
     )
 
 
@@ -118,6 +118,13 @@ def update_of(
         seed=config.seed,
         **_forward(config, policy),
     )
+
+
+def reference_of(
+    config: TrainConfig, policy: VisionLanguagePolicy, mesh: Mesh
+) -> Callable[..., Any]:
+    """The reference's logprobs of a run with these settings; `balcap plan` compiles the same."""
+    return make_reference_logprobs(policy, mesh, **_forward(config, policy))
 
 
 def _forward(config: TrainConfig, policy: VisionLanguagePolicy) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from balcap_jax.config.files import conflicts_of
 from balcap_jax.config.sections import MEMORY
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.judges import check_same_judge
+from balcap_jax.rewards.rivals.rivals import check_same_rivals
 from balcap_jax.runs.folder import plain
 from balcap_jax.training.adapter_run import check_base
 from balcap_jax.training.checkpoint import Restored
@@ -49,6 +50,9 @@ def check_same_run(run: "TaskRun", found: Restored, *, anyway: bool) -> None:
     check_base(extra, run.base_digest, run=run.run, path=run.config.model.path)
     if "judge" in run.summary:
         check_same_judge(extra["summary"]["judge"], run.summary["judge"], run=run.run)
+    if "rivals" in run.summary:
+        then = extra["summary"].get("rivals", {})
+        check_same_rivals(then, run.summary["rivals"], run=run.run)
     for broken in found.broken:
         run.say(f"the checkpoint of step {broken} is not intact")
     if found.broken:

@@ -15,6 +15,7 @@ from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.rewards.callables import RewardFunctions
 from balcap_jax.rewards.function_names import RewardFunction, load_function
 from balcap_jax.rewards.judges import make_judge, resolve_kind
+from balcap_jax.rewards.rivals.rivals import Rivals, make_rivals, resolve_reward_judge
 from balcap_jax.rewards.verdicts import Judge
 from balcap_jax.training.audit import Audit
 from balcap_jax.training.callbacks import Callback
@@ -67,9 +68,24 @@ def open_audit(config: TrainConfig, example: Example, *, mesh: Mesh) -> Audit | 
     own = ("every", "captions")
     settings = {name: value for name, value in to_dict(config.audit).items() if name not in own}
     kind = resolve_kind(from_dict(JudgeConfig, settings), example)
-    data = None if config.data.path == MEMORY else config.data.path
-    judge = make_judge(kind, data=data, example=example, mesh=mesh)
+    judge = make_judge(kind, data=_data_of(config), example=example, mesh=mesh)
     return Audit(config.audit, judge, config.reward)
+
+
+def open_rivals(config: TrainConfig, example: Example) -> tuple[TrainConfig, Rivals]:
+    """(settings with the kind of judge that "auto" means, the rewards of `reward.rivals`).
+
+    Raises:
+      UserError: see `resolve_reward_judge`, `make_rivals`.
+    """
+    reward = resolve_reward_judge(config.reward, example)
+    rivals = make_rivals(reward, seed=config.seed, data=_data_of(config), example=example)
+    return dataclasses.replace(config, reward=reward), rivals
+
+
+def _data_of(config: TrainConfig) -> str | None:
+    """The data file, None for data in memory."""
+    return None if config.data.path == MEMORY else config.data.path
 
 
 def open_judge(
@@ -93,9 +109,8 @@ def open_judge(
         return config, seams.judge, functions
     judge = resolve_kind(config.judge, example)
     config = dataclasses.replace(config, judge=judge)
-    data = None if config.data.path == MEMORY else config.data.path
     fitted = judge.fluency != RULES
     model = config.model
     policy = policy_folder(model.path, revision=model.revision) if fitted else None
-    made = make_judge(judge, data=data, example=example, mesh=mesh, policy=policy)
+    made = make_judge(judge, data=_data_of(config), example=example, mesh=mesh, policy=policy)
     return config, made, functions

@@ -163,7 +163,7 @@ def test_each_sequence_has_its_own_image():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["qwen2_5_vl", pytest.param("llava", marks=pytest.mark.slow)])
 def test_hugging_face_computes_the_same(name, tmp_path):
     """Two updates, so that gradients, clipping and AdamW agree as well; LLaVA in micro-batches."""
     pytest.importorskip("torch", reason="the test extra has torch")
@@ -212,6 +212,7 @@ def test_json_is_one_line(tiny_preset, capsys):
 
 
 @pytest.mark.torch
+@pytest.mark.slow  # a whole run of what the tests above look at
 def test_table_against_hugging_face(tiny_preset, capsys, monkeypatch):
     pytest.importorskip("torch", reason="the test extra has torch")
     monkeypatch.setenv("COLUMNS", "140")

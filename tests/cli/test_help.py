@@ -13,7 +13,16 @@ import pytest
 from balcap_jax.cli import bench, plan
 from balcap_jax.cli import main as cli
 from balcap_jax.cli.flags import flags_of
-from balcap_jax.config import commands, evaluation, evidence, judge, sections
+from balcap_jax.config import (
+    commands,
+    evaluation,
+    evidence,
+    judge,
+    questions,
+    reward,
+    rivals,
+    sections,
+)
 from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import CaptionConfig, ScoreConfig, SFTConfig, TrainConfig
 
@@ -66,7 +75,19 @@ def test_help_tells_what_is_given_by_place(command, form, capsys):
 
 ALL = {
     kind
-    for module in (commands, evaluation, evidence, judge, sections, bench, plan, cli)
+    for module in (
+        commands,
+        evaluation,
+        evidence,
+        judge,
+        questions,
+        reward,
+        rivals,
+        sections,
+        bench,
+        plan,
+        cli,
+    )
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Settings
 }

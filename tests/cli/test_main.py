@@ -25,7 +25,8 @@ from balcap_jax.config.commands import (
     TrainConfig,
 )
 from balcap_jax.config.judge import JudgeConfig
-from balcap_jax.config.sections import RewardConfig, RLConfig, RolloutConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import RLConfig, RolloutConfig
 from balcap_jax.errors import UserError
 
 TRAINER = "balcap_jax.training.trainer"

@@ -38,14 +38,16 @@ def run(start, tmp_path):
     return folder
 
 
+OPTIMIZER = make_optimizer(
+    learning_rate=1e-3, warmup_steps=2, total_steps=9, schedule="cosine", weight_decay=0.1
+)
+
+
 def save_checkpoint(run, step, *, seed):
     """A checkpoint as the trainer writes it, with a schedule and spread over devices."""
     policy, params = tiny_llava.policy(seed=seed)
-    optimizer = make_optimizer(
-        learning_rate=1e-3, warmup_steps=2, total_steps=9, schedule="cosine", weight_decay=0.1
-    )
     state = init_state(
-        make_mesh(data=2, fsdp=2, tensor=2), params, optimizer, trained=policy.parts["decoder"]
+        make_mesh(data=2, fsdp=2, tensor=2), params, OPTIMIZER, trained=policy.parts["decoder"]
     )
     with Checkpoints(run) as checkpoints:
         checkpoints.save(step, state, {"step": step, "summary": {}, "seconds": 1.0})

@@ -9,6 +9,7 @@ from images import red, text_file
 from PIL import Image
 
 from balcap_jax.commands import recaption as module
+from balcap_jax.commands.asked_rows import _path_from
 from balcap_jax.commands.recaption import make_units, recaption
 from balcap_jax.config.judge import JudgeConfig, RecaptionConfig, UnitsConfig
 from balcap_jax.data import photos
@@ -160,7 +161,7 @@ def test_one_process_writes_at_a_time(data, tmp_path):
 
 def test_images_without_a_file_cannot_be_named(tmp_path):
     with pytest.raises(UserError, match="in no files of their own"):
-        module._shown(Image.new("RGB", (9, 9)), folder=tmp_path)
+        _path_from(Image.new("RGB", (9, 9)), folder=tmp_path)
 
 
 def test_captions_of_two_models_or_of_other_data_are_not_mixed(data, tmp_path):

@@ -40,22 +40,32 @@ READ_WITH = {
     "judge": {"judge.kind": "llm", "judge.model": "m"},
     "audit": {"audit.kind": "llm", "audit.model": "m", "audit.every": 5},
     "dist": {"dist.coordinator": "a:1", "dist.processes": 6},
+    "reward.qa": {"reward.rivals": ["qa_utility"]},
+    "reward.qa_length": {"reward.rivals": ["qa_utility_length"]},
+    "reward.judge": {
+        "reward.rivals": ["qa_utility"],
+        "reward.judge.kind": "llm",
+        "reward.judge.model": "m",
+    },
     "study": {"study.squeeze": ["recall=1"]},
     "rl": {"rl.advantage": "grpo", "rl.grpo_weights": "fixed"},
 }
+# Refused whatever they are, because nothing reads them.
+REFUSED = ("reward.judge.images_per_pass",)
 NUMBERS = [
     (kind, name, of)
     for kind in NEEDED
     for name, type_ in names_of(kind).items()
     for of in (int, float)
-    if type_ is of or type_ == tuple[of, ...]
+    if (type_ is of or type_ == tuple[of, ...]) and name not in REFUSED
 ]
 
 
 def refusal(kind, name, value, of):
     """What is said of a value of one setting."""
     room, _, field = name.partition(".")
-    values = {**NEEDED[kind], **READ_WITH.get(room, {})}
+    nearest = name.rpartition(".")[0]
+    values = {**NEEDED[kind], **READ_WITH.get(nearest, READ_WITH.get(room, {}))}
     if field == "images_per_pass":
         values |= {f"{room}.kind": "model"}
     many = typing.get_origin(names_of(kind)[name]) is tuple

@@ -11,11 +11,14 @@ import jaxtyping
 import pytest
 
 import balcap_jax.config.commands as rooms
-from balcap_jax.config.base import Settings, from_dict, to_dict
+from balcap_jax.config import rivals as rival_rooms
+from balcap_jax.config.base import Settings, from_dict, merged, to_dict
 from balcap_jax.config.commands import CaptionConfig, ScenesConfig, SFTConfig, TrainConfig
 from balcap_jax.config.evaluation import EvalAllConfig
 from balcap_jax.config.files import load_run, load_toml, resume_conflicts
 from balcap_jax.config.judge import AuditConfig, JudgeConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.rivals import _OF_VERDICTS
 from balcap_jax.config.sections import (
     DataConfig,
     DistConfig,
@@ -23,7 +26,6 @@ from balcap_jax.config.sections import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
-    RewardConfig,
     RLConfig,
     RolloutConfig,
 )
@@ -174,6 +176,11 @@ OTHER = {
     "data.format": "coco",
     "reward.names": ("recall", "linguistic", "precision"),
     "reward.functions": ("mine.py:brevity",),
+    "reward.rivals": ("qa_utility",),
+    "reward.failure": "zero",
+    "reward.qa.file": "questions.jsonl",
+    "reward.qa_length.zero": 4096,
+    "reward.qa_length.full": 1024,
     "reward.tau_l": 0.75,
     "reward.weights": (3.0, 2.0, 1.0),
     "reward.length_control": "linear",
@@ -208,24 +215,32 @@ OTHER = {
     "dist.coordinator": "b:1",
     "dist.process": 1,
 }
+OF_JUDGES = {name: value for name, value in OTHER.items() if name.startswith("judge.")}
+OTHER |= {name.replace("judge", "audit"): value for name, value in OF_JUDGES.items()}
+OTHER |= {f"reward.{name}": value for name, value in OF_JUDGES.items()}
+OTHER |= {"reward.judge.kind": "scene"}
 OTHER |= {
-    name.replace("judge", "audit"): value
-    for name, value in OTHER.items()
-    if name.startswith("judge.")
+    "reward.rubric.file": "rubrics.jsonl",
+    "reward.rubric.scene": "all",
+    "reward.claims.judges": ("a", "b"),
+    "reward.claims.vote": "mean",
+    "reward.claim_diff.mode": "a_only",
+    "reward.claim_diff.severity": "judge",
 }
 SKIPPED = {
     *("reward.linear_coefficient", "rl.grpo_scale", "rl.grpo_weights", "rl.grpo_weight_steps"),
     "study.centre",
     *(f"model.lora.{name}" for name in ("alpha", "rslora", "dropout", "targets")),
-}  # set with the choice that reads them
+    # set with the choice that reads them; and what no judge of rivals reads
+    *(f"reward.judge.{name}" for name in _OF_VERDICTS),
+}
 
 
 def changed(config, name, value):
     """`config` with the field `name` ("rl.eps") set to `value`."""
     room, _, field = name.rpartition(".")
-    if room == "model.lora":
-        lora = dataclasses.replace(config.model.lora, **{field: value})
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, lora=lora))
+    if "." in room:
+        return merged(config, {name: value})
     if room == "data" and field in OF_FILES:
         config = dataclasses.replace(config, data=DataConfig(path="a.jsonl"))
     if not room:
@@ -258,6 +273,10 @@ MODEL = TrainConfig(
 )
 
 
+# The rooms of rewards of other methods are for these.
+RIVAL = TrainConfig.of({"reward.rivals": ["qa_utility_length", "rubric", "claims", "claim_diff"]})
+
+
 # Which process this is has a meaning only where an address is given.
 NAMED = TrainConfig(dist=DistConfig(coordinator="a:1", processes=6))
 
@@ -265,6 +284,11 @@ NAMED = TrainConfig(dist=DistConfig(coordinator="a:1", processes=6))
 def start(name):
     """The settings that a change of `name` starts from."""
     room, _, field = name.partition(".")
+    if name.startswith("reward.judge.") and name != "reward.judge.kind":
+        return merged(RIVAL, {"reward.judge.kind": "llm", "reward.judge.model": "m"})
+    rooms = ("qa", "qa_length", "judge", "rubric", "claims", "claim_diff")
+    if name.startswith(tuple(f"reward.{r}." for r in rooms)) or name == "reward.failure":
+        return RIVAL
     if room in ("judge", "audit") and field in (
         "dtype", "fluency", "images_per_pass", "own_policy",
     ):  # fmt: skip
@@ -312,7 +336,7 @@ def test_what_is_missing_keeps_its_default():
         ({"out": 3}, "out=3 must be a path"),
         ({"reward": {"names": "recall"}}, "must be a list"),
         ({"reward": {"weights": [1, 1, "a"]}}, "holds 'a', which must be a number; change reward"),
-        ({"rl": {"advantage": 3}}, "rl.advantage=3 must be one of gdpo, grpo, trl"),
+        ({"rl": {"advantage": 3}}, "rl.advantage=3 must be one of gdpo, grpo, rloo"),
         # Files are not written in flags.
         ({"rollout": {"group_size": 1}}, "one another; set rollout.group_size 2 or more."),
     ],
@@ -412,7 +436,9 @@ MAY_CHANGE = {
     "evaluation.batch_size",
 }
 # The second judge may move as the first one may.
-MAY_CHANGE |= {n.replace("judge.", "audit.") for n in MAY_CHANGE if n.startswith("judge.")}
+OF_JUDGES_TOO = {name for name in MAY_CHANGE if name.startswith("judge.")}
+MAY_CHANGE |= {name.replace("judge.", "audit.") for name in OF_JUDGES_TOO}
+MAY_CHANGE |= {f"reward.{name}" for name in OF_JUDGES_TOO}
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[0])
@@ -489,7 +515,8 @@ def test_every_field_is_read_outside_the_settings():
     commands = [
         kind for kind in vars(rooms).values() if dataclasses.is_dataclass(kind) and not kind.room
     ]
-    rooms_of = [kind for kind in vars(rooms).values() if getattr(kind, "room", "")]
+    every_room = [*vars(rooms).values(), *vars(rival_rooms).values()]
+    rooms_of = [kind for kind in every_room if getattr(kind, "room", "")]
     unread = [
         f"{owner}.{item.name}"
         for kind, owner in [(kind, "config") for kind in commands]

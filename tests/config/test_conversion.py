@@ -12,7 +12,8 @@ import pytest
 from balcap_jax.config.base import Settings
 from balcap_jax.config.commands import CaptionConfig, SFTConfig, TrainConfig
 from balcap_jax.config.conversion import Text, UnfitError, converted
-from balcap_jax.config.sections import OptimConfig, RewardConfig, RLConfig, RolloutConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import OptimConfig, RLConfig, RolloutConfig
 from balcap_jax.errors import UserError
 
 

@@ -13,7 +13,8 @@ from balcap_jax.config.files import find_config, load_toml, shipped_configs
 from balcap_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-NAMES = {path.stem for path in (ROOT / "configs").glob("*.toml")}
+RIVALS = {f"rivals/{path.stem}" for path in (ROOT / "configs" / "rivals").glob("*.toml")}
+NAMES = {path.stem for path in (ROOT / "configs").glob("*.toml")} | RIVALS
 
 
 def test_the_files_of_a_checkout_are_known_by_their_names(tmp_path, monkeypatch):
@@ -24,6 +25,45 @@ def test_the_files_of_a_checkout_are_known_by_their_names(tmp_path, monkeypatch)
     assert load_toml(TrainConfig, Path("grpo")) == load_toml(
         TrainConfig, ROOT / "configs" / "grpo.toml"
     )
+
+
+@pytest.mark.parametrize("name", sorted(RIVALS))
+def test_presets_of_other_methods_load(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_toml(TrainConfig, Path(name))
+    assert config.name == name.removeprefix("rivals/")
+    assert config.reward.rivals
+    assert not config.reward.names
+    assert config.reward.judge.kind == "llm"
+    with pytest.raises(UserError, match=f"no config '{name}x'.*did you mean {name}"):
+        find_config(Path(f"{name}x"))
+
+
+def test_the_released_preset_of_caprl_has_its_published_numbers():
+    config = load_toml(TrainConfig, Path("rivals/caprl-released"))
+    reward, qa = config.reward, config.reward.qa
+    assert (qa.draws, qa.shuffle, qa.cannot_answer, qa.scale) == (8, False, False, 2.0)
+    assert (reward.judge.temperature, reward.judge.max_tokens) == (0.6, 10)
+    assert (config.rl.advantage, config.rl.kl_coef) == ("rloo", 0.0)
+    assert (config.prompts_per_step, config.rollout.group_size) == (128, 8)
+    assert (config.optim.learning_rate, config.optim.warmup_steps) == (1e-6, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("default", "normalized_diff"), ("readme", "normalized_a_only")]
+)
+def test_the_presets_of_claimdiff_have_its_published_numbers(name, mode):
+    config = load_toml(TrainConfig, Path(f"rivals/claimdiff-{name}"))
+    reward, rl = config.reward, config.rl
+    assert (reward.claim_diff.mode, reward.claim_diff.severity) == (mode, "off")
+    assert not reward.claim_diff.ambiguity
+    assert (reward.judge.model, reward.judge.temperature) == ("gemini-2.5-flash", 0.0)
+    assert (reward.judge.retries, reward.judge.timeout, reward.judge.concurrency) == (8, 120, 10)
+    assert (rl.advantage, rl.clip_low, rl.clip_high, rl.kl_coef) == ("verl", 0.2, 0.28, 0.0)
+    assert (config.rollout.group_size, config.rollout.max_new_tokens) == (4, 4096)
+    assert (config.optim.learning_rate, config.optim.schedule) == (1e-6, "constant")
+    assert config.optim.warmup_steps == 0.05 * config.steps
+    assert (config.data.min_pixels, config.data.max_pixels) == (256 * 28**2, 8192 * 28**2)
 
 
 def test_a_file_of_the_working_directory_wins(tmp_path, monkeypatch):

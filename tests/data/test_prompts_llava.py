@@ -145,7 +145,9 @@ def test_image_processor_of_another_size_is_refused(folder, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_works_without_torch(folder):
+    # A process of its own; test_prompts.py has one of Qwen2.5-VL.
     code = (
         "import sys; sys.modules.update(torch=None, torchvision=None)\n"
         "from balcap_jax.data.prompts.processor import Processor\n"

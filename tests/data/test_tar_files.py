@@ -10,6 +10,8 @@ import pytest
 import webdataset
 from PIL import Image
 
+from balcap_jax.commands.check_data import check_data
+from balcap_jax.config.judge import CheckConfig
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.data import tar_files
 from balcap_jax.data.images import open_image
@@ -156,3 +158,9 @@ def test_a_bad_text_is_a_bad_row(tmp_path):
 def test_settings_that_say_nothing_of_them_are_refused(shards, tmp_path):
     with pytest.raises(UserError, match="data.images.*has no effect on webdataset data"):
         open_sources(DataConfig(path=shards, images=str(tmp_path), heldout=1), seed=0)
+
+
+def test_data_check_reads_them(shards):
+    found = check_data(CheckConfig(file=shards))
+    assert found.problems == []
+    assert "12" in str(found.facts)

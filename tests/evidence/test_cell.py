@@ -76,6 +76,8 @@ def test_a_cell_leaves_numbers_alone(done):
         for name in ("b_capscore", "words", "rho", "commentary", "invented", "rho_low"):
             assert name in scores
             assert f"greedy/{name}" in scores
+    # Of the held-out images, 3 here, the captions of likeliest tokens.
+    assert [len(shown["caption"].split()) > 0 for shown in result["captions"]] == [True] * 3
     series = result["series"]
     assert series["step"] == [1, 2]
     shares = [series[f"balance/{name}"] for name in ("precision", "recall", "linguistic")]

@@ -106,6 +106,16 @@ def test_cells_share_scores_of_a_starting_policy():
     assert make_cell("train", {"data.heldout": 9}, seed=0).start_key("x") != plain
 
 
+def test_cells_of_other_rewards_share_them_where_the_same_are_watched():
+    watched = {"reward.rivals": ["qa_utility"], "reward.weights": [1, 1, 1, 0]}
+    start = make_cell("train", watched, seed=0).start_key("x")
+    assert start != make_cell("train", {}, seed=0).start_key("x")
+    trained = {**watched, "reward.weights": [0, 0, 0, 1], "reward.length_control": "none"}
+    assert make_cell("train", trained, seed=0).start_key("x") == start
+    for change in ({"reward.qa.draws": 4}, {"reward.rivals": ["qa_utility_length"]}):
+        assert make_cell("train", watched | change, seed=0).start_key("x") != start
+
+
 def test_code_is_known_by_what_it_computes():
     source = '"""Words."""\ndef f(x):\n    """More."""\n    return x + 1  # why\n'
     assert meaning_of(source) == meaning_of("def f(x):\n\n    return (x + 1)\n")
@@ -144,6 +154,13 @@ def test_claims_are_chosen_by_number_or_name(tmp_path):
         ('title = "One', 'titel = "One', "unknown field titel; did you mean title"),
         ("required = true", "", "must have required, of type bool"),
         ("[base]", "[base", "is not TOML"),
+        ("required = true", "required = true\ncaptions = 9", "captions=9, which must be a number"),
+        (
+            "[[comparisons]]",
+            '[[scatters]]\ntitle = "t"\nx = "recall"\ny = "wods"\nsize = "rho"\n\n[[comparisons]]',
+            "a scatter names the measure 'wods', known are .*did you mean words",
+        ),
+        ("[[comparisons]]", '[[scatters]]\ntitle = "t"\n\n[[comparisons]]', "a scatter lacks x, y"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, old, new, said):

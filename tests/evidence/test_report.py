@@ -18,6 +18,7 @@ title = "One beside another"
 says = "They differ."
 refuted_by = "They do not."
 required = true
+captions = 1
 
 [cells.gdpo]
 
@@ -34,6 +35,12 @@ expected = {b_capscore = "higher", words = "equal"}
 title = "length"
 cells = ["gdpo", "grpo"]
 series = ["words"]
+
+[[scatters]]
+title = "length and score"
+x = "words"
+y = "b_capscore"
+size = "rho"
 """
 
 
@@ -54,6 +61,10 @@ def result(cell, score, words):
         "device": "cpu",
         "cores": 2,
         "scores": {"before": both | {"b_capscore": 60.0}, "after": both},
+        "captions": [
+            {"id": f"heldout-{i}", "reference": "A | b.", "caption": f"{score} of {i}."}
+            for i in range(2)
+        ],
         "series": {"step": list(range(10)), "words": [words] * 10},
         "steps": 10,
         "seconds": 360.0,
@@ -95,8 +106,19 @@ def test_differences_intervals_and_verdicts_are_those_of_the_cells(out, claim):
     assert "**Missing cells:** gdpo seeds 3; grpo seeds 3." in text
     assert "6 cells of the code `x`, computed 2026-11-26 in 0.6 hours" in text
     assert rows_of(text, "words")[0][1:] == ["3 and 3", "2", "100 |"]
-    assert [picture.name for picture in pictures] == ["first.svg", "first_curves_0.svg"]
+    names = ["first.svg", "first_curves_0.svg", "first_scatter_0.svg"]
+    assert [picture.name for picture in pictures] == names
+    assert "length and score" in pictures[-1].read_text()
     assert all(picture.read_text().startswith("<?xml") for picture in pictures)
+
+
+def test_captions_of_the_same_images_stand_side_by_side(out, claim):
+    text = report(out, [claim], docs=out, seeds=3)[0].read_text()
+    table = text.partition("Captions of seed 0")[2]
+    assert "| heldout-0 | caption |" in table
+    assert "| reference | A \\| b. |" in table
+    assert "| gdpo | 81 of 0. |\n| grpo | 79 of 0. |" in table
+    assert "heldout-1" not in table  # one image, as the claim says
 
 
 def test_text_outside_of_the_marks_stays_and_the_report_repeats(out, claim):

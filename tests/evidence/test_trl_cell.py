@@ -9,7 +9,8 @@ import pytest
 from small_run import SMALL
 
 from balcap_jax.config.base import to_dict
-from balcap_jax.config.sections import MeshConfig, RewardConfig, RLConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import MeshConfig, RLConfig
 from balcap_jax.config.study import StudyConfig
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError

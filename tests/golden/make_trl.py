@@ -34,6 +34,7 @@ def main() -> None:
     generator = np.random.default_rng(2605)
     gdpo = trl_formula.load("normalize_then_sum", weights=(1.0, 1.0, 1.0))
     grpo = trl_formula.load("sum_then_normalize", weights=(1.0, 1.0, 1.0))
+    rloo = trl_formula.load_rloo(weights=(1.0, 1.0, 1.0))
     arrays = {}
     for group, count in ARRAYS.items():
         rewards = [random_rewards(generator, group) for _ in range(count)]
@@ -41,6 +42,10 @@ def main() -> None:
         for name, formula in (("gdpo", gdpo), ("grpo", grpo)):
             answers = [formula(torch.from_numpy(r)).numpy() for r in rewards]
             arrays[f"{name}_{group}"] = np.stack(answers)
+        # Of a caption that lacks some rewards alone: TRL's sum has a zero there, ours has none.
+        whole = [np.where(np.isnan(r).any(axis=-1, keepdims=True), np.nan, r) for r in rewards]
+        answers = [rloo(torch.from_numpy(np.float32(r))).numpy() for r in whole]
+        arrays[f"rloo_{group}"] = np.stack(answers)
     path = Path(__file__).with_name("trl_advantages.npz")
     np.savez_compressed(path, versions=trl_formula.describe(), **arrays)
 

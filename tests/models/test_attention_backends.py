@@ -5,7 +5,7 @@ gradients are compared, and they are lowered for CUDA. Splash attention runs in 
 """
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -150,22 +150,27 @@ def test_rows(name, length):
     check(of(FAST[name]), of(xla()), arguments, real=real)
 
 
+@cache
+def gradient_and_logprobs(name):
+    """Of the tiny policy with this attention; the plain one is computed once."""
+    model, params = tiny.policy(attention="xla")
+    if name in FAST:
+        model = dataclasses.replace(model, attention=FAST[name])
+    prompts, completions = tiny.prompts(2, prefix=18, patches=28), tiny.completions(2)
+
+    def objective(params):
+        features = model.encode_images(params, prompts.images)
+        logprobs, _ = completion_logprobs(model, params, prompts, features, completions)
+        return jnp.sum(jnp.sin(logprobs)), logprobs
+
+    return jax.device_get(jax.jit(jax.grad(objective, has_aux=True))(params))
+
+
 @fast_backend
 def test_logprobs_and_gradients_of_a_policy(name):
     """From pixels to logprobs: windows, full attention, prefix and completions in one program."""
-    model, params = tiny.policy(attention="xla")
-    prompts, completions = tiny.prompts(2, prefix=18, patches=28), tiny.completions(2)
-
-    def run(policy):
-        def objective(params):
-            features = policy.encode_images(params, prompts.images)
-            logprobs, _ = completion_logprobs(policy, params, prompts, features, completions)
-            return jnp.sum(jnp.sin(logprobs)), logprobs
-
-        return jax.jit(jax.grad(objective, has_aux=True))(params)
-
-    expected, plain = run(model)
-    gradient, logprobs = run(dataclasses.replace(model, attention=FAST[name]))
+    expected, plain = gradient_and_logprobs("xla")
+    gradient, logprobs = gradient_and_logprobs(name)
     close(logprobs, plain, 1e-5)
     jax.tree.map(partial(close, relative=2e-5), gradient, expected)
 

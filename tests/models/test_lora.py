@@ -114,7 +114,8 @@ def test_new_adapters_change_nothing_and_start_as_in_peft(family):
     )
 
 
-@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
+@pytest.mark.slow  # without adapters they are in test_remat.py
+@pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rematerialised_gradients_are_the_same(remat):
     prompts, completions = tiny.prompts(2), tiny.completions(2, 2, 4)
     gradients = []

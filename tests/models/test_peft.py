@@ -249,9 +249,7 @@ def gradients(pair, request, tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(
-    "gradients", [(), EVERYWHERE], indirect=True, ids=["decoder", "everywhere"]
-)
+@pytest.mark.parametrize("gradients", [EVERYWHERE], indirect=True, ids=["everywhere"])
 def test_gradients_of_the_policy_loss_are_those_of_peft(gradients, pair, tmp_path):
     """-mean(advantage * logprob) of a shared prompt, by every adapter: below 1e-4 relative."""
     policy, prompts = gradients.policy, gradients.prompts

@@ -1,6 +1,7 @@
 """`balcap plan`: memory and time by hand, mistakes in one sentence, real programs compiled."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -9,13 +10,22 @@ import pytest
 import tiny
 import tiny_llava
 import tpu_compiler
+from rich.console import Console
 
 from balcap_jax.cli import main as cli
 from balcap_jax.config.base import to_dict
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.files import load_toml
 from balcap_jax.config.judge import JudgeConfig
-from balcap_jax.config.sections import DataConfig, MeshConfig, ModelConfig, RLConfig, RolloutConfig
+from balcap_jax.config.sections import (
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    RLConfig,
+    RolloutConfig,
+)
 from balcap_jax.errors import UserError
 from balcap_jax.models.families import make_policy
 from balcap_jax.models.param_tree import shapes_of
@@ -41,6 +51,7 @@ UPDATE = {
     "optimizer": 2 * GIB,
     "batch": GIB / 2,
     "judge": 0,
+    "reference": 0,
     "arguments": 3 * GIB,
     "results": 0,
     "temporary": 5 * GIB,
@@ -62,6 +73,7 @@ UPDATE = {
 ROLLOUT = UPDATE | {"program": "rollout", "activations": 0, "phases": [[0.0, 819e9]]}
 ENCODE = ROLLOUT | {"program": "encode", "collectives": []}
 RESULTS = {"encode": ENCODE, "rollout": ROLLOUT, "update": UPDATE}
+PROGRAMS = tuple(RESULTS)
 
 
 # By hand ----------------------------------------------------------------------------------------
@@ -70,7 +82,7 @@ RESULTS = {"encode": ENCODE, "rollout": ROLLOUT, "update": UPDATE}
 def test_memory_adds_up():
     memory = memory_of(UPDATE)
     # 5 GiB of temporaries, 3 of them activations; the rest with a quarter of code.
-    assert memory == (1 * GIB, 2 * GIB, 3 * GIB, 2.25 * GIB, GIB / 2, 0)
+    assert memory == (1 * GIB, 2 * GIB, 3 * GIB, 2.25 * GIB, GIB / 2, 0, 0)
     assert memory.total == 8.75 * GIB
 
 
@@ -114,6 +126,70 @@ def test_the_bytes_of_a_judge_are_of_its_shapes_over_the_mesh():
         decoder = shapes_of(make_policy(model.config))["language_model"]
         size = sum(x.size for x in jax.tree.leaves(decoder))
         assert bytes_per_device(step.judge_shapes(None, fluency=job.fluency)) == 2 * size
+
+
+def step_of_config(**options) -> Step:
+    config = TrainConfig(
+        prompts_per_step=2,
+        model=options.pop("model", ModelConfig(dtype="bfloat16", attention="xla")),
+        rollout=RolloutConfig(group_size=2, max_new_tokens=4),
+        mesh=MeshConfig(),
+        **options,
+    )
+    return Step(config, tiny.config(), jax.devices()[:2], image=(56, 56), text_tokens=8)
+
+
+def test_a_reference_policy_is_in_memory_and_a_program():
+    step = step_of_config(rl=RLConfig(kl_coef=0.1))
+    weights = sum(x.size for x in jax.tree.leaves(step.inputs.state.params))
+    # In bfloat16, whole on each device of a mesh that splits the batch alone.
+    assert bytes_per_device(step.reference_shapes) == 2 * weights
+    compiled = step.compile(step.trace("reference"))
+    decoder = step.inputs.state.params["language_model"]  # the features are given
+    read = 2 * sum(x.size for x in jax.tree.leaves(decoder))
+    assert read < compiled.memory_analysis().argument_size_in_bytes < 2 * weights
+    [found] = jax.tree.leaves(compiled.output_shardings)
+    assert found.shard_shape((2, 2, 4)) == (1, 2, 4)
+    assert 0 < step.model_flops("reference") < step.model_flops("update")
+    counted = UPDATE | {"reference": 4 * GIB}
+    assert memory_of(counted).total == memory_of(UPDATE).total + 4 * GIB
+    shown = shown_tables(judged(dict.fromkeys(RESULTS, counted)))
+    assert "reference" in shown
+    assert "reference" not in shown_tables(judged(RESULTS))
+
+
+def test_the_policy_without_its_adapters_is_a_reference_that_takes_no_memory():
+    lora = ModelConfig(dtype="bfloat16", attention="xla", lora=LoraConfig(rank=2))
+    step = step_of_config(rl=RLConfig(kl_coef=0.1), model=lora)
+    assert step.reference_shapes is None
+    adapters = sum(
+        x.size
+        for path, x in jax.tree.leaves_with_path(step.inputs.state.params)
+        if "lora" in jax.tree_util.keystr(path)
+    )
+    assert adapters
+    traced = step.trace("reference")
+    read = sum(x.size for x in jax.tree.leaves(traced.in_avals) if x.ndim > 1)
+    assert read < sum(x.size for x in jax.tree.leaves(step.trace("update").in_avals))
+    assert step_of_config().reference_shapes is None
+
+
+def test_evaluation_is_a_program_where_it_has_more_images_at_once_than_a_step():
+    few = EvaluationConfig(batch_size=2)
+    assert plan.programs_of(step_of_config(evaluation=few).config) == PROGRAMS
+    step = step_of_config(evaluation=EvaluationConfig(batch_size=5), rl=RLConfig(kl_coef=0.1))
+    assert plan.programs_of(step.config) == (
+        "encode", "rollout", "reference", "update", "evaluation",
+    )  # fmt: skip
+    traced = step.trace("evaluation")
+    tokens = jax.tree.leaves(traced.out_info)[0]
+    assert tokens.shape == (6, 1, 4)  # filled up to the devices
+    # It is in the memory and not in the time of a step.
+    results = RESULTS | {"evaluation": ROLLOUT | {"temporary": 20 * GIB}}
+    answer = judged(results)
+    assert not answer["fits"]
+    assert "--evaluation.batch-size" in answer["programs"]["evaluation"]["change"]
+    assert answer["step"] == judged(RESULTS)["step"]
 
 
 def test_memory_of_a_refused_program_counts_the_state_once():
@@ -177,6 +253,13 @@ def judged(results=RESULTS):
     model = model_of("Qwen2.5-VL-7B-Instruct")
     config = TrainConfig(prompts_per_step=64, rl=RLConfig(micro_batches=4))
     return plan.judged(config, model, slice_of("v5e:8x8"), results)
+
+
+def shown_tables(answer) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    for part in plan_tables(answer):
+        console.print(part)
+    return console.file.getvalue()
 
 
 def test_a_plan_that_fits():
@@ -444,7 +527,7 @@ def test_the_real_programs_compile_for_a_slice(family):
             image=(side, side),
             text_tokens=8,
         )
-        for program in plan.PROGRAMS
+        for program in plan.programs_of(config)
     ]
     for result in plan.compile_all(jobs):
         assert result["devices"] == 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from balcap_jax.config.commands import TrainConfig
-from balcap_jax.config.sections import RewardConfig
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.config.study import StudyConfig
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.study import normals_of, studied

@@ -17,6 +17,7 @@ from balcap_jax.rl.advantages import (
     grpo_advantages,
     preset_advantages,
     reward_statistics,
+    rloo_advantages,
 )
 
 NAN = np.nan
@@ -114,6 +115,18 @@ def test_grpo_whitened_over_the_batch_by_hand():
     np.testing.assert_allclose(
         grpo_advantages(rewards, scale="both", eps=0.0), expected, rtol=1e-6, atol=1e-7
     )
+
+
+def test_rloo_by_hand():
+    # R = 1, 2, 6: the others' means are 4, 3.5, 1.5 -> A = -3, -1.5, 4.5
+    np.testing.assert_allclose(rloo_advantages(column(1, 2, 6)), [[-3, -1.5, 4.5]], rtol=1e-6)
+    # Without the third: 1 - 2, 2 - 1; it has 0, and so has one that is alone.
+    np.testing.assert_allclose(rloo_advantages(column(1, 2, NAN)), [[-1, 1, 0]], rtol=1e-6)
+    assert np.all(np.asarray(rloo_advantages(column(1, NAN, NAN))) == 0.0)
+    # A second reward of weight 2, which the first caption lacks: 4 - 8 and 8 - 4 for the others.
+    rewards = np.array([[[1, NAN], [2, 4], [6, 8]]], np.float32)
+    found = rloo_advantages(rewards, weights=[1, 2])
+    np.testing.assert_allclose(found, [[-3, -1.5 - 8, 4.5 + 8]], rtol=1e-6)
 
 
 def test_gdpo_keeps_apart_what_grpo_merges():
@@ -249,7 +262,7 @@ def test_dropped_reward_equals_its_removal_from_the_group():
     assert np.all(gone[:, 5] == 0.0)
 
 
-@pytest.mark.parametrize("advantages", [gdpo_advantages, grpo_advantages])
+@pytest.mark.parametrize("advantages", [gdpo_advantages, grpo_advantages, rloo_advantages])
 def test_caption_without_signal_enters_no_statistic(advantages):
     rewards = random_rewards(5, missing=0.0)
     rewards[:, -1] = NAN
@@ -302,7 +315,7 @@ def permuted(rewards, seed):
     return order, np.take_along_axis(rewards, order[..., None], axis=1)
 
 
-@pytest.mark.parametrize("advantages", [gdpo_advantages, grpo_advantages])
+@pytest.mark.parametrize("advantages", [gdpo_advantages, grpo_advantages, rloo_advantages])
 def test_permuting_a_group_permutes_its_advantages(advantages):
     rewards = random_rewards(8)
     order, shuffled = permuted(rewards, 0)
@@ -444,6 +457,27 @@ def test_grpo_equals_trl_stored():
         ours = np.asarray(jax.vmap(grpo_advantages)(rewards))
         # One caption of a pair may lack rewards; sums close together amplify float32 rounding.
         np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rloo_equals_trl_stored():
+    for group in (2, 5, 8):
+        rewards, expected = GOLDEN[f"rewards_{group}"], GOLDEN[f"rloo_{group}"]
+        rewards = np.where(np.isnan(rewards).any(axis=-1, keepdims=True), NAN, rewards)
+        ours = np.asarray(jax.vmap(rloo_advantages)(np.float32(rewards)))
+        np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.torch
+@needs_trl
+def test_rloo_equals_trl_live():
+    import torch
+
+    formula = trl_formula.load_rloo(weights=(0.5, 1.0, 2.0))
+    for seed in range(20):
+        rewards = random_rewards(seed, missing=0.0)
+        rewards[seed % 6, :2] = NAN  # two captions without any signal
+        ours = rloo_advantages(rewards, weights=(0.5, 1.0, 2.0))
+        np.testing.assert_allclose(ours, formula(torch.from_numpy(rewards)), atol=1e-5)
 
 
 @pytest.mark.torch

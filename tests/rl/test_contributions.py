@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from balcap_jax.rl.advantages import PRESETS, gdpo_advantages, grpo_advantages, preset_advantages
+from balcap_jax.rl.advantages import (
+    PRESETS,
+    gdpo_advantages,
+    grpo_advantages,
+    preset_advantages,
+    rloo_advantages,
+)
 from balcap_jax.rl.contributions import balance, contributions, group_spread
 
 NAN = np.nan
@@ -76,6 +82,12 @@ def test_contributions_sum_to_gdpo_and_its_presets(name):
     found = np.asarray(advantages)[has]
     found = found - found.mean()
     np.testing.assert_allclose(found / found.std(), centred / centred.std(), rtol=1e-3, atol=1e-4)
+
+
+def test_contributions_sum_to_rloo():
+    rewards = random_rewards()
+    parts = np.asarray(contributions(rewards, weights=WEIGHTS, advantage="rloo")).sum(axis=-1)
+    np.testing.assert_allclose(rloo_advantages(rewards, weights=WEIGHTS), parts, atol=1e-6)
 
 
 def test_nothing_to_share_is_nan():

@@ -17,7 +17,7 @@ from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 from balcap_jax.parallel.sharding import BATCH_AXES, make_mesh
 from balcap_jax.plan.hlo import Program
 from balcap_jax.rollout import sampling
-from balcap_jax.rollout.sampling import Rollout, draw, nucleus, sample
+from balcap_jax.rollout.sampling import Rollout, caption_keys, draw, nucleus, sample
 
 BANNED = (tiny.VISION_START, tiny.VISION_END, tiny.IMAGE, tiny.VIDEO)
 STOPS = (tiny.STOP, 7, 8)  # three of 48 words, so that some captions end and some are truncated
@@ -27,7 +27,6 @@ LENGTH = 12
 POLICY, PARAMS = tiny.policy()
 # Jitted once: outside jit the scan over the layers would be compiled at every call.
 encode = jax.jit(POLICY.encode_images)
-caption_keys = jax.jit(sampling.caption_keys, static_argnames="group_size")
 invert_cumulative = jax.jit(sampling.invert_cumulative, static_argnames="block")
 
 
@@ -72,6 +71,27 @@ def test_logprobs_equal_those_of_the_update(temperature):
     expected = jnp.where(rollout.mask, logprobs, 0.0)
     assert float(jnp.abs(expected).max()) > 1.0
     np.testing.assert_allclose(rollout.logprobs, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("compact", "options"),
+    [((9, 3), {}), ((6,), {"greedy": 1, "temperature": 0.7, "top_p": 0.9})],
+)
+def test_captions_that_go_on_among_fewer_are_the_same(compact, options):
+    """Captions of all lengths, ended ones and truncated ones, of prompts of different lengths."""
+    prompts = tiny.prompts(3)
+    whole = run(prompts, **options)
+    assert len({int(n) for n in whole.mask.sum(axis=-1).ravel()}) > 3
+    assert 0 < int(whole.ended.sum()) < whole.ended.size
+    assert_same_captions(run(prompts, compact=compact, **options), whole)
+
+
+def test_only_one_cpu_goes_on_with_fewer_captions():
+    one = make_mesh(devices=jax.devices()[:1])
+    assert sampling.sizes_of_compaction(64, one) == (32, 16)
+    assert sampling.sizes_of_compaction(400, one) == (200, 100, 50)
+    assert sampling.sizes_of_compaction(31, one) == ()
+    assert sampling.sizes_of_compaction(64, make_mesh(devices=jax.devices()[:2])) == ()
 
 
 def test_each_token_is_drawn_by_a_number_of_its_own():

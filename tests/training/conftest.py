@@ -23,14 +23,23 @@ def no_pictures() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def programs_made_once() -> Iterator[None]:
     """Runs of a file with equal settings share their programs: tracing them takes longer, too."""
+    optimizer = cache(programs.make_optimizer)
+
+    def of_schedule(**options):
+        """Runs of any number of steps share it where the rate does not depend on them."""
+        if options["schedule"] == "constant":
+            options["total_steps"] = 0
+        return optimizer(**options)
+
     made = {
-        programs: ("make_optimizer", "make_update", "make_reference_logprobs"),
+        programs: ("make_update", "make_reference_logprobs"),
         sft: ("make_supervised_update", "make_supervised_sums"),
     }
     with pytest.MonkeyPatch.context() as patch:
         for room, names in made.items():
             for name in names:
                 patch.setattr(room, name, cache(getattr(room, name)))
+        patch.setattr(programs, "make_optimizer", of_schedule)
         yield
 
 

@@ -5,17 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from balcap_jax.config.sections import RewardConfig, RLConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import RLConfig
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.callables import Completions, TrainerState
 from balcap_jax.rewards.scene.judge import SceneJudge
-from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages
+from balcap_jax.rl.advantages import gdpo_advantages, grpo_advantages, rloo_advantages
 from balcap_jax.training import experience
 from balcap_jax.training.experience import advantages_of, reward_captions, sample_rows
 from balcap_jax.training.judge_queue import JudgeQueue
 
 JUDGE = SceneJudge()
+NAN = np.nan
 STATE = TrainerState(global_step=0, max_steps=1, epoch=0.0)
 SOURCE = SceneSource("train", 4)
 
@@ -153,11 +155,57 @@ def test_settings_choose_the_advantage():
         grpo_advantages(found.kept, weights=np.array([1, 2, 0.5]), scale="batch"),
         rtol=1e-6,
     )
+    np.testing.assert_allclose(
+        advantages_of(found, reward, RLConfig(advantage="rloo")),
+        rloo_advantages(found.kept, weights=np.array([1, 2, 0.5])),
+        rtol=1e-6,
+    )
     gdpo = np.asarray(advantages_of(found, reward, RLConfig()))
     for preset in ("trl", "nvlabs", "verl", "nemo", "swift"):
         other = np.asarray(advantages_of(found, reward, RLConfig(advantage=preset)))
         # One rollout, five conventions: the order of the captions is the same in all of them.
         np.testing.assert_array_equal(other.argmax(axis=1), gdpo.argmax(axis=1))
+
+
+def with_rival(values, weights):
+    """The judged captions with a column of a rival, and their settings."""
+    reward = RewardConfig(rivals=("qa_utility",), weights=weights)
+    plain = judged()
+    column = np.array(values, np.float32)[..., None]
+    both = {
+        name: np.concatenate([getattr(plain, name), column], axis=-1)
+        for name in ("rewards", "studied", "kept")
+    }
+    taught = tuple(weight > 0 for weight in weights)
+    return plain._replace(**both, by_rivals=1, taught=taught), reward
+
+
+RIVAL = [[0.5, NAN, 0.25], [NAN, NAN, 0.75]]
+
+
+def test_a_caption_that_has_only_what_is_watched_is_not_learned_from():
+    found, reward = with_rival(RIVAL, (0.0, 0.0, 0.0, 1.0))
+    np.testing.assert_array_equal(found.valid, ~np.isnan(RIVAL))
+    for advantage in ("gdpo", "grpo", "rloo", "trl"):
+        got = np.asarray(advantages_of(found, reward, RLConfig(advantage=advantage)))
+        # Of the second image one caption has a reward: nothing to compare it with.
+        np.testing.assert_array_equal(got != 0, [[True, False, True], [False, False, False]])
+    rloo = advantages_of(found, reward, RLConfig(advantage="rloo"))
+    np.testing.assert_allclose(rloo[0], [0.25, 0, -0.25])
+    # Trained on beside the judge's, all are learned from.
+    found, _ = with_rival(RIVAL, (1.0, 1.0, 1.0, 1.0))
+    assert found.valid.all()
+
+
+def test_the_share_of_lost_captions_is_that_of_the_worst_source():
+    found, _ = with_rival(RIVAL, (1.0, 1.0, 1.0, 1.0))
+    assert found.lost == pytest.approx(0.5)
+    silent = np.where(np.eye(2, 3, dtype=bool)[..., None], found.rewards, NAN)
+    assert found._replace(rewards=silent).lost == pytest.approx(5 / 6)
+    assert judged().lost == 0.0
+    # Functions alone: captions that none of them has a reward for.
+    functions = found._replace(by_judge=0, by_rivals=0)
+    assert functions.lost == 0.0
 
 
 def test_rollout_metrics_count_what_they_say():

@@ -13,12 +13,12 @@ import pytest
 import tiny
 from small_run import params_of, small
 
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     MeshConfig,
-    RewardConfig,
     RolloutConfig,
 )
 from balcap_jax.runs.fields import without_wall_clock

@@ -68,7 +68,7 @@ def judged(queue: JudgeQueue) -> dict[str, float]:
 
 def test_costs_are_those_of_all_hosts(monkeypatch):
     queue = JudgeQueue(Metered(), background=False)
-    queue.restore({"calls": 100, "price": 10.0})  # on every host
+    queue.restore({"calls": 100, "price": 10.0, "captions": 45.0})  # on every host
     spent = judged(queue)
     monkeypatch.setattr(exchange, "current", Two(0, [SUMS], [OTHERS]))
     row = queue.costs(spent, step=2, steps=10)
@@ -80,7 +80,10 @@ def test_costs_are_those_of_all_hosts(monkeypatch):
     assert row["judge/price"] == 1.5
     assert row["judge/price_total"] == 11.5
     assert row["judge/price_projected"] == 57.5
+    # 45 captions of before and one of this host; the other tells of none: 11.5 for 46.
+    assert row["judge/price_per_1000"] == 250.0
     assert queue.totals == {
+        "captions": 46,
         "calls": 108, "cache_hits": 1, "failures": 2, "prompt_tokens": 80, "completion_tokens": 60,
         "price": 11.5,
     }  # fmt: skip

@@ -20,7 +20,7 @@ from balcap_jax.runs.folder import read_jsonl
 
 # Kills; how many of them before the first step of a start, while it imports, loads and compiles;
 # bytes of the largest file.
-FEW = (3, 1, (30_000,))
+FEW = (2, 1, (30_000,))
 MANY = (20, 5, (1_000, 30_000, 300_000, 3_000_000))
 COMMAND = (sys.executable, "-m", "balcap_jax", "train")
 SMALL = (

@@ -17,7 +17,11 @@ COUNTS = (1, 2)
 FROZEN = ("vision_tower", "multi_modal_projector")
 
 
-@pytest.mark.parametrize("train_vision", [False, True])
+@pytest.mark.parametrize(
+    # That frozen parts stay is seen in a run by test_train_folders.py.
+    "train_vision",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+)
 def test_one_update_of_a_rollout(train_vision, tmp_path):
     """Sampled, updated on two devices, exported and read again."""
     policy, params = tiny_llava.policy()

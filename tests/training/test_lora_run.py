@@ -93,6 +93,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_other_files.py has the same refusal of whole weights
 def test_adapters_are_not_put_on_another_base(tmp_path):
     base = tmp_path / "base"
     shutil.copytree(BASE, base)

@@ -10,7 +10,8 @@ from small_run import params_of, small
 
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.judge import AuditConfig, JudgeConfig
-from balcap_jax.config.sections import CheckpointConfig, MeshConfig, RewardConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import CheckpointConfig, MeshConfig
 from balcap_jax.data.examples import Example
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.errors import UserError

@@ -6,10 +6,13 @@ import pytest
 from small_run import BASE, small
 
 from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.rivals import QAConfig, RewardJudgeConfig
 from balcap_jax.config.sections import DataConfig
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.function_names import RewardFunction, name_function
 from balcap_jax.rewards.llm.stored_units import units_path
+from balcap_jax.rewards.rivals.rubric_files import rubrics_path
 from balcap_jax.runs import contents
 from balcap_jax.training import other_files as other_files_
 from balcap_jax.training.adapter_run import check_base
@@ -62,6 +65,27 @@ def test_other_reference_units_are_a_difference(policy, tmp_path):
     assert differences(before, other_files(config, policy)) == ["reference units beside data.path"]
     plain = small(tmp_path, data=DataConfig(path=str(data)))  # this judge does not read them
     assert not differences(before, other_files(plain, policy))
+
+
+def test_other_questions_are_a_difference(policy, tmp_path):
+    file = tmp_path / "questions [1].jsonl"
+    file.write_text("{}\n")
+    reward = RewardConfig(rivals=("qa_utility",), weights=(1,) * 4, qa=QAConfig(file=str(file)))
+    config = small(tmp_path, reward=reward)
+    before = other_files(config, policy)
+    assert not differences(before, other_files(config, policy))
+    file.write_text("{ }\n")
+    assert differences(before, other_files(config, policy)) == ["files of reward.qa.file"]
+
+
+def test_other_rubrics_beside_the_data_are_a_difference(policy, tmp_path):
+    data = tmp_path / "data.jsonl"
+    judge = RewardJudgeConfig(kind="llm", model="m")
+    reward = RewardConfig(rivals=("rubric",), weights=(1,) * 4, judge=judge)
+    config = small(tmp_path, reward=reward, data=DataConfig(path=str(data)))
+    before = other_files(config, policy)
+    rubrics_path(data).write_text("{}\n")
+    assert differences(before, other_files(config, policy)) == ["files of reward.rubric.file"]
 
 
 def test_the_code_of_functions_is_noted(tmp_path):

@@ -1,4 +1,4 @@
-"""`balcap train` as a process that is told to stop, or killed."""
+"""`balcap train` as a process that is told to stop; test_kills.py kills it."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def wait_for_rows(run: Path, count: int, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_kill_loses_only_unsaved_steps(tmp_path):
+def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     run = tmp_path / "balcap"
     process = start(tmp_path, "--steps", "100000")
     wait_for_rows(run, 2, process)
@@ -59,19 +59,13 @@ def test_sigterm_saves_and_kill_loses_only_unsaved_steps(tmp_path):
     assert mistake.startswith("balcap: error: ")
     assert "--resume" in mistake
 
-    process = subprocess.Popen([sys.executable, "-m", "balcap_jax", "train", "--resume", str(run)])
-    wait_for_rows(run, saved + 2, process)
-    process.kill()
-    process.wait()
-    killed = len(read_jsonl(run / "metrics.jsonl"))
-    assert killed >= saved + 2
-
+    steps = saved + 2
     done = subprocess.run(
-        [sys.executable, "-m", "balcap_jax", "train", "--resume", str(run), "--steps", str(killed)],
+        [sys.executable, "-m", "balcap_jax", "train", "--resume", str(run), "--steps", str(steps)],
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
     rows = read_jsonl(run / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, killed + 1))
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))

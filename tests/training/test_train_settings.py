@@ -8,7 +8,8 @@ import pytest
 from small_run import BASE, params_of, small
 
 from balcap_jax.config.judge import JudgeConfig
-from balcap_jax.config.sections import ModelConfig, RewardConfig, RLConfig
+from balcap_jax.config.reward import RewardConfig
+from balcap_jax.config.sections import ModelConfig, RLConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.runs.folder import read_jsonl
@@ -61,6 +62,7 @@ def failing(share: float):
     return Failing
 
 
+@pytest.mark.slow  # test_wiring.py has captions without a verdict in its run
 def test_a_judge_failure_is_no_signal(monkeypatch, tmp_path):
     monkeypatch.setattr("balcap_jax.rewards.judges.SceneJudge", failing(0.5))
     run = train(small(tmp_path, steps=2))

@@ -21,12 +21,12 @@ from small_run import small
 
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.reward import RewardConfig
 from balcap_jax.config.sections import (
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     OptimConfig,
-    RewardConfig,
     RLConfig,
     RolloutConfig,
 )

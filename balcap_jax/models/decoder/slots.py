@@ -52,6 +52,15 @@ class Slots(NamedTuple):
             update(self.v, new.v.reshape(*m, 1, -1), step, axis=len(m)),
         )
 
+    def take(self, index: Int[Array, " i"], count: int) -> "Slots":
+        """Those of some of the `count` completions or prompts."""
+
+        def taken(x: Array) -> Array:
+            by_completion = x.reshape(count, -1, *x.shape[1:])
+            return by_completion[index].reshape(-1, *x.shape[1:])
+
+        return Slots(taken(self.k), taken(self.v))
+
     def attended_by(
         self, q: Float[Array, "n k t h"], mask: Bool[Array, "*#m s"]
     ) -> tuple[Float[Array, "n k t h"], Float[Array, "n k t"]]:

@@ -43,10 +43,7 @@ def parse_object(text: str, fields: Collection[str] = ()) -> dict[str, Any]:
         with suppress(ValueError):
             body = str(safe_json.loads(body)).strip()
     if not body.startswith(("{", "`")):  # inside an object the mark would be a quote
-        if (end := _THOUGHTS_END.search(body)) is not None:
-            body = body[end.end() :].strip() or body
-        elif _THOUGHTS_BEGIN.match(body):
-            raise BadAnswer("thoughts without an end")
+        body = without_thoughts(body)
     fenced = _FENCE.findall(body)
     if len(fenced) == 1 and not body.startswith("{"):
         body = fenced[0].strip()
@@ -57,6 +54,20 @@ def parse_object(text: str, fields: Collection[str] = ()) -> dict[str, Any]:
     if len(whole or found) > 1:
         raise BadAnswer("more than one JSON object")
     return (whole or found)[0]
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without the thoughts that stand before it.
+
+    Raises:
+      BadAnswer: they have no end, so that there is no answer.
+    """
+    body = text.strip()
+    if (end := _THOUGHTS_END.search(body)) is not None:
+        return body[end.end() :].strip() or body
+    if _THOUGHTS_BEGIN.match(body):
+        raise BadAnswer("thoughts without an end")
+    return body
 
 
 def _objects(body: str) -> list[dict[str, Any]]:

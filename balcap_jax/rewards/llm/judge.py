@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -29,13 +28,13 @@ from balcap_jax.rewards.llm.questions import (
     VERSION,
     Part,
 )
+from balcap_jax.rewards.llm.settled import CLOSED, settle
 from balcap_jax.rewards.llm.stored_units import StoredUnits
 from balcap_jax.rewards.verdicts import Verdict
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_CLOSED = "the judge was closed"
 _EMPTY = (0.0, 0.0, 0.0)  # the scores of a caption without a word, which no model need be asked
 
 
@@ -156,7 +155,7 @@ class LLMJudge:
         answers = self._loop.run(lambda: self._gather(jobs, what=what, warn=warn))
         if answers is None:  # closed before it began
             self._ledger.failures(len(jobs))
-            self.last_failures = f"{_CLOSED} ({len(jobs)})" if jobs else ""
+            self.last_failures = f"{CLOSED} ({len(jobs)})" if jobs else ""
             return [None] * len(jobs)
         return answers
 
@@ -164,27 +163,14 @@ class LLMJudge:
         """The results of all jobs, which run at once; None for what failed or was late."""
         batch = _Batch(side=self.judge.image_side)
         tasks = [asyncio.ensure_future(job(batch)) for job in jobs]
-        try:
-            await self._loop.wait(tasks, timeout=self.judge.deadline)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await batch.end()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        closed = self._loop.closed
-        failures: Counter[str] = Counter()
-        for outcome in outcomes:
-            if isinstance(outcome, CallFailed):
-                failures[str(outcome)] += 1
-            elif isinstance(outcome, asyncio.CancelledError):
-                failures[_CLOSED if closed else "not answered within judge.deadline"] += 1
-            elif isinstance(outcome, BaseException):
-                raise outcome
+        found, failures = await settle(
+            self._loop, tasks, deadline=self.judge.deadline, end=batch.end
+        )
         self._ledger.failures(failures.total())
         self.last_failures = listing(failures)
         if failures:
             self._say(failures.total(), len(jobs), what=what, warn=warn)
-        return [None if isinstance(o, BaseException) else o for o in outcomes]
+        return found
 
     def _say(self, lost: int, count: int, *, what: str, warn: bool) -> None:
         if self.judge.replay and not self._loop.closed:

@@ -94,8 +94,10 @@ def messages(
 
 
 def response_format(part: Part, *, structured: str) -> dict[str, Any] | None:
-    """How the form of the answer is asked for; `structured` is the setting."""
-    if structured == "none":
+    """How the form of the answer is asked for; `structured` is the setting. A part without a schema
+    has an answer of any form.
+    """
+    if structured == "none" or not part.schema:
         return None
     if structured == "json_object":
         return {"type": "json_object"}

@@ -90,7 +90,7 @@ class StoredUnits:
         return None if row is None else tuple(row["units"])
 
     def _find(self, id_: str, reference: str) -> dict | None:
-        place = self._places.get(_key(id_, _digest(reference)))
+        place = self._places.get(_key(id_, reference_digest(reference)))
         return None if place is None else self._row_at(place)
 
     def _row_at(self, place: int) -> dict:
@@ -116,7 +116,7 @@ class StoredUnits:
         Raises:
           UserError: the disk is full.
         """
-        reference = _digest(example.reference)
+        reference = reference_digest(example.reference)
         if (key := _key(example.id, reference)) in self._places:
             return
         row = {
@@ -157,6 +157,7 @@ def _key(id_: str, digest: str) -> str:
     return f"{digest} {id_}"
 
 
-def _digest(reference: str) -> str:
+def reference_digest(reference: str) -> str:
+    """What tells references apart in what is stored of them."""
     text = unicodedata.normalize("NFC", reference)  # one spelling of a letter
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -71,6 +71,15 @@ class _Mention(NamedTuple):
     plural: bool
 
 
+def facts(claim: Claim) -> list[tuple]:
+    """What a claim says, piece by piece: a place speaks of a row, a column or both."""
+    kind, *rest = claim.key
+    if kind != "place":
+        return [claim.key]
+    entity, row, col = rest
+    return [(axis, entity, at) for axis, at in (("row", row), ("column", col)) if at is not None]
+
+
 def read(caption: str, scene: Scene) -> list[Reading]:
     """All sentences of a caption, read against `scene`."""
     reader = _Reader(scene)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
-from balcap_jax.rewards.scene.claims import Claim, Reading, Remark, read
+from balcap_jax.rewards.scene.claims import Claim, Reading, Remark, facts, read
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 from balcap_jax.scenes.captions import describe
 from balcap_jax.scenes.language import META_SENTENCES, Sentence, sentences, tags
@@ -69,10 +69,10 @@ def judge(caption: str, scene: Scene, reference: str) -> Verdict:
     # Commentary is true of any image and points at nothing; words not understood are neither.
     remarks = [remark for part in parts for remark in part.remarks]
     assertions += [Assertion(remark.text, remark.meta, pointable=False) for remark in remarks]
-    told = {fact for claim in claims if claim.true for fact in _facts(claim)}
+    told = {fact for claim in claims if claim.true for fact in facts(claim)}
     return Verdict(
         assertions=tuple(assertions),
-        covered=tuple(told.issuperset(_facts(unit)) for unit in _units(reference, scene)),
+        covered=tuple(told.issuperset(facts(unit)) for unit in _units(reference, scene)),
         clarity=_mean(parts, [_clarity(part) for part in parts]),
         fluency=_mean(parts, [_fluency(part) for part in parts]),
         coherency=_coherency(parts),
@@ -111,19 +111,19 @@ def _review(readings: Sequence[Reading]) -> list[_Part]:
     for reading in readings:
         claims, remarks, statements, disturbing = [], [], 0, 0
         for claim in reading.claims:
-            facts = _facts(claim)
+            found = facts(claim)
             # With its truth: "two circles" may be true where "two red circles" is not.
-            told = {(fact, claim.true) for fact in facts}
+            told = {(fact, claim.true) for fact in found}
             repeats = told <= known
             if repeats and claim.restated:
                 continue
             statements += 1
-            disturbing += repeats or any(fillings.get(_slot(f), f) != f for f in facts)
+            disturbing += repeats or any(fillings.get(slot_of(f), f) != f for f in found)
             if not repeats:
                 claims.append(claim)
             known |= told
-            for fact in facts:
-                fillings.setdefault(_slot(fact), fact)
+            for fact in found:
+                fillings.setdefault(slot_of(fact), fact)
         for remark in reading.remarks:
             statements += 1
             disturbing += remark in noted or not remark.meta
@@ -134,16 +134,7 @@ def _review(readings: Sequence[Reading]) -> list[_Part]:
     return parts
 
 
-def _facts(claim: Claim) -> list[tuple]:
-    """What a claim says, piece by piece: a place speaks of a row, a column or both."""
-    kind, *rest = claim.key
-    if kind != "place":
-        return [claim.key]
-    entity, row, col = rest
-    return [(axis, entity, at) for axis, at in (("row", row), ("column", col)) if at is not None]
-
-
-def _slot(fact: tuple) -> tuple:
+def slot_of(fact: tuple) -> tuple:
     """What can be filled with one fact only: facts with equal slots contradict each other."""
     if fact[0] in ("background", "word"):
         return fact[:1]

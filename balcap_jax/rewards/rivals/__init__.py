@@ -1,0 +1,1 @@
+"""Rewards of other published methods, on the spine of this one; see docs/rivals.md."""
