@@ -1,5 +1,6 @@
 """Paths in buckets: etils' paths over gcsfs, whose errors are those of a disk."""
 
+import errno
 import functools
 import io
 import logging
@@ -175,7 +176,10 @@ class BucketPath(PosixGPath):
     def open(self, mode: str = "r", **_: Any) -> Any:  # type: ignore[override]
         """The object as a file to read, in pieces of 16 MB; bytes or UTF-8."""
         if mode not in ("r", "rb", "rt"):
-            raise NotImplementedError(f"a bucket's objects are written as a whole, not by {mode!r}")
+            reason = (
+                "this command writes its files bit by bit, which a bucket cannot; give a folder"
+            )
+            raise OSError(errno.ENOTSUP, reason, str(self))
         file = io.BufferedReader(_Ranges(self), buffer_size=_PIECE)
         return file if mode == "rb" else io.TextIOWrapper(file, encoding="utf-8")
 

@@ -10,6 +10,7 @@ import pytest
 from balcap_jax.errors import UserError
 from balcap_jax.storage.bucket import BucketPath, read_all
 from balcap_jax.storage.paths import as_path, is_remote
+from balcap_jax.storage.refusals import bucket_reason
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -65,6 +66,19 @@ def test_ranges_and_many_at_once(bucket):
     assert (folder / "07").read_range(2, 6) == b"ject"
     assert read_all([folder / f"{n:02d}" for n in (3, 19)]) == [b"object 3", b"object 19"]
     assert read_all([]) == []
+
+
+def test_objects_are_files_to_read_and_not_to_append_to(bucket):
+    path = as_path(bucket.url) / "x.txt"
+    path.write_text("first\nsecond ä\n")
+    with path.open() as file:
+        assert list(file) == ["first\n", "second ä\n"]
+    with path.open("rb") as file:
+        file.seek(-4, 2)
+        assert file.read() == "ä\n".encode().rjust(4, b" ")
+    with pytest.raises(OSError, match="bit by bit") as told:
+        path.open("a")
+    assert bucket_reason(told.value) == f"{path}: {told.value.strerror}"
 
 
 def test_a_folder_is_no_bucket_and_none_is_made(bucket):
