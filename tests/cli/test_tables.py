@@ -14,7 +14,16 @@ from balcap_jax.reporting.report import summary_table
 MESH = {"data": 16, "fsdp": 64, "tensor": 8}
 PROGRAM = {
     "bytes": dict.fromkeys(
-        ("parameters", "optimizer", "activations", "temporary", "inputs", "judge", "total"),
+        (
+            "parameters",
+            "optimizer",
+            "activations",
+            "temporary",
+            "inputs",
+            "reference",
+            "judge",
+            "total",
+        ),
         123.45 * GIB,
     ),
     "left_bytes": -123.45 * GIB,

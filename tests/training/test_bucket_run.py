@@ -21,6 +21,11 @@ from balcap_jax.storage.paths import as_path
 
 pytestmark = pytest.mark.slow  # processes that each import, compile and train
 
+
+def longer(*values):
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 FLAGS = (
     "--prompts-per-step", "2", "--data.heldout", "2", "--evaluation.batch-size", "2",
     "--rollout.group-size", "2", "--rollout.max-new-tokens", "6", "--checkpoint.every", "1",
@@ -99,7 +104,7 @@ def folder_of(tmp_path: Path, name: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(2, id="few"), pytest.param(10, id="many", marks=pytest.mark.long)]
+    "kills", [pytest.param(1, id="one"), pytest.param(10, id="many", marks=pytest.mark.long)]
 )
 def test_killed_runs_go_on_elsewhere_to_the_same_bits(bucket, tmp_path, local, kills):
     """Each start has a folder of its own, as another host has; report and export as well."""
@@ -146,6 +151,7 @@ def weights_of(params) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(params)]
 
 
+@pytest.mark.long
 def test_two_hosts_without_a_shared_folder_are_one_run(bucket, tmp_path, local, monkeypatch):
     run = as_path(bucket.url) / "runs" / "balcap"
     monkeypatch.chdir(folder_of(tmp_path, "elsewhere"))
@@ -156,6 +162,7 @@ def test_two_hosts_without_a_shared_folder_are_one_run(bucket, tmp_path, local, 
     assert summaries[0]["steps"] == summaries[1]["steps"] == 6
 
 
+@pytest.mark.long
 def test_a_preempted_run_is_saved_and_its_lock_is_free(bucket, tmp_path):
     run = as_path(bucket.url) / "runs" / "balcap"
     flags = (*FLAGS, "--out", run.parent, "--steps", 10_000, "--checkpoint.every", 3)
@@ -190,10 +197,10 @@ def test_two_runs_of_one_name_and_a_locked_one_are_a_sentence(bucket, tmp_path):
 @pytest.mark.parametrize(
     ("path", "faults", "sentence"),
     [
-        ("gs://no-such-bucket/runs", {}, "There is no bucket gs://no-such-bucket for"),
-        ("s3://bucket/runs", {}, "is neither a local path nor in a bucket"),
-        ("{url}/runs", {"forbidden": ".*"}, "Storage Object User on the bucket"),
-        (
+        longer("gs://no-such-bucket/runs", {}, "There is no bucket gs://no-such-bucket for"),
+        longer("s3://bucket/runs", {}, "is neither a local path nor in a bucket"),
+        longer("{url}/runs", {"forbidden": ".*"}, "Storage Object User on the bucket"),
+        longer(
             "{url}/runs",
             {"forbidden": ".*", "refusal": 401},
             "gcloud auth application-default login",
