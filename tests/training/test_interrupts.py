@@ -188,7 +188,7 @@ def test_a_wait_for_the_judge_ends_with_a_signal_and_nothing_is_lost(
             trainer.train()
         assert stopped is None or stopped.value.exit_code == 128 + signal.SIGTERM
         said = capsys.readouterr().out
-        assert f"balcap train --resume {trainer.run}" in said
+        assert f"Trainer(resume='{trainer.run}'" in said
         assert not (trainer.run / "summary.json").exists()
         again = Trainer(
             config_of(tmp_path, f"at-{at}", overlap), resume=trainer.run, reward_funcs=Calls(None)
