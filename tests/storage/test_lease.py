@@ -1,9 +1,9 @@
 """One process writes to a run in a bucket; one that has ended keeps nobody out."""
 
 import json
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -108,21 +108,27 @@ def test_a_clock_that_is_wrong_takes_no_living_run(bucket, path):
     thread.join()
 
 
-def _hold(environment: dict, url: str, ready) -> None:
-    os.environ.update(environment)
-    Lease(as_path(url), seconds=600.0)
-    ready.set()
-    time.sleep(600)
+HOLD = """
+import sys, time
+from balcap_jax.storage.lease import Lease
+from balcap_jax.storage.paths import as_path
+
+lease = Lease(as_path(sys.argv[1]), seconds=600.0)
+print("held", flush=True)
+time.sleep(600)
+"""
 
 
 def test_a_process_that_was_killed_here_keeps_nobody_out(bucket, path):
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    process = spawn.Process(target=_hold, args=(bucket.server.environment, str(path), ready))
-    process.start()
-    assert ready.wait(60)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **bucket.server.environment},
+    )
+    with process:
+        assert process.stdout.readline() == "held\n"
+        process.kill()
     began = time.monotonic()
     Lease(path, seconds=600.0).close()
     assert time.monotonic() - began < 300  # its own end would be in ten minutes

@@ -132,7 +132,7 @@ def judged(precision: float, caption: str, example: Example) -> Judged:
     empty = np.zeros((1, 1))
     return Judged(
         [example], [[caption]], [[None]], rewards, rewards, rewards, empty, empty[0], empty,
-        empty.astype(int), empty.astype(bool), empty.astype(bool), 1, {},
+        empty.astype(int), empty.astype(bool), empty.astype(bool), 1, 0, (True,), {},
     )  # fmt: skip
 
 
