@@ -103,9 +103,8 @@ def folder_of(tmp_path: Path, name: object) -> Path:
     return tmp_path / str(name)
 
 
-@pytest.mark.parametrize(
-    "kills", [pytest.param(1, id="one"), pytest.param(10, id="many", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kills", [2, 10])
 def test_killed_runs_go_on_elsewhere_to_the_same_bits(bucket, tmp_path, local, kills):
     """Each start has a folder of its own, as another host has; report and export as well."""
     rng = random.Random(0)
@@ -162,7 +161,6 @@ def test_two_hosts_without_a_shared_folder_are_one_run(bucket, tmp_path, local, 
     assert summaries[0]["steps"] == summaries[1]["steps"] == 6
 
 
-@pytest.mark.long
 def test_a_preempted_run_is_saved_and_its_lock_is_free(bucket, tmp_path):
     run = as_path(bucket.url) / "runs" / "balcap"
     flags = (*FLAGS, "--out", run.parent, "--steps", 10_000, "--checkpoint.every", 3)
