@@ -123,6 +123,10 @@ def _claim(claim: Claim, found: Mapping[str, Found], compared: Sequence[Compared
         "",
         f"{claim.says} It would be refuted: {claim.refuted_by}",
         "",
+    ]
+    if not any(cells.results for cells in found.values()):
+        return [*lines, "No cell is there yet."]
+    lines += [
         *_table(
             ["comparison", "of", "captions", "difference", "bootstrap 95 %", "Student 95 %",
              "d_z", "higher in", "expected", "verdict"],
@@ -203,7 +207,7 @@ def _both(numbers, measure: str) -> str:
 
 def _overlaps(curves: Curves, found: Mapping[str, Found]) -> list[str]:
     """Of two cells: how often each mean lies in the other's interval."""
-    if len(curves.cells) != 2:
+    if len(curves.cells) != 2 or not all(found[cell].results for cell in curves.cells):
         return []
     rows = []
     for name in curves.series:
