@@ -51,7 +51,8 @@ def fetched(path: str | os.PathLike) -> AnyPath:
     if not is_remote(found):
         return found
     try:
-        if found.is_file():
+        is_file = found.is_file()
+        if is_file:
             files = {found.name: found.info()}
             wanted = {found.name: found}
         else:
@@ -64,8 +65,8 @@ def fetched(path: str | os.PathLike) -> AnyPath:
             told = files[name]
             digest.update(f"\0{name} {told.get('size')} {told.get('generation')}".encode())
         whole = cache_folder() / digest.hexdigest()[:20]
-        folder = whole if found.is_file() else whole / found.name
-        place = folder / found.name if found.is_file() else folder
+        folder = whole if is_file else whole / found.name
+        place = folder / found.name if is_file else folder
         if not whole.exists():
             with _one_at_a_time(whole):
                 if not whole.exists():

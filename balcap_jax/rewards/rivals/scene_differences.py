@@ -24,15 +24,17 @@ _NOTHING = "does not say"
 def scene_comparison(caption: str, reference: str, scene: Scene) -> Comparison:
     """What a judge that knows the scene says of caption A and the reference, caption B."""
     a, b = told(caption, scene), told(reference, scene)
-    found = [_contradiction(fact, other, a, b) for fact, other in _exclusive(a, b)]
-    taken_a = {fact for fact, _ in _exclusive(a, b)}
-    taken_b = {other for _, other in _exclusive(a, b)}
+    pairs = _exclusive(a, b)
+    taken_a, taken_b = {fact for fact, _ in pairs}, {other for _, other in pairs}
+    found = [_contradiction(fact, other, a, b) for fact, other in pairs]
     found += [_only_a(fact, a) for fact in a.true if fact not in b.true and fact not in taken_a]
-    found += [_only_b(fact, b) for fact in b.true if fact not in a.true and fact not in taken_b]
-    found += [_of_a("repetition_error", text) for text in a.repeated]
-    found += [_of_b("repetition_error", text) for text in b.repeated]
-    found += [_of_a("unclear_wording_error", text) for text in a.unclear]
-    found += [_of_b("unclear_wording_error", text) for text in b.unclear]
+    found += [
+        _mirrored(_only_a(fact, b)) for fact in b.true if fact not in a.true and fact not in taken_b
+    ]
+    found += [_wording_of_a("repetition_error", text) for text in a.repeated]
+    found += [_mirrored(_wording_of_a("repetition_error", text)) for text in b.repeated]
+    found += [_wording_of_a("unclear_wording_error", text) for text in a.unclear]
+    found += [_mirrored(_wording_of_a("unclear_wording_error", text)) for text in b.unclear]
     errors_a = sum(difference.error_a is not None for difference in found)
     errors_b = sum(difference.error_b is not None for difference in found)
     return Comparison(tuple(found), _winner(errors_a, errors_b))
@@ -94,21 +96,16 @@ def _only_a(fact: Fact, a: Told) -> Difference:
     return Difference(str(fact[0]), text, _NOTHING, "B", wrong, None)
 
 
-def _only_b(fact: Fact, b: Told) -> Difference:
-    text = b.texts[fact]
-    if b.true[fact]:
-        omission = _error(fact, "omission", text)
-        return Difference(str(fact[0]), _NOTHING, text, "B", omission, None)
-    wrong = _error(fact, "hallucination", text)
-    return Difference(str(fact[0]), _NOTHING, text, "A", None, wrong)
-
-
-def _of_a(kind: str, text: str) -> Difference:
+def _wording_of_a(kind: str, text: str) -> Difference:
     return Difference("wording", text, _NOTHING, "B", ClaimError(kind, text, 1), None)
 
 
-def _of_b(kind: str, text: str) -> Difference:
-    return Difference("wording", _NOTHING, text, "A", None, ClaimError(kind, text, 1))
+def _mirrored(found: Difference) -> Difference:
+    """The same with the captions exchanged, of a difference that one of them wins."""
+    judgment: Judgment = "B" if found.judgment == "A" else "A"
+    return Difference(
+        found.aspect, found.claim_b, found.claim_a, judgment, found.error_b, found.error_a
+    )
 
 
 def _error(fact: Fact, nature: str, text: str) -> ClaimError:
