@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
 from balcap_jax.data.conversations import Conversation, check_shown, row_of, talk_of
 from balcap_jax.data.images import BadImageError, open_image
@@ -21,10 +20,6 @@ from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
 
 __all__ = ["BadImageError", "CaptionFile", "CaptionRows", "open_image"]
-
-
-# What reward functions get in another form: the image itself, and prompts.
-NOT_COLUMNS = ("image", "prompt")
 
 
 class CaptionFile(Photos):
@@ -161,17 +156,7 @@ def _row(values: dict[str, Any], *, where: str, images: Path, id_: str) -> Row:
             where, 'has no "image", which every row must have; add it or remove the line.'
         )
     image = rows.text(values["image"], name="image", where=where)
-    given = values.get("prompt")
-    prompt, messages = (PROMPT, ()) if rows.missing(given) else rows.prompt(given, where=where)
-    return Row(
-        id=rows.identity(values.get("id"), where=where) or id_,
-        image=rows.image_path(images, image),
-        prompt=prompt,
-        reference=rows.reference_of(values, captions),
-        scene=rows.scene(values.get("scene"), where=where),
-        references=captions if len(captions) > 1 else (),
-        boxes=rows.boxes(values.get("boxes"), where=where),
-        units=rows.units(values.get("units"), where=where),
-        messages=messages,
-        columns={name: value for name, value in values.items() if name not in NOT_COLUMNS},
+    row = rows.caption_row(
+        values, captions, id_=id_, image=rows.image_path(images, image), where=where
     )
+    return row._replace(scene=rows.scene(values.get("scene"), where=where))

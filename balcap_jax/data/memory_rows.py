@@ -9,7 +9,6 @@ from PIL import Image
 
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.caption_files import NOT_COLUMNS
 from balcap_jax.data.conversations import Conversation, check_shown, row_of, talk_of
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.rows import BadRowError, Row
@@ -104,7 +103,7 @@ class MemoryRows(Sequence[Row]):
             columns={
                 name: value
                 for name, value in values.items()
-                if name not in (*NOT_COLUMNS, "images") and isinstance(name, str)
+                if name not in (*rows.NOT_COLUMNS, "images") and isinstance(name, str)
             },
         )
 

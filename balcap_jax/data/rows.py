@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from balcap_jax.config.sections import QUESTION_PROMPT
+from balcap_jax.config.sections import PROMPT, QUESTION_PROMPT
 from balcap_jax.data.examples import NO_COLUMNS, Box, Turn
 from balcap_jax.data.images import ImageLike
 from balcap_jax.data.json_text import is_encodable
@@ -43,6 +43,10 @@ class BadRowError(UserError):
         fault = " ".join(fault.split()).encode("utf-8", "backslashreplace").decode()
         super().__init__(f"{where} {fault}")
         self.where, self.fault = where, fault
+
+
+# What reward functions get in another form: the image itself, and prompts.
+NOT_COLUMNS = ("image", "prompt")
 
 
 class Row(NamedTuple):
@@ -367,6 +371,32 @@ def questions(value: Any, *, where: str) -> tuple[Turn, ...]:
         )
     return tuple(
         Turn(*(words(item[name], name=name, where=where) for name in fields)) for item in value
+    )
+
+
+def caption_row(
+    values: Mapping[str, Any], told: tuple[str, ...], *, id_: str, image: ImageLike, where: str
+) -> Row:
+    """A row of captions `told` of an image, with what else its fields say.
+
+    Args:
+      id_: where the row has none.
+
+    Raises:
+      BadRowError: a field is not as it must be.
+    """
+    given = values.get("prompt")
+    asked, messages = (PROMPT, ()) if missing(given) else prompt(given, where=where)
+    return Row(
+        id=identity(values.get("id"), where=where) or id_,
+        image=image,
+        prompt=asked,
+        reference=reference_of(values, told),
+        references=told if len(told) > 1 else (),
+        boxes=boxes(values.get("boxes"), where=where),
+        units=units(values.get("units"), where=where),
+        messages=messages,
+        columns={name: value for name, value in values.items() if name not in NOT_COLUMNS},
     )
 
 

@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from balcap_jax.config.sections import PROMPT
 from balcap_jax.data import rows
-from balcap_jax.data.caption_files import NOT_COLUMNS, json_object
+from balcap_jax.data.caption_files import json_object
 from balcap_jax.data.images import Part
 from balcap_jax.data.rows import BadRowError, Row
 from balcap_jax.errors import UserError
@@ -166,19 +165,7 @@ def _row(values: dict[str, Any], image: Part, *, where: str, id_: str) -> Row:
             'has no "caption" and no "captions", of which every sample must have one; add it or '
             "remove the sample.",
         )
-    given = values.get("prompt")
-    prompt, messages = (PROMPT, ()) if rows.missing(given) else rows.prompt(given, where=where)
-    return Row(
-        id=rows.identity(values.get("id"), where=where) or id_,
-        image=image,
-        prompt=prompt,
-        reference=rows.reference_of(values, captions),
-        references=captions if len(captions) > 1 else (),
-        boxes=rows.boxes(values.get("boxes"), where=where),
-        units=rows.units(values.get("units"), where=where),
-        messages=messages,
-        columns={name: value for name, value in values.items() if name not in NOT_COLUMNS},
-    )
+    return rows.caption_row(values, captions, id_=id_, image=image, where=where)
 
 
 # What a shard holds -------------------------------------------------------------------------------
