@@ -37,6 +37,7 @@ from balcap_jax.models.decoder.decode_step import (
 from balcap_jax.models.decoder.layer import DecoderLayer
 from balcap_jax.models.decoder.layers import Definition, Params, RMSNorm
 from balcap_jax.models.decoder.lora import LEAVES, Lora, merge_adapters
+from balcap_jax.models.decoder.matmul import matmul_float32
 from balcap_jax.models.decoder.remat import check_remat, rematerialise
 from balcap_jax.models.decoder.rotary import axis_angles, rotary_frequencies, text_angles
 from balcap_jax.models.decoder.slots import Slots
@@ -232,8 +233,7 @@ class VisionLanguagePolicy(ABC):
         """`project` with the weight at hand."""
         rows = hidden.astype(self.dtype).reshape(-1, hidden.shape[-1])
         weight = weight.astype(self.dtype)
-        logits = jnp.matmul(rows, weight.T, preferred_element_type=jnp.float32)
-        return logits.reshape(*hidden.shape[:-1], len(weight))
+        return matmul_float32(rows, weight).reshape(*hidden.shape[:-1], len(weight))
 
     # ---- a group shares its prompt
 

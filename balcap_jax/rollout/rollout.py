@@ -23,6 +23,7 @@ from balcap_jax.rollout.sampling import (
     caption_keys,
     encode_images,
     sample,
+    sample_on,
     sizes_of_compaction,
 )
 from balcap_jax.runs.device_clock import DeviceClock
@@ -96,10 +97,10 @@ class Captioner:
             "stop_tokens": processor.stop_tokens,
             "pad_token_id": processor.pad_token_id,
         }
-        self._sample = self.sampler(policy)
+        self._sample = partial(sample_on(mesh), policy, **self._sampling)
 
     def sampler(self, policy: VisionLanguagePolicy) -> Callable[..., Rollout]:
-        """`sample` of this policy with these settings, in one loop."""
+        """`sample` of this policy with these settings, in one loop, for who looks at the program."""
         return partial(sample, policy, **self._sampling)
 
     def key_shapes(self, images: int) -> jax.ShapeDtypeStruct:

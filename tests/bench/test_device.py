@@ -211,7 +211,7 @@ def test_parts_and_presets():
     ]  # fmt: skip
     plan = Plan("x", presets=("qwen3b",), parts=("hf", "run"), rounds=2, steps=3)
     hf, run = parts_of(plan, "gpu")
-    assert hf.arguments == {"preset": "qwen3b", "rounds": 2, "against": "hf"}
+    assert hf.arguments == {"preset": "qwen3b", "rounds": 1, "against": "hf"}
     assert run.arguments == {"steps": 3}
 
 

@@ -1,5 +1,6 @@
 """Chunked logprobs equal plain ones, values and gradients; banned tokens have no probability."""
 
+import re
 from functools import partial
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from balcap_jax.models.decoder.matmul import matmul_float32
 from balcap_jax.models.logprobs import completion_logprobs, policy_logprobs, token_logprobs
 
 
@@ -64,7 +66,7 @@ def test_a_frozen_head_gives_the_same_numbers_and_gradients(dtype, temperature):
         jaxpr = jax.make_jaxpr(jax.grad(lambda h: of(h, frozen_head=frozen)[0]))(hidden)
         return str(jaxpr).count("dot_general")
 
-    assert (matmuls(True), matmuls(False)) == (2, 3)
+    assert (matmuls(True), matmuls(False)) == (2, 4)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 32])
@@ -178,3 +180,30 @@ def test_completion_logprobs_equal_the_full_forward():
         logprobs = jax.nn.log_softmax(logits[0, p : p + 4])
         expected = jnp.take_along_axis(logprobs, completions[0, g][:, None], axis=-1)[:, 0]
         np.testing.assert_allclose(ours[0, g], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bfloat16_head_multiplies_in_bfloat16_both_ways():
+    """Logits are float32, as exact as without rounding the gradient to within bfloat16."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    x, weight, gradient = (
+        jax.random.normal(key, shape, jnp.bfloat16)
+        for key, shape in zip(keys, [(6, 16), (40, 16), (6, 40)], strict=True)
+    )
+    gradient = gradient.astype(jnp.float32) * 1e-3
+
+    def pulled(function):
+        out, pull = jax.vjp(function, x, weight)
+        return out, *pull(gradient)
+
+    ours = pulled(matmul_float32)
+    rule = pulled(lambda x, w: jnp.matmul(x, w.T, preferred_element_type=jnp.float32))
+    assert [a.dtype for a in ours] == [jnp.float32, jnp.bfloat16, jnp.bfloat16]
+    np.testing.assert_array_equal(ours[0], rule[0])
+    for one, other in zip(ours[1:], rule[1:], strict=True):
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_allclose(one, other, atol=2**-7 * np.abs(other).max())
+    jaxpr = jax.make_jaxpr(lambda *a: pulled(matmul_float32))(x, weight)
+    factors = re.findall(r"dot_general\[.*?\] (\w+) (\w+)", str(jaxpr), re.DOTALL)
+    types = dict(re.findall(r"(\w+):(\w+)\[", str(jaxpr)))
+    assert len(factors) == 3
+    assert {types[name] for pair in factors for name in pair} == {"bf16"}

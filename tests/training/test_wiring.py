@@ -175,13 +175,18 @@ def record(tmp: Path, **rollout) -> Recorded:
         def reference_units(self, example):
             return units_of(example.id)
 
-    sample, make_update = rollout_room.sample, programs.make_update
+    sample_on, make_update = rollout_room.sample_on, programs.make_update
 
-    def recording_sample(policy, params, prompts, features, keys, **options):
-        made = sample(policy, params, prompts, features, keys, **options)
-        seen = params, prompts, features, jax.random.key_data(keys), made
-        sampled.append(Sampled(*jax.device_get(seen)))
-        return made
+    def recording_sample_on(mesh):
+        sample = sample_on(mesh)
+
+        def recording_sample(policy, params, prompts, features, keys, **options):
+            made = sample(policy, params, prompts, features, keys, **options)
+            seen = params, prompts, features, jax.random.key_data(keys), made
+            sampled.append(Sampled(*jax.device_get(seen)))
+            return made
+
+        return recording_sample
 
     def make_recording_update(*args, **options):
         update = make_update(*args, **options)
@@ -196,7 +201,7 @@ def record(tmp: Path, **rollout) -> Recorded:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("balcap_jax.rewards.judges.SceneJudge", Scripted)
-        patch.setattr(rollout_room, "sample", recording_sample)
+        patch.setattr(rollout_room, "sample_on", recording_sample_on)
         patch.setattr(programs, "make_update", make_recording_update)
         run = train(settings(start, tmp, **rollout))
     return Recorded(
