@@ -100,7 +100,7 @@ class Captioner:
         self._sample = partial(sample_on(mesh), policy, **self._sampling)
 
     def sampler(self, policy: VisionLanguagePolicy) -> Callable[..., Rollout]:
-        """`sample` of this policy with these settings, in one loop, for who looks at the program."""
+        """`sample` of this policy with these settings, in one loop, to count its flops by."""
         return partial(sample, policy, **self._sampling)
 
     def key_shapes(self, images: int) -> jax.ShapeDtypeStruct:
