@@ -100,6 +100,7 @@ def evaluation() -> None:
     def wrapped(self: Any, when: str, **kwargs: Any) -> Any:
         if when == f"step_{AT:06d}":
             _before(Captioner, "generate", call=2)
+            _before(Captioner, "generate", call=3, then=lambda: print("a batch more", flush=True))
         return evaluate(self, when, **kwargs)
 
     TrainingLoop._evaluate = wrapped

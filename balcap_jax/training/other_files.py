@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from balcap_jax.config.commands import SFTConfig, TrainConfig
-from balcap_jax.config.judge import POLICY, RULES, JudgeConfig
+from balcap_jax.config.judge import POLICY, JudgeConfig
 from balcap_jax.models.hf.companions import COMPANIONS, TEMPLATES
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.rewards.function_names import RewardFunction
@@ -62,12 +62,10 @@ def is_other(name: str) -> bool:
 
 def _of_judge(judge: JudgeConfig, start: Path) -> dict[str, str]:
     weights = ("*.safetensors", "*.index.json", "config.json", *COMPANIONS)
-    models = {"model": judge.model if judge.kind == "model" else "", "fluency": judge.fluency}
     found = {}
-    for setting, name in models.items():
-        if name not in ("", RULES):
-            folder = start if name == POLICY else policy_folder(name)
-            found[f"{_FILES}{judge.room}{setting}"] = _digest(folder, weights)
+    for setting, name in judge.device_models.items():
+        folder = start if name == POLICY else policy_folder(name)
+        found[f"{_FILES}{judge.room}{setting}"] = _digest(folder, weights)
     return found
 
 

@@ -144,3 +144,19 @@ def test_captions_of_a_bucket_by_a_policy_there(bucket, scenes, capsys):
         code, told = run(capsys, "caption", there[0], "--model", f"{bucket.url}/models/other")
     assert (code, told.count("\n")) == (2, 0)
     assert "Storage Object User on the bucket" in told
+
+
+def test_scenes_are_written_to_a_bucket_once(bucket, scenes, capsys):
+    out = f"{bucket.url}/scenes"
+    command = ("scenes", "--out", out, "--count", 3, "--split", "heldout")
+    with bucket.server.failing(forbidden=r"scenes\.jsonl|^POST"):
+        code, told = run(capsys, *command)
+    assert (code, told.count("\n")) == (2, 0)
+    assert "Storage Object User on the bucket" in told
+    assert "scenes/scenes.jsonl" not in bucket.objects
+    assert run(capsys, *command)[0] == 0
+    for path in scenes.parent.iterdir():
+        assert bucket.objects[f"scenes/{path.name}"].data == path.read_bytes()
+    code, told = run(capsys, *command)
+    assert code == 2
+    assert f"{out}/scenes.jsonl exists and is not overwritten" in told

@@ -37,6 +37,7 @@ def test_sigterm_at_any_moment_loses_one_step_at_most(bucket, tmp_path, moment):
     ended = time.time()
     assert process.returncode == 0, said
     [told] = [line.split() for line in said.splitlines() if line.startswith("told ")]
+    assert "a batch more" not in said
     seconds = ended - float(told[2])
     print(f"{moment}: ended {seconds:.1f} s after the signal")
     assert seconds < GRACE
