@@ -123,6 +123,7 @@ def test_what_is_not_there_or_refused_is_one_sentence_with_its_name(bucket, scen
     assert len(bucket.text("out/scored.jsonl").splitlines()) == 3
 
 
+@pytest.mark.slow  # compiles a policy
 def test_captions_of_a_bucket_by_a_policy_there(bucket, scenes, capsys):
     put_folder(bucket, BASE, "models/base")
     put_folder(bucket, scenes.parent, "set")
@@ -148,7 +149,7 @@ def test_captions_of_a_bucket_by_a_policy_there(bucket, scenes, capsys):
 
 def test_scenes_are_written_to_a_bucket_once(bucket, scenes, capsys):
     out = f"{bucket.url}/scenes"
-    command = ("scenes", "--out", out, "--count", 3, "--split", "heldout")
+    command = ("scenes", out, "--count", 3, "--split", "heldout")
     with bucket.server.failing(forbidden=r"scenes\.jsonl|^POST"):
         code, told = run(capsys, *command)
     assert (code, told.count("\n")) == (2, 0)

@@ -1,6 +1,7 @@
 """`balcap eval` on files in a bucket, its results written there."""
 
 import json
+from contextlib import closing
 
 import pytest
 from benchmark_runs import run, values
@@ -68,7 +69,7 @@ def test_mistakes_name_the_bucket_and_leave_it_free(bucket, server, tmp_path, ca
     world.captions("whole.json")
     bucket.put("world/whole.json", (world.folder / "whole.json").read_bytes())
     captions, cache = there.folder / "whole.json", tmp_path / "cache.sqlite"
-    with Lease(out / ".dcscore.lock", what="it"):
+    with closing(Lease(out / ".dcscore.lock", what="it", seconds=1.5)):
         assert run(there, server, "dcscore", captions, out, cache=cache) == 2
     assert not [name for name in bucket.objects if name.startswith("eval/dcscore")]
     with bucket.server.failing(forbidden="^POST .*eval/|^POST /upload"):
