@@ -129,10 +129,11 @@ def written_locally(path: AnyPath) -> Iterator[AnyPath]:
 @contextmanager
 def edited_locally(path: AnyPath, *, every: float = 60.0) -> Iterator[AnyPath]:
     """A file of the local disk to append whole lines to; of a bucket with what it holds, locked
-    there, and sent there every minute and at the end, however the block ends.
+    there, and sent there every minute and at the end, however the block ends. Mistakes name the
+    file of the bucket.
 
     Raises:
-      UserError: another process writes it.
+      UserError: another process writes it, or the block raises one.
       OSError: the bucket refuses.
     """
     if not is_remote(path):
@@ -169,6 +170,8 @@ def edited_locally(path: AnyPath, *, every: float = 60.0) -> Iterator[AnyPath]:
         thread.start()
         try:
             yield local
+        except UserError as error:
+            raise UserError(str(error).replace(str(local), str(found))) from error
         finally:
             ended.set()
             thread.join()

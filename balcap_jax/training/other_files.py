@@ -16,6 +16,7 @@ from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.llm.stored_units import units_path
 from balcap_jax.rewards.rivals.rubric_files import rubrics_path
 from balcap_jax.runs.contents import pieces
+from balcap_jax.storage.local import fetched
 
 _FILES = "files of "
 PROCESSOR = f"{_FILES}the processor of model.path"  # in every record that has any of these
@@ -45,7 +46,7 @@ def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]
     if config.reward.judge.kind == "llm" and "rubric" in config.reward.rivals:
         files.setdefault("reward.rubric.file", str(rubrics_path(config.data.path)))
     for setting, file in files.items():
-        path = Path(file)
+        path = fetched(file)
         found[f"{_FILES}{setting}"] = _digest(path.parent, [glob.escape(path.name)])
     return found
 

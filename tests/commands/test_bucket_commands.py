@@ -23,12 +23,6 @@ def scenes(tmp_path_factory) -> Path:
     return export(tmp_path_factory.mktemp("scenes"), split="heldout", count=3)
 
 
-def put_folder(bucket, local: Path, name: str) -> None:
-    for path in sorted(local.rglob("*")):
-        if path.is_file():
-            bucket.put(f"{name}/{path.relative_to(local)}", path.read_bytes())
-
-
 def captions_of(scenes: Path) -> str:
     rows = map(json.loads, scenes.read_text().splitlines())
     return "".join(
@@ -38,7 +32,7 @@ def captions_of(scenes: Path) -> str:
 
 
 def with_data(bucket, scenes: Path, **changes) -> ScoreConfig:
-    put_folder(bucket, scenes.parent, "set")
+    bucket.put_folder(scenes.parent, "set")
     bucket.put("in.jsonl", captions_of(scenes).encode())
     there = as_path(bucket.url)
     given = {
@@ -125,8 +119,8 @@ def test_what_is_not_there_or_refused_is_one_sentence_with_its_name(bucket, scen
 
 @pytest.mark.slow  # compiles a policy
 def test_captions_of_a_bucket_by_a_policy_there(bucket, scenes, capsys):
-    put_folder(bucket, BASE, "models/base")
-    put_folder(bucket, scenes.parent, "set")
+    bucket.put_folder(BASE, "models/base")
+    bucket.put_folder(scenes.parent, "set")
     local = sorted(scenes.parent.rglob("*.png"))[:2]
     there = tuple(
         as_path(bucket.url) / "set" / str(path.relative_to(scenes.parent)) for path in local

@@ -28,9 +28,7 @@ class There:
     """The world of a benchmark as it lies in a bucket."""
 
     def __init__(self, bucket, world):
-        for path in sorted(world.folder.rglob("*")):
-            if path.is_file():
-                bucket.put(f"world/{path.relative_to(world.folder)}", path.read_bytes())
+        bucket.put_folder(world.folder, "world")
         self.folder = as_path(bucket.url) / "world"
         self.images = self.folder / str(world.images.relative_to(world.folder))
 
@@ -83,9 +81,7 @@ def test_mistakes_name_the_bucket_and_leave_it_free(bucket, server, tmp_path, ca
 
 
 def test_captions_of_another_policy_of_the_same_name_are_noticed(bucket):
-    for path in BASE.iterdir():
-        if path.is_file():
-            bucket.put(f"model/{path.name}", path.read_bytes())
+    bucket.put_folder(BASE, "model")
     config = BCapScoreConfig(model=f"{bucket.url}/model", data=as_path(bucket.url))
     first = _policy_files(config)
     assert [name for name, *_ in first] == ["model.safetensors"]

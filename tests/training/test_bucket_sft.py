@@ -77,8 +77,7 @@ def test_it_is_preempted_and_goes_on_to_the_same_bits(bucket, tmp_path, monkeypa
     local = tmp_path / "data"
     local.mkdir()
     write_rows(local)
-    for path in local.iterdir():
-        bucket.put(f"data/{path.name}", path.read_bytes())
+    bucket.put_folder(local, "data")
     expected = sft(config_of(tmp_path, str(local / "rows.jsonl")))
 
     monkeypatch.chdir(tmp_path)
