@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
