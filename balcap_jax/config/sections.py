@@ -196,10 +196,10 @@ class RolloutConfig(Settings):
     max_new_tokens: int = 112  # Most tokens of a caption; it is cut there.
     temperature: float = 1.0  # Temperature of the softmax that captions are sampled from.
     top_p: float = 1.0  # Probability of the most likely tokens that are sampled from.
-    # Steps that judging stays behind sampling. 1: captions are judged while the next ones are
-    # sampled, so that the policy has moved one step on when it learns from them; 0: strictly
-    # on-policy, and the device waits for the judge.
-    overlap_steps: Literal[0, 1] = 0
+    # Steps that learning stays behind sampling: so many batches are judged while the device goes
+    # on, and the policy has moved so many steps on when it learns from them. 0: strictly on-policy,
+    # and the device waits for the judge.
+    overlap_steps: Literal[0, 1, 2, 3, 4] = 0
     room = "rollout."
 
     def check(self) -> None:

@@ -170,6 +170,7 @@ class TrainingLoop(TaskRun):
         audit = {} if self.audit is None else {"audit": self.audit.state()}
         judge = {} if self.fitted_judge is None else {"judge": self.fitted_judge.state()}
         return {
+            "sampled_at": self.queue.sampled_at(),
             "spent": self.judge.totals,
             "failures": list(self.failures.shares),
             "rooms": self.rooms.state(),
@@ -190,13 +191,19 @@ class TrainingLoop(TaskRun):
         self.scales.restore(extra.get("scales", []))
         if self.audit is not None and "audit" in extra:
             self.audit.restore(extra["audit"])
-        self.queue.restore(self.step, self.state.params, pending)
+        if pending is not None:
+            kept = pending if "sampled_at" in extra else [pending]  # an older checkpoint has one
+            sampled_at = extra.get("sampled_at", [max(self.step - 1, 0)])
+            self.queue.restore(self.step, self.state.params, kept, sampled_at)
 
     def _pending(self) -> Any:
         return self.queue.to_save()
 
-    def _pending_shapes(self) -> Any:
-        return self.queue.shapes() if self.config.rollout.overlap_steps > 0 else None
+    def _pending_shapes(self, extra: Mapping[str, Any]) -> Any:
+        if not self.config.rollout.overlap_steps:
+            return None
+        shapes = self.queue.shapes()
+        return [shapes] * len(extra["sampled_at"]) if "sampled_at" in extra else shapes
 
     # ---- a step
 
@@ -233,6 +240,7 @@ class TrainingLoop(TaskRun):
         row |= {name: value.item() for name, value in update_metrics.items()}
         row |= {
             "tokens/real_share": real_share,
+            "staleness": (self.step - now.sampled_at) * config.rl.updates_per_rollout,
             "learning_rate": learning_rate,
             "epoch": (self.step + 1) * config.prompts_per_step / len(self.source),
         }
