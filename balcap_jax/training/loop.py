@@ -39,7 +39,12 @@ from balcap_jax.training.model_judge import (
     check_own_policy,
     on_own_captions,
 )
-from balcap_jax.training.programs import learning_rate_of, make_programs, update_of
+from balcap_jax.training.programs import (
+    learning_rate_of,
+    make_programs,
+    reads_start,
+    update_of,
+)
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
 from balcap_jax.training.rooms import Rooms, least_room, real_share
 from balcap_jax.training.seams import open_audit, open_data, open_judge, open_rivals
@@ -386,13 +391,19 @@ class TrainingLoop(TaskRun):
             valid=shard_batch(self.mesh, whole.valid[local]),
             features=None if moves else generation.features,
         )
+        found = {}
         if self.config.rl.kl_coef:
-            start = self.clock.start()
             reference = self.reference_params or without_adapters(self.state.params)
-            logprobs = self.programs.reference_logprobs(reference, batch, room)
-            self.clock.ran(start, logprobs)
-            batch = batch._replace(reference_logprobs=logprobs)
-        return batch
+            found["reference_logprobs"] = self._logprobs(reference, batch, room)
+        if reads_start(self.config):
+            found["start_logprobs"] = self._logprobs(self.state.params, batch, room)
+        return batch._replace(**found)
+
+    def _logprobs(self, params: dict, batch: Batch, room: Room | None) -> jax.Array:
+        start = self.clock.start()
+        logprobs = self.programs.reference_logprobs(params, batch, room)
+        self.clock.ran(start, logprobs)
+        return logprobs
 
     def _updates(self, batch: Batch, room: Room | None) -> dict[str, np.ndarray]:
         """The optimizer steps on one rollout; metrics are of the last one."""

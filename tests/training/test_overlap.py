@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import tiny
 from small_run import params_of, small
@@ -20,6 +22,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.rollout.sampling import Rollout
 from balcap_jax.runs.fields import without_wall_clock
 from balcap_jax.runs.folder import read_jsonl
+from balcap_jax.training import programs
 from balcap_jax.training.checkpoint import Checkpoints
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.rollout_queue import RolloutQueue
@@ -84,11 +87,32 @@ def test_the_policy_moves_on_by_as_many_updates_as_the_row_says(whole):
     assert min(row["logprob_gap"] for row in rows[1:]) > 1e-3
 
 
-def test_several_updates_of_a_rollout_count_each(tmp_path):
-    config = config_of(
-        tmp_path, overlap=1, steps=2, rl=RLConfig(updates_per_rollout=3, packing=False)
-    )
-    assert [row["staleness"] for row in rows_of(train(config))] == [0, 3]
+def test_weights_of_several_updates_are_those_of_the_policy_before_them(tmp_path, monkeypatch):
+    """The staleness counts each update, and the start of the weights stays where it was."""
+    batches, make_update = [], programs.make_update
+
+    def make_recording_update(*args, **options):
+        update = make_update(*args, **options)
+
+        def recording_update(state, batch, room):
+            batches.append(jax.device_get(batch))
+            return update(state, batch, room)
+
+        return recording_update
+
+    monkeypatch.setattr(programs, "make_update", make_recording_update)
+    rl = RLConfig(updates_per_rollout=2, importance_cap=1.01, packing=False)
+    rows = rows_of(train(config_of(tmp_path, overlap=1, steps=2, rl=rl)))
+    assert [row["staleness"] for row in rows] == [0, 2]
+    gaps = []
+    for batch in batches:
+        live = batch.mask & batch.valid[..., None]
+        gaps.append(np.abs(batch.start_logprobs - batch.old_logprobs)[live].max())
+    assert gaps[0] == gaps[1] < 1e-4  # by the policy that sampled
+    assert gaps[2] == gaps[3] > 1e-3
+    assert rows[0]["importance_mean"] == pytest.approx(1, abs=1e-4)
+    assert rows[0]["importance_truncated"] == 0
+    assert rows[1]["importance_truncated"] > 0
 
 
 @pytest.mark.parametrize("step", [2, 5])
