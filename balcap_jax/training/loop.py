@@ -33,6 +33,7 @@ from balcap_jax.training import experience
 from balcap_jax.training.evaluate import evaluate, write_evaluation
 from balcap_jax.training.failure_window import FailureWindow
 from balcap_jax.training.interrupts import Stopped
+from balcap_jax.training.judge_load import JudgeLoad
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
 from balcap_jax.training.model_judge import (
@@ -128,6 +129,13 @@ class TrainingLoop(TaskRun):
         )
         self.scales = RewardScales(config.rl.grpo_weights, steps=config.rl.grpo_weight_steps)
         self.rooms = Rooms()
+        self.load = None  # without overlap the device waits in any case
+        if self.judge.totals and (overlap := config.rollout.overlap_steps):
+            limits = {
+                "judge.concurrency": config.judge.concurrency,
+                "reward.judge.concurrency": config.reward.judge.concurrency,
+            }
+            self.load = JudgeLoad(limits, steps=overlap + 1)
         self.loader = Loader(
             self.source,
             self.processor,
@@ -252,8 +260,22 @@ class TrainingLoop(TaskRun):
         row |= self.judge.costs(answered.spent, step=self.step + 1, steps=config.steps)
         self._count_rollout(now.generation, longest=int(whole.token_counts.max()))
         row |= self._times_and_memory(tokens=int(whole.token_counts.sum()))
+        self._weigh_load(answered, row)
         row = self._with_function_metrics(row, answered)
         return row | self._audited(judged), judged
+
+    def _weigh_load(self, answered: Answered, row: Mapping[str, float]) -> None:
+        """Says once where the judge cannot keep up."""
+        if self.load is None:
+            return
+        found: dict[str, tuple[float, float]] = {}
+        for of_host in processes.gather_list([answered.calls]):
+            for name, (count, seconds) in of_host.items():
+                calls, whole = found.get(name, (0.0, 0.0))
+                found[name] = calls + count, whole + seconds
+        waited = row["seconds/judge"] + row["seconds/other_hosts"]
+        for line in self.load.add(found, device_seconds=row["seconds/step"] - waited):
+            self.say(line)
 
     def _audited(self, judged: experience.Judged) -> dict[str, float]:
         """The metrics of an audit, where one is due; a reward that is gamed ends the run."""
