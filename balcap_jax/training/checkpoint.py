@@ -13,7 +13,7 @@ calls; the folder is on storage that they share, and process 0 says what is in i
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -178,14 +178,19 @@ class Checkpoints:
         return restored.state, restored.extra
 
     def restore_intact(
-        self, state_like: Any, *, step: int | None = None, pending_like: Any = None
+        self,
+        state_like: Any,
+        *,
+        step: int | None = None,
+        pending_like: Callable[[dict], Any] = lambda _: None,
     ) -> Restored:
         """What `step` holds, by default the newest one that is intact.
 
         Args:
           state_like: pytree of arrays or `jax.ShapeDtypeStruct`; its shardings say where the arrays
             go, so the devices may differ from those that saved.
-          pending_like: the same for what only some checkpoints have; None: it is not read.
+          pending_like: `extra` -> the same for what only some checkpoints have; None: it is not
+            read.
           step: one of `steps()`.
 
         Raises:
