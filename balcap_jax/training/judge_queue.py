@@ -34,7 +34,7 @@ from balcap_jax.rewards.verdicts import (
 from balcap_jax.training.interrupts import Stopped
 
 _LOOK = 0.2  # seconds between looks for an interrupt
-_LAST = 10.0  # seconds in which what is being judged may end
+_LAST = 5.0  # seconds in which what is being judged may end
 _SUMS = (
     "captions", "calls", "cache_hits", "failures", "prompt_tokens", "completion_tokens", "price",
 )  # fmt: skip
@@ -93,6 +93,11 @@ class JudgeQueue:
         self._here = dict(self.totals)  # of this host in this start
         self._counting = threading.Lock()
         self._reasons = ""  # why captions of the last batch have no verdict
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` is set."""
+        return self._stop.is_set()
 
     @property
     def judges(self) -> bool:
