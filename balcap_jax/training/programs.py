@@ -116,6 +116,7 @@ def update_of(
         kl_coef=config.rl.kl_coef,
         trained=trained_of(config, policy),
         seed=config.seed,
+        gather_once=config.mesh.gather == "update",
         **_forward(config, policy),
     )
 

@@ -129,6 +129,7 @@ class SupervisedRun(TaskRun):
             dtype=jnp.dtype(model.dtype),
             attention=model.attention,
             remat=model.remat,
+            residual=model.residual,
         )
         params = jax.device_get(jax.jit(policy.init)(jax.random.key(self.config.seed)))
         return Opened(model, folder, open_processor(folder, self.config.data), policy, params)
@@ -163,6 +164,7 @@ class SupervisedRun(TaskRun):
             micro_batches=self.config.micro_batches,
             trained=self.trained,
             seed=self.config.seed,
+            gather_once=self.config.mesh.gather == "update",
         )
 
     def _open_task(self) -> None:
