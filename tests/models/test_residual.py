@@ -23,6 +23,9 @@ NARROW = {"residual": "bfloat16", "attention": "xla"}
 # Where XLA joins a rounding with what reads it, it may leave it out, on one path and not another.
 ROUNDING = {"xla_allow_excess_precision": False}
 FAMILIES = {"qwen2_5_vl": tiny, "llava": tiny_llava}
+both_families = pytest.mark.parametrize(
+    "family", ["qwen2_5_vl", pytest.param("llava", marks=pytest.mark.slow)]
+)
 
 
 def apart(ours, theirs):
@@ -81,7 +84,7 @@ def by_full_forward(model, params, prompts, completions):
     return logits[0, -C:]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@both_families
 def test_prefill_decoding_update_and_the_plain_forward_agree(family):
     model, params = FAMILIES[family].policy(**NARROW)
     if family == "qwen2_5_vl":
@@ -117,7 +120,7 @@ def test_packed_tokens_have_the_logprobs_of_padded_ones():
     agree(packed, logprobs(model, params, None), logprobs(wide, params, None))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@both_families
 def test_it_predicts_what_float32_predicts_but_for_near_ties(family):
     """In bfloat16 with either stream, against float32 all through: likeliest tokens, logprobs."""
     module = FAMILIES[family]

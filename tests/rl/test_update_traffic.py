@@ -57,7 +57,9 @@ def gradients_of(policy, params, *, trained, **options):
     return state.opt_state, metrics
 
 
-@pytest.mark.parametrize("adapters", [False, True], ids=["weights", "adapters"])
+@pytest.mark.parametrize(
+    "adapters", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["weights", "adapters"]
+)
 def test_weights_brought_together_once_give_the_same_gradients(adapters):
     policy, params = tiny.policy(remat="full")
     trained = policy.parts["decoder"]
