@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from balcap_jax.bench.process import in_process
+from balcap_jax.bench.process import EndedError, in_process
 from balcap_jax.errors import UserError
 from balcap_jax.plan.workloads.presets import preset_of
 from balcap_jax.runs.folder import write_json_atomic, write_text_atomic
@@ -126,7 +126,7 @@ def parts_of(plan: Plan, platform: str) -> list[Part]:
 
 
 def _rows_of(part: Part, left: float, measure: Measure) -> list[dict[str, Any]]:
-    """Its rows, or one that says why there are none."""
+    """Its rows, or those that it had and one that says why there are no more."""
     if left < _LEAST:
         return [_none(part, f"not run: {max(left, 0):.0f} s were left; give more --minutes")]
     environment = _SHARED if part.part == "hf" else _ALONE
@@ -136,7 +136,8 @@ def _rows_of(part: Part, left: float, measure: Measure) -> list[dict[str, Any]]:
         )
         return found["rows"]
     except Exception as error:  # noqa: BLE001 - whatever it is, the other parts go on
-        return [_none(part, f"failed: {' '.join(str(error).split())}"[:300])]
+        known = error.last.get("rows", []) if isinstance(error, EndedError) else []
+        return [*known, _none(part, f"failed: {' '.join(str(error).split())}"[:300])]
 
 
 def _none(part: Part, reason: str) -> dict[str, Any]:

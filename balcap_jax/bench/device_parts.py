@@ -167,7 +167,14 @@ def steps(preset: str, rounds: int, against: str | None = None) -> list[Row]:
 
         if not torch.cuda.is_available():
             return [_row(f"{preset}, Hugging Face", None, "not run: torch sees no GPU")]
-    report = step.run(preset, against=against, rounds=rounds)
+    known: list[Row] = []
+
+    def heard(what: str, seconds: float) -> None:
+        """Told at once, since who has a device for minutes may end this before it is done."""
+        known.append(_row(f"{preset} {what}", seconds, "before it was ended"))
+        print(json.dumps({"rows": known}), flush=True)  # noqa: T201 - read by the parent
+
+    report = step.run(preset, against=against, rounds=rounds, heard=heard)
     ours, limits, rows = report["sides"]["balcap"], report["limits"], []
     for part in step.PARTS:
         side = ours[part]

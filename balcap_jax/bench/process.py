@@ -13,20 +13,33 @@ from typing import Any
 from balcap_jax.runs.stopwatch import peak_memory_mb
 
 
+class EndedError(RuntimeError):
+    """A process failed or was ended.
+
+    Attributes:
+      last: the last JSON object that it had printed, {} if none.
+    """
+
+    def __init__(self, reason: str, out: str):
+        super().__init__(reason)
+        self.last = _last_object(out)
+
+
 def in_process(
     module: str,
     *arguments: str,
     seconds: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What `measure(*arguments)` of `module` prints as its last line, a JSON object.
+    """What `measure(*arguments)` of `module` prints as its last line, a JSON object; earlier ones
+    are for the case that it is ended.
 
     Args:
       seconds: after which it is ended, with all that it has started; None: it may take any time.
       environment: variables beside those of this process.
 
     Raises:
-      RuntimeError: it failed or was ended; the message is the last line of its stderr.
+      EndedError: it failed or was ended; the message is the last line of its stderr.
     """
     code = (
         "import sys; from balcap_jax.runs.jax_setup import set_up_memory; set_up_memory(); "
@@ -40,19 +53,29 @@ def in_process(
         env={**os.environ, **(environment or {})},
         start_new_session=True,  # so that what it starts ends with it
     )
+    late = ""
     try:
         out, err = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"ended after {seconds:.0f} s, the time that was left") from None
+        late = f"ended after {seconds:.0f} s, the time that was left"
     finally:
         if child.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
+            out, err = child.communicate()
+    if late:
+        raise EndedError(late, out)
     if child.returncode:
-        reason = (err.strip().splitlines() or [f"signal {-child.returncode}"])[-1]
-        raise RuntimeError(reason)
+        raise EndedError((err.strip().splitlines() or [f"signal {-child.returncode}"])[-1], out)
     return json.loads(out.splitlines()[-1])
+
+
+def _last_object(out: str) -> dict[str, Any]:
+    for line in reversed(out.splitlines()):
+        with suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+    return {}
 
 
 def peak_bytes() -> int:

@@ -30,6 +30,8 @@ PARTS = ("rollout", "update")
 COPY_BYTES = {"cpu": 2**28, "gpu": 2**31}
 MATRIX = {"cpu": 2048, "gpu": 8192}
 
+Heard = Callable[[str, float], None]
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -57,7 +59,12 @@ class Timing:
 
 
 def run(
-    name: str, *, against: str | None = None, rounds: int = 5, profile: bool = False
+    name: str,
+    *,
+    against: str | None = None,
+    rounds: int = 5,
+    profile: bool = False,
+    heard: Heard = lambda what, seconds: None,
 ) -> dict[str, Any]:
     """Everything measured, as plain numbers.
 
@@ -69,6 +76,7 @@ def run(
       against: "hf" or None.
       rounds: of rollout and update by each side, after a first one that is told apart.
       profile: also time the parts of our step.
+      heard: of every call that is timed, as soon as it is: "hf rollout, first call", seconds.
 
     Raises:
       UserError: an unknown preset, `rounds` below 1, or no torch.
@@ -80,7 +88,13 @@ def run(
         check_installed()
     ours = Ours(preset)
     sides: dict[str, Any] = {ours.name: ours}
-    firsts: dict[str, dict[str, float]] = {ours.name: {"rollout": _seconds(ours.rollout)}}
+    firsts: dict[str, dict[str, float]] = {}
+
+    def first(label: str, part: str, function: Callable[[], object]) -> None:
+        seconds = firsts.setdefault(label, {})[part] = _seconds(function)
+        heard(f"{label} {part}, first call", seconds)
+
+    first(ours.name, "rollout", ours.rollout)
     checksum = plain_checksum(ours) | ours.logprob_checksum()
     memory: dict[str, Memory] = {}
     on_cpu = jax.devices()[0].platform == "cpu"
@@ -90,16 +104,18 @@ def run(
             if on_cpu:
                 memory["hf"] = memory_of("hf", name, Path(folder))
             sides["hf"] = HuggingFace(preset, Path(folder))
-            firsts["hf"] = {"rollout": _seconds(sides["hf"].rollout)}
+            first("hf", "rollout", sides["hf"].rollout)
         if on_cpu:
             memory["balcap"] = memory_of("balcap", name, Path(folder))
     for label, side in sides.items():
-        firsts[label]["update"] = _seconds(
-            lambda side=side, label=label: checksum.update({f"{label}_loss": side.update()})
+        first(
+            label,
+            "update",
+            lambda side=side, label=label: checksum.update({f"{label}_loss": side.update()}),
         )
     if not on_cpu:  # a second process would want the same memory
         memory = {label: memory_here(label) for label in sides}
-    timings = _timings(sides, firsts, rounds)
+    timings = _timings(sides, firsts, rounds, heard)
     medians = {part: timings["balcap"][part].median for part in PARTS}
     parts = rollout_parts(ours, medians["rollout"])
     report = {
@@ -205,7 +221,9 @@ def tables(report: dict[str, Any]) -> list[Table]:
     return made
 
 
-def in_turns(sides: dict[str, Any], rounds: int) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def in_turns(
+    sides: dict[str, Any], rounds: int, heard: Heard = lambda what, seconds: None
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """By side and part, the seconds of each round: on the wall's clock, and of all cores. The sides
     take turns, each round in the other order.
     """
@@ -217,14 +235,15 @@ def in_turns(sides: dict[str, Any], rounds: int) -> dict[str, dict[str, list[tup
             for part in PARTS:
                 before = time.process_time()
                 seconds = _seconds(getattr(sides[label], part))
+                heard(f"{label} {part}", seconds)
                 found[label][part].append((seconds, time.process_time() - before))
     return found
 
 
 def _timings(
-    sides: dict[str, Any], firsts: dict[str, dict[str, float]], rounds: int
+    sides: dict[str, Any], firsts: dict[str, dict[str, float]], rounds: int, heard: Heard
 ) -> dict[str, dict[str, Timing]]:
-    found = in_turns(sides, rounds)
+    found = in_turns(sides, rounds, heard)
     return {
         label: {part: Timing(firsts[label][part], *zip(*rows, strict=True)) for part, rows in own}
         for label, own in ((label, found[label].items()) for label in sides)

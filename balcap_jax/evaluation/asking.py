@@ -22,6 +22,7 @@ from balcap_jax.rewards.llm.cached import CachedClient
 from balcap_jax.rewards.llm.client import CallFailed
 from balcap_jax.rewards.llm.images import SentImage, make_ready
 from balcap_jax.rewards.llm.loop_thread import LoopThread
+from balcap_jax.rewards.llm.once import Once
 from balcap_jax.rewards.llm.request_form import Sampling
 from balcap_jax.runs.progress import training_progress
 
@@ -71,7 +72,7 @@ class Asker:
         )
         self._client = CachedClient(judge, self._ledger, topic=benchmark, version=prompts.version)
         self._loop = LoopThread()
-        self._images: dict[Path, asyncio.Future[SentImage]] = {}
+        self._images: Once[SentImage] = Once(keep=False)
         self._stop: UserError | None = None
         self._ended: Counter[bool] = Counter()  # items by whether they have an answer
         self._in_a_row = 0
@@ -130,14 +131,9 @@ class Asker:
 
     async def _image(self, path: Path) -> SentImage:
         """The image, made ready beside the loop; once while several questions wait for it."""
-        if path not in self._images:
-            work = asyncio.to_thread(_made_ready, path, self.judge.image_side)
-            self._images[path] = asyncio.ensure_future(work)
-        try:
-            return await asyncio.shield(self._images[path])
-        finally:
-            if (made := self._images.get(path)) is not None and made.done():
-                del self._images[path]
+        return await self._images(
+            path, lambda: asyncio.to_thread(_made_ready, path, self.judge.image_side)
+        )
 
     # ---- many
 

@@ -13,6 +13,7 @@ from balcap_jax.config.judge import POLICY, RULES
 from balcap_jax.plan.chips import Slice
 from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wire_bytes_by_kind
 from balcap_jax.plan.models import Model, model_of
+from balcap_jax.plan.supply import supply_of
 from balcap_jax.plan.worker import Job, run_job
 
 _LONGEST_FIRST = ("update", "reference", "rollout", "evaluation", "encode")
@@ -161,6 +162,7 @@ def judged(
         answer["step"] = step._asdict() | {
             "captions_per_second": config.prompts_per_step * config.rollout.group_size / step.serial
         }
+        answer["supply"] = supply_of(config, answer)
     return answer
 
 

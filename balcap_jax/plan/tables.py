@@ -31,6 +31,8 @@ def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | str]:
     yield _work(plan)
     yield _collectives(plan)
     yield from _verdict(plan)
+    if "supply" in plan:
+        yield from _supply(plan["supply"])
 
 
 def _memory(plan: Mapping[str, Any]) -> Table:
@@ -91,6 +93,39 @@ def _verdict(plan: Mapping[str, Any]) -> Iterator[str]:
             f"({step['captions_per_second']:.0f} captions/s); MFU at most {step['mfu']:.0%} of the "
             f"step, {step['update_mfu']:.0%} of the update."
         )
+
+
+def _supply(supply: Mapping[str, Any]) -> Iterator[Table | str]:
+    """What must keep up with a step of that time."""
+    table = Table(
+        title=f"What {supply['hosts']} hosts, judge and bucket supply at that rate",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("")
+    for column in ("needed", "there is", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for need in supply["needs"]:
+        limit = need["has"]
+        table.add_row(
+            need["what"],
+            _amount(need["needed"]),
+            "" if limit is None else _amount(limit),
+            "" if limit is None else f"{need['share']:.0%}",
+        )
+    yield table
+    yield (
+        f"{supply['epoch_images']:,} images take at least {supply['epoch_hours']:.3g} hours, "
+        f"{supply['epoch_chip_hours']:.3g} chip-hours. The chips would wait first for the "
+        f"{supply['first'].split(',')[0]}; {supply['change']} moves that."
+    )
+
+
+def _amount(number: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.3g}"
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:

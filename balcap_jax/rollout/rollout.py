@@ -97,7 +97,8 @@ class Captioner:
             "stop_tokens": processor.stop_tokens,
             "pad_token_id": processor.pad_token_id,
         }
-        self._sample = partial(sample_on(mesh), policy, **self._sampling)
+        platform = mesh.devices.flat[0].platform
+        self._sample = partial(sample_on(platform), policy, **self._sampling)
 
     def sampler(self, policy: VisionLanguagePolicy) -> Callable[..., Rollout]:
         """`sample` of this policy with these settings, in one loop, to count its flops by."""

@@ -319,9 +319,9 @@ _sample_on_gpu = jax.jit(
 )
 
 
-def sample_on(mesh: Mesh) -> Callable[..., Rollout]:
-    """`sample`, compiled as the devices of this mesh run it best."""
-    return _sample_on_gpu if mesh.devices.flat[0].platform == "gpu" else sample
+def sample_on(platform: str) -> Callable[..., Rollout]:
+    """`sample`, compiled as the devices of this platform ("cpu", "gpu", "tpu") run it best."""
+    return _sample_on_gpu if platform == "gpu" else sample
 
 
 def sizes_of_compaction(captions: int, mesh: Mesh) -> tuple[int, ...]:

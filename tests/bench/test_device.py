@@ -12,7 +12,7 @@ import tiny_llava
 
 from balcap_jax.bench import device, device_parts, process, step, step_memory
 from balcap_jax.bench.device import Plan, markdown, parts_of
-from balcap_jax.bench.process import in_process
+from balcap_jax.bench.process import EndedError, in_process
 from balcap_jax.cli import main as cli
 from balcap_jax.errors import UserError
 from balcap_jax.models.attention.backends import xla
@@ -72,7 +72,7 @@ def test_a_backend_that_is_wrong_is_said(tiny_presets, monkeypatch):
     assert wrongs == ["attention causal, splash"]
 
 
-def test_what_a_step_says(monkeypatch):
+def test_what_a_step_says(monkeypatch, capsys):
     """From a report such as `balcap bench step` makes."""
     side = {"median": 0.5, "tokens_per_second": 128.0, "first": 9.0}
     limit = {"bytes_floor": 0.001, "flops_floor": 0.0005, "reached": 0.6, "seconds": 0.002}
@@ -86,7 +86,12 @@ def test_what_a_step_says(monkeypatch):
                    "bytes_per_second": 3e12, "flops_per_second": 8e14},
         "checksum": {"plain_loss": -0.25},
     }  # fmt: skip
-    monkeypatch.setattr(step, "run", lambda name, **_: report)
+
+    def run(name, heard, **_):
+        heard("hf rollout, first call", 2.5)
+        return report
+
+    monkeypatch.setattr(step, "run", run)
     rates = "copies 3000 GB/s, multiplies 800.00 TFLOP/s"
     assert device_parts.steps("tiny", rounds=1, against="hf") == [
         {"what": what, "seconds": seconds, "beside": said}
@@ -104,6 +109,8 @@ def test_what_a_step_says(monkeypatch):
             ("tiny checksums before the first update", None, "plain_loss -0.250000"),
         )
     ]
+    told = {"what": "tiny hf rollout, first call", "seconds": 2.5, "beside": "before it was ended"}
+    assert json.loads(capsys.readouterr().out) == {"rows": [told]}  # at once
 
 
 @pytest.mark.slow  # compiles a rollout and an update
@@ -193,6 +200,18 @@ def test_a_part_that_fails_is_a_row_and_costs_no_other(tmp_path):
         device.run(plan, command="again", measure=measure)
 
 
+def test_a_part_that_is_ended_leaves_what_it_knew(tmp_path):
+    row = {"what": "qwen3b hf rollout", "seconds": 21.8, "beside": "before it was ended"}
+    ended = EndedError("ended after 9 s, the time that was left", json.dumps({"rows": [row]}))
+    measure = Measured({"hf": ended})
+    report = device.run(Plan(tmp_path, parts=("hf",)), command="c", measure=measure)
+    assert report["rows"] == [
+        {"part": "hf qwen3b", **row},
+        {"part": "hf qwen3b", "what": "hf qwen3b", "seconds": None,
+         "beside": "failed: ended after 9 s, the time that was left"},
+    ]  # fmt: skip
+
+
 def test_what_does_not_fit_the_time_says_so(tmp_path):
     now = [0.0]
     measure = Measured(dict.fromkeys(device.PARTS, "done"), now)
@@ -243,13 +262,15 @@ def test_a_process_that_takes_too_long_ends_with_what_it_started(tmp_path, monke
         "def measure(file):\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         "    open(file, 'w').write(str(child.pid))\n"
+        "    print('{\"rows\": [1]}\\nhalf {', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    with pytest.raises(RuntimeError, match="ended after 3 s, the time that was left"):
+    with pytest.raises(EndedError, match="ended after 3 s, the time that was left") as ended:
         in_process(
             "sleeping", str(tmp_path / "pid"), seconds=3,
             environment={"PYTHONPATH": str(tmp_path)},
         )  # fmt: skip
+    assert ended.value.last == {"rows": [1]}  # what it knew by then
     child = int((tmp_path / "pid").read_text())
     for _ in range(1200):
         try:

@@ -271,6 +271,11 @@ def test_a_plan_that_fits():
     assert json.loads(json.dumps(answer)) == answer
     shown = [part for part in plan_tables(answer) if isinstance(part, str)]
     assert any("It fits, with 7.00 GiB to spare" in line for line in shown)
+    assert shown[-1] == (
+        "90,000 images take at least 3.12 hours, 200 chip-hours. The chips would wait first for "
+        "the bytes to the bucket per host and second; checkpoint.every, "
+        "checkpoint.parameters_every moves that."
+    )
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change():

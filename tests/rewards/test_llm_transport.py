@@ -459,12 +459,15 @@ def test_a_cache_locked_for_readers_too_is_done_without(server, tmp_path, caplog
     asked = ask(server, tmp_path)[0]
     judge = LLMJudge(settings(server, tmp_path))
     replay = LLMJudge(settings(server, tmp_path, replay=True))
-    for cache in (judge._cache, replay._cache):  # no connection may be open while it is taken
+    for cache in (
+        judge._answers.cache,
+        replay._answers.cache,
+    ):  # no connection may be open while it is taken
         cache._database.close()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("PRAGMA locking_mode=EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
-    for cache in (judge._cache, replay._cache):
+    for cache in (judge._answers.cache, replay._answers.cache):
         cache._database = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=0.1
         )

@@ -30,7 +30,7 @@ encode = jax.jit(POLICY.encode_images)
 invert_cumulative = jax.jit(sampling.invert_cumulative, static_argnames="block")
 
 
-def run(prompts: Prompts, keys=None, *, policy=POLICY, **options) -> Rollout:
+def run(prompts: Prompts, keys=None, *, policy=POLICY, by=sample, **options) -> Rollout:
     """Samples with the tiny policy, 4 captions per image."""
     if keys is None:
         keys = caption_keys(jax.random.key(3), np.arange(len(prompts.tokens)), group_size=4)
@@ -41,7 +41,7 @@ def run(prompts: Prompts, keys=None, *, policy=POLICY, **options) -> Rollout:
         "pad_token_id": tiny.PAD,
     }
     features = encode(PARAMS, prompts.images)
-    return sample(policy, PARAMS, prompts, features, keys, **{**defaults, **options})
+    return by(policy, PARAMS, prompts, features, keys, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,14 @@ def test_captions_that_go_on_among_fewer_are_the_same(compact, options):
     assert len({int(n) for n in whole.mask.sum(axis=-1).ravel()}) > 3
     assert 0 < int(whole.ended.sum()) < whole.ended.size
     assert_same_captions(run(prompts, compact=compact, **options), whole)
+
+
+def test_a_gpu_has_a_program_of_its_own_that_draws_the_same(rollout):
+    """By options that every compiler knows; what it makes of them only a GPU shows."""
+    by = sampling.sample_on("gpu")
+    assert by is not sample
+    assert sampling.sample_on("cpu") is sampling.sample_on("tpu") is sample
+    assert_same_captions(run(tiny.prompts(3), by=by), rollout)
 
 
 def test_only_one_cpu_goes_on_with_fewer_captions():

@@ -177,8 +177,8 @@ def record(tmp: Path, **rollout) -> Recorded:
 
     sample_on, make_update = rollout_room.sample_on, programs.make_update
 
-    def recording_sample_on(mesh):
-        sample = sample_on(mesh)
+    def recording_sample_on(platform):
+        sample = sample_on(platform)
 
         def recording_sample(policy, params, prompts, features, keys, **options):
             made = sample(policy, params, prompts, features, keys, **options)

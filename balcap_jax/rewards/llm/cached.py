@@ -6,19 +6,17 @@ The cache is all that is kept of a start that was killed: what is in it is not a
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from balcap_jax.config.judge import JudgeConfig
-from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.accounting import Ledger
-from balcap_jax.rewards.llm.answer_text import BadAnswer
 from balcap_jax.rewards.llm.cache import Cache, key_of
-from balcap_jax.rewards.llm.client import CallFailed, Client
 from balcap_jax.rewards.llm.images import SentImage
 from balcap_jax.rewards.llm.limits import Clock, Sleep
+from balcap_jax.rewards.llm.once import Once
 from balcap_jax.rewards.llm.questions import Part
 from balcap_jax.rewards.llm.request_form import Sampling
+from balcap_jax.rewards.llm.stored_answers import StoredAnswers
 
 T = TypeVar("T")
 
@@ -34,9 +32,6 @@ class CachedClient:
       version: of the words of the questions; another one asks anew.
       clock, sleep: of seconds; tests give their own.
 
-    Attributes:
-      cache: of `judge.cache`; the caller closes it, after `close`.
-
     Raises:
       UserError: no model is named, `openai` is not installed, or the cache cannot be used.
     """
@@ -51,13 +46,16 @@ class CachedClient:
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
     ):
-        self.judge, self._ledger = judge, ledger
+        self.judge = judge
         self._topic, self._version = topic, version
         self._default = Sampling(judge.temperature, judge.max_tokens)
-        # In this order: what cannot ask leaves no file behind.
-        self._client = Client(judge, ledger, clock=clock, sleep=sleep)
-        self.cache = Cache(judge.cache)
-        self._under_way: dict[str, asyncio.Future] = {}
+        self._answers = StoredAnswers(judge, ledger, version=version, clock=clock, sleep=sleep)
+        self._calls: Once = Once(keep=False)
+
+    @property
+    def cache(self) -> Cache:
+        """Of `judge.cache`; the caller closes it, after `close`."""
+        return self._answers.cache
 
     async def ask(
         self,
@@ -95,71 +93,23 @@ class CachedClient:
             text=[system, user],
             sampling=(sampling or self._default)._asdict(),
         )
-        stored = self.cache.get(key)
-        if stored is not None:
-            with suppress(BadAnswer):  # kept by a version that checked less, or damaged
-                found = check(stored)
-                self._ledger.cache_hit()
-                return found
-        if self.judge.replay and self.cache.locked:
-            raise UserError(
-                f"{self.judge.room}replay=True cannot read {self.judge.room}cache="
-                f"{self.judge.cache}, which another program has locked; end that program, or copy "
-                "the file and name the copy."
-            )
-        if self.judge.replay:
-            raise CallFailed("missing")
-        if key not in self._under_way:
-            messages = _messages(system, user, image)
-            question = Part(f"{self._topic}_{part}", "", dict(schema), frozenset())
-            self._under_way[key] = asyncio.ensure_future(
-                self._buy(
-                    key, question, messages, check, sampling, image, replace=stored is not None
-                )
-            )
-        try:
-            return await asyncio.shield(self._under_way[key])
-        finally:
-            if (call := self._under_way.get(key)) is not None and call.done():
-                del self._under_way[key]
+        return await self._answers.get(
+            key,
+            Part(f"{self._topic}_{part}", "", dict(schema), frozenset()),
+            lambda: _messages(system, user, image),
+            check,
+            once=self._calls,
+            sampling=sampling,
+            pixels=image.pixels if image else 0,
+        )
 
     async def cancel(self) -> None:
         """Ends the calls that are under way."""
-        calls = list(self._under_way.values())
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        self._under_way.clear()
+        await self._calls.end()
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client.close()
-
-    async def _buy(
-        self,
-        key: str,
-        question: Part,
-        messages: list[dict[str, Any]],
-        check: Callable[[str], T],
-        sampling: Sampling | None,
-        image: SentImage | None,
-        *,
-        replace: bool,
-    ) -> T:
-        found, reply = await self._client.ask(
-            question, messages, check, pixels=image.pixels if image else 0, sampling=sampling
-        )
-        self.cache.put(
-            key,
-            reply.text,
-            part=question.name,
-            model=self.judge.model,
-            version=self._version,
-            prompt_tokens=reply.tokens[0],
-            completion_tokens=reply.tokens[1],
-            replace=replace,
-        )
-        return found
+        await self._answers.close()
 
 
 def _messages(system: str, user: str, image: SentImage | None) -> list[dict[str, Any]]:

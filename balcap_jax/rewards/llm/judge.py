@@ -5,7 +5,6 @@ import logging
 import time
 import unicodedata
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from balcap_jax.config.judge import JudgeConfig
@@ -13,12 +12,11 @@ from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm import answers, prompts
 from balcap_jax.rewards.llm.accounting import Ledger, listing
-from balcap_jax.rewards.llm.answer_text import BadAnswer
-from balcap_jax.rewards.llm.cache import Cache, key_of
-from balcap_jax.rewards.llm.client import CallFailed, Client
-from balcap_jax.rewards.llm.images import SentImage, make_ready
+from balcap_jax.rewards.llm.cache import key_of
+from balcap_jax.rewards.llm.images import ReadyImages, SentImage
 from balcap_jax.rewards.llm.limits import Clock, Sleep
 from balcap_jax.rewards.llm.loop_thread import LoopThread
+from balcap_jax.rewards.llm.once import Once
 from balcap_jax.rewards.llm.questions import (
     JOINT,
     JOINT_CAPTION_FIRST,
@@ -29,6 +27,7 @@ from balcap_jax.rewards.llm.questions import (
     Part,
 )
 from balcap_jax.rewards.llm.settled import CLOSED, settle
+from balcap_jax.rewards.llm.stored_answers import StoredAnswers
 from balcap_jax.rewards.llm.stored_units import StoredUnits
 from balcap_jax.rewards.verdicts import Verdict
 
@@ -63,9 +62,9 @@ class LLMJudge:
         self._ledger = Ledger(
             prompt_price=judge.prompt_price, completion_price=judge.completion_price
         )
-        # In this order: a judge that cannot ask leaves no file behind.
-        self._client = Client(judge, self._ledger, clock=clock, sleep=sleep)
-        self._cache = Cache(judge.cache)
+        self._answers = StoredAnswers(
+            judge, self._ledger, version=VERSION, clock=clock, sleep=sleep
+        )
         self._say_what_is_old()
         self._units: dict[str, tuple[str, ...]] = {}  # by reference
         self._loop = LoopThread()
@@ -73,7 +72,7 @@ class LLMJudge:
         self.last_failures = ""
 
     def _say_what_is_old(self) -> None:
-        old = self._cache.versions()
+        old = self._answers.cache.versions()
         if old and VERSION not in old:
             _log.warning(
                 "judge.cache=%s holds answers to prompts of version %s, which are not used beside "
@@ -146,8 +145,8 @@ class LLMJudge:
 
         A call that another thread waits for returns at once what is answered, None for the rest.
         """
-        self._loop.close(self._client.close)
-        self._cache.close()
+        self._loop.close(self._answers.close)
+        self._answers.cache.close()
 
     # ---- one batch
 
@@ -273,79 +272,38 @@ class LLMJudge:
             text=text,
             temperature=judge.temperature,
         )
-        stored = self._cache.get(key)
-        if stored is not None:
-            with suppress(BadAnswer):  # kept by a version that checked less, or damaged
-                found = check(stored)
-                self._ledger.cache_hit()
-                return found
-        if judge.replay and self._cache.locked:
-            raise UserError(
-                f"judge.replay=True cannot read judge.cache={judge.cache}, which another program "
-                "has locked; end that program, or copy the file and name the copy."
-            )
-        if judge.replay:
-            raise CallFailed(f"{about} is missing")
-        if key not in batch.asked:
-            asked = prompts.messages(
-                part, text=text, label=label, image_url=image.url if image else "", units=units
-            )
-            pixels = image.pixels if image else 0
-            batch.asked[key] = asyncio.ensure_future(
-                self._buy(key, part, asked, check, pixels=pixels, replace=stored is not None)
-            )
-        return await asyncio.shield(batch.asked[key])
-
-    async def _buy(
-        self,
-        key: str,
-        part: Part,
-        asked: list[dict[str, Any]],
-        check: Callable[[str], T],
-        *,
-        pixels: int,
-        replace: bool,
-    ) -> T:
-        """Asks the model and keeps its answer."""
-        found, reply = await self._client.ask(part, asked, check, pixels=pixels)
-        self._cache.put(
+        return await self._answers.get(
             key,
-            reply.text,
-            part=part.name,
-            model=self.judge.model,
-            version=VERSION,
-            prompt_tokens=reply.tokens[0],
-            completion_tokens=reply.tokens[1],
-            replace=replace,
+            part,
+            lambda: prompts.messages(
+                part, text=text, label=label, image_url=image.url if image else "", units=units
+            ),
+            check,
+            once=batch.calls,
+            missing=f"{about} is missing",
+            pixels=image.pixels if image else 0,
         )
-        return found
 
 
 class _Batch:
     """What the jobs of one batch share.
 
     Attributes:
-      asked: calls under way or done, by key: the same is never asked twice.
+      calls: under way or done: the same is never asked twice.
     """
 
     def __init__(self, *, side: int):
-        self._side = side
-        self._images: dict[int, asyncio.Future[SentImage]] = {}
-        self.asked: dict[str, asyncio.Future] = {}
+        self._images = ReadyImages(side)
+        self.calls: Once = Once(keep=True)
 
     async def image(self, example: Example) -> SentImage:
-        """The example's image, made ready once, beside the event loop."""
-        name = id(example.image)  # the examples of the batch keep it alive
-        if name not in self._images:
-            work = asyncio.to_thread(make_ready, example.image, side=self._side)
-            self._images[name] = asyncio.ensure_future(work)
-        return await asyncio.shield(self._images[name])
+        """The example's image, made ready once; the examples of the batch keep it alive."""
+        return await self._images.of(example.image)
 
     async def end(self) -> None:
-        """Cancels the calls that are still under way."""
-        for call in self.asked.values():
-            call.cancel()
-        await asyncio.gather(*self.asked.values(), return_exceptions=True)
+        """Cancels what is still under way."""
+        await self.calls.end()
+        await self._images.end()
 
 
 _Job = Callable[[_Batch], Coroutine[Any, Any, T]]

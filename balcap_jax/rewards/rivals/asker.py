@@ -13,7 +13,7 @@ from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.accounting import Ledger, listing
 from balcap_jax.rewards.llm.cached import CachedClient
-from balcap_jax.rewards.llm.images import SentImage, make_ready
+from balcap_jax.rewards.llm.images import ReadyImages, SentImage
 from balcap_jax.rewards.llm.limits import Clock, Sleep
 from balcap_jax.rewards.llm.loop_thread import LoopThread
 from balcap_jax.rewards.llm.settled import CLOSED, settle
@@ -43,7 +43,7 @@ class Asker:
             prompt_price=judge.prompt_price, completion_price=judge.completion_price
         )
         self._clients: list[CachedClient] = []
-        self._images: dict[int, asyncio.Future[SentImage]] = {}
+        self._images = ReadyImages(judge.image_side)
         self._loop = LoopThread()
         self.failures: Counter[str] = Counter()
 
@@ -90,12 +90,8 @@ class Asker:
         return found
 
     async def image(self, example: Example) -> SentImage:
-        """The example's image, made ready once for a batch, beside the event loop."""
-        name = id(example.image)  # the examples of the batch keep it alive
-        if name not in self._images:
-            work = asyncio.to_thread(make_ready, example.image, side=self.judge.image_side)
-            self._images[name] = asyncio.ensure_future(work)
-        return await asyncio.shield(self._images[name])
+        """The example's image, made ready once; the examples of the batch keep it alive."""
+        return await self._images.of(example.image)
 
     def lap(self) -> dict[str, float]:
         """What was spent since the last lap; see `Ledger.lap`."""
@@ -130,4 +126,4 @@ class Asker:
     async def _cancel(self) -> None:
         for client in self._clients:
             await client.cancel()
-        self._images.clear()
+        await self._images.end()
