@@ -72,13 +72,15 @@ def _read_by_fusion(program: Program, inner: Computation, place: int, whole: flo
     """
     if place not in inner.parameters or not whole:
         return whole
+    if _behind_bitcasts(inner, inner.root) is inner.parameters[place]:
+        return whole  # the same bytes in another shape, for whoever reads the result
     read = 0.0
     for user, through in _users_behind_bitcasts(inner, inner.parameters[place]):
         if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == through:
             read += user.bytes
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == through:
             continue  # written in place
-        elif _hides_collective(inner) and (user is inner.root or user.opcode in COLLECTIVES):
+        elif _hides_collective(inner) and user.opcode in ("tuple", *COLLECTIVES):
             continue
         elif user.opcode == "fusion":
             nested = program.computations[user.called["calls"][0]]
@@ -104,14 +106,19 @@ def _written_by_fusion(inner: Computation, fusion: Instruction) -> float:
     results = inner.operands(root) if root.opcode == "tuple" else [root]
     total = 0.0
     for array, result in zip(fusion.shape, results, strict=False):
-        while result.opcode == "bitcast":
-            result = inner.operands(result)[0]
+        result = _behind_bitcasts(inner, result)
         handed_on = result.opcode == "parameter" or result.opcode in COLLECTIVES
         if array.space or (_hides_collective(inner) and handed_on):
             continue
         update = result.opcode == "dynamic-update-slice"
         total += inner.operands(result)[1].bytes if update else array.bytes
     return total
+
+
+def _behind_bitcasts(inner: Computation, instruction: Instruction) -> Instruction:
+    while instruction.opcode == "bitcast":
+        instruction = inner.operands(instruction)[0]
+    return instruction
 
 
 def _users_behind_bitcasts(

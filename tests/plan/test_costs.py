@@ -75,20 +75,26 @@ def test_a_fusion_within_a_fusion_reads_its_slice_and_what_is_handed_on_is_not_r
   ROOT %flat = bf16[64,32]{1,0} bitcast(%slice)
 }
 
-%async_collective_fusion.1 (x: bf16[8,32], w: bf16[28,64,32], j: s32[], part: bf16[4,100], whole: bf16[4,400]) -> (bf16[8,64], bf16[4,100], bf16[4,400]) {
-  %x = bf16[8,32]{1,0} parameter(0)
+%view (y: bf16[256]) -> bf16[8,32] {
+  %y = bf16[256]{0} parameter(0)
+  ROOT %rows = bf16[8,32]{1,0} bitcast(%y)
+}
+
+%async_collective_fusion.1 (x: bf16[256], w: bf16[28,64,32], j: s32[], part: bf16[4,100], whole: bf16[4,400]) -> (bf16[8,64], bf16[4,100], bf16[4,400]) {
+  %x = bf16[256]{0} parameter(0)
   %w = bf16[28,64,32]{2,1,0} parameter(1)
   %j = s32[] parameter(2)
   %part = bf16[4,100]{1,0} parameter(3)
   %whole = bf16[4,400]{1,0} parameter(4)
   %one = bf16[64,32]{1,0} fusion(%w, %j), kind=kLoop, calls=%cut
-  %dot = bf16[8,64]{1,0} dot(%x, %one), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %viewed = bf16[8,32]{1,0} fusion(%x), kind=kLoop, calls=%view
+  %dot = bf16[8,64]{1,0} dot(%viewed, %one), lhs_contracting_dims={1}, rhs_contracting_dims={1}
   %gather = bf16[4,400]{1,0} all-gather(%part), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={1}
   ROOT %results = (bf16[8,64]{1,0}, bf16[4,100]{1,0}, bf16[4,400]{1,0}) tuple(%dot, %part, %gather)
 }
 
-ENTRY %main (x.1: bf16[8,32], w.1: bf16[28,64,32], j.1: s32[], p.1: bf16[4,100], g.1: bf16[4,400]) -> (bf16[8,64], bf16[4,100], bf16[4,400]) {
-  %x.1 = bf16[8,32]{1,0} parameter(0)
+ENTRY %main (x.1: bf16[256], w.1: bf16[28,64,32], j.1: s32[], p.1: bf16[4,100], g.1: bf16[4,400]) -> (bf16[8,64], bf16[4,100], bf16[4,400]) {
+  %x.1 = bf16[256]{0} parameter(0)
   %w.1 = bf16[28,64,32]{2,1,0} parameter(1)
   %j.1 = s32[] parameter(2)
   %p.1 = bf16[4,100]{1,0} parameter(3)
