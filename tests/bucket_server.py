@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -398,6 +399,12 @@ class Bucket:
     def put(self, name: str, data: bytes) -> None:
         """Stores an object, whatever was there."""
         self.server.put(self.name, name, data)
+
+    def put_folder(self, local: Path, name: str) -> None:
+        """Stores the files of a local folder under a name."""
+        for path in sorted(local.rglob("*")):
+            if path.is_file():
+                self.put(f"{name}/{path.relative_to(local)}", path.read_bytes())
 
 
 class _Server(ThreadingHTTPServer):

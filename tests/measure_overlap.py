@@ -2,9 +2,13 @@
 
 A server that takes 200 ms per call judges captions of a queue of rollouts with 64 calls at once,
 while the device is busy for as long as the judging takes. The device is a pause, because a GPU
-leaves the host to the judge; all else is what `balcap train` runs.
+leaves the host to the judge; all else is what `balcap train` runs. Of a judge of 4 s a call beside
+steps of 5 s:
+
+    python tests/measure_overlap.py --latency 4 --concurrency 512 --device 5 --overlap 0 1 2 4
 """
 
+import argparse
 import multiprocessing
 import tempfile
 import time
@@ -21,10 +25,11 @@ from balcap_jax.parallel.sharding import BatchRows, make_mesh
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rollout.rollout import Caption
 from balcap_jax.runs.stopwatch import Stopwatch
+from balcap_jax.training.judge_load import JudgeLoad
 from balcap_jax.training.judge_queue import JudgeQueue
 from balcap_jax.training.rollout_queue import RolloutQueue
 
-LATENCY, CONCURRENCY, IMAGES, GROUP, STEPS = 0.2, 64, 32, 16, 6
+IMAGES, GROUP = 32, 16
 
 
 class Data:
@@ -56,20 +61,25 @@ class Device:
         ]
 
 
-def measure(url: str, *, overlap: int, device_seconds: float) -> tuple[float, float]:
-    """(seconds per step, of which the device waited) over the steps after the first two."""
+def measure(
+    url: str, *, overlap: int, device_seconds: float, concurrency: int, steps: int
+) -> tuple[float, float]:
+    """(seconds per step, of which the device waited) over `steps` after those that fill the
+    queue.
+    """
+    first = overlap + 2
     with tempfile.TemporaryDirectory() as folder:
         judge = LLMJudge(
             JudgeConfig(
                 kind="llm",
                 model="m",
                 base_url=url,
-                concurrency=CONCURRENCY,
+                concurrency=concurrency,
                 cache=Path(folder) / "cache.sqlite",
             )  # fmt: skip
         )
         config = TrainConfig(
-            steps=STEPS + 2,
+            steps=steps + first,
             prompts_per_step=IMAGES,
             rollout=RolloutConfig(group_size=GROUP, overlap_steps=overlap),
         )
@@ -83,40 +93,56 @@ def measure(url: str, *, overlap: int, device_seconds: float) -> tuple[float, fl
             watch,
             rows=BatchRows.of(make_mesh(), IMAGES),
         )
-        steps = []
-        for step in range(STEPS + 2):
+        load = JudgeLoad({"judge.concurrency": concurrency}, steps=overlap + 1)
+        rows = []
+        for step in range(steps + first):
             now = queue.current(step, {})
             with watch.stage("judge"):
-                assert None not in now.answer.result().verdicts
+                answered = now.answer.result()
+                assert None not in answered.verdicts
             time.sleep(device_seconds / 2)  # the update
             queue.advance()
-            steps.append(watch.lap(tokens=0))
+            rows.append(row := watch.lap(tokens=0))
+            busy = row["seconds/step"] - row["seconds/judge"]
+            for line in load.add(answered.calls, device_seconds=busy) if overlap else ():
+                print(line)
         judging.close()
-    kept = steps[2:]
-    return tuple(sum(row[f"seconds/{n}"] for row in kept) / STEPS for n in ("step", "judge"))
+    kept = rows[first:]
+    return tuple(sum(row[f"seconds/{n}"] for row in kept) / steps for n in ("step", "judge"))
 
 
-def serve(connection) -> None:
+def serve(connection, latency: float) -> None:
     """The server, in a process of its own as servers are: it must not share our interpreter."""
-    with JudgeServer(latency=LATENCY) as server:
+    with JudgeServer(latency=latency) as server:
         connection.send(server.url)
         connection.recv()
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--latency", type=float, default=0.2, help="seconds of a call")
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--device", type=float, help="seconds of a step; default: of the judging")
+    parser.add_argument("--overlap", type=int, nargs="+", default=(0, 1))
+    parser.add_argument("--steps", type=int, default=6)
+    given = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there,), daemon=True)
+    process = context.Process(target=serve, args=(there, given.latency), daemon=True)
     process.start()
     url = here.recv()
-    _, alone = measure(url, overlap=0, device_seconds=0.0)
-    print(f"judging {IMAGES * GROUP} captions: {alone:.2f} s")
-    for overlap in (0, 1):
-        step, waited = measure(url, overlap=overlap, device_seconds=alone)
+    options = {"concurrency": given.concurrency, "steps": given.steps}
+    device = given.device
+    if device is None:
+        _, device = measure(url, overlap=0, device_seconds=0.0, **options)
+        print(f"judging {IMAGES * GROUP} captions: {device:.2f} s")
+    for overlap in given.overlap:
+        step, waited = measure(url, overlap=overlap, device_seconds=device, **options)
         print(
             f"overlap_steps={overlap}: step {step:.2f} s, waits {waited:.2f} s "
-            f"({waited / step:.1%}), beyond the device {step - alone:.2f} s "
-            f"({(step - alone) / step:.1%})"
+            f"({waited / step:.1%}), beyond the device {step - device:.2f} s "
+            f"({(step - device) / step:.1%})",
+            flush=True,
         )
     here.send(None)
     process.join()

@@ -1,5 +1,6 @@
 """`balcap eval`: captions of a model on a benchmark, judged and scored; nothing is asked twice."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -32,6 +33,8 @@ from balcap_jax.evaluation.prompts import Prompts
 from balcap_jax.rewards.llm.accounting import listing
 from balcap_jax.runs.folder import plain, write_json_atomic
 from balcap_jax.runs.progress import announce
+from balcap_jax.storage.local import edited_folder, fetched
+from balcap_jax.storage.paths import as_path, is_remote
 
 _OURS = {"dcscore": prompts.DCSCORE, "captionqa": prompts.CAPTIONQA, "caparena": prompts.CAPARENA}
 
@@ -42,7 +45,12 @@ def evaluate(benchmark: str, config: Any) -> results.Results:
     Raises:
       UserError: captions, data or judge cannot be used; what was made and answered is kept.
     """
-    return _STORIES[benchmark](config)
+    folder = folder_of(config) / benchmark
+    if not is_remote(folder):
+        return _STORIES[benchmark](config)
+    with edited_folder(folder) as local:
+        found = _STORIES[benchmark](dataclasses.replace(config, out=local.parent))
+    return found._replace(folder=folder)
 
 
 def evaluate_all(config: EvalAllConfig, *, done: Callable[[results.Results], None]) -> None:
@@ -69,7 +77,7 @@ def folder_of(config: Any) -> Path:
     """Where the results of all benchmarks lie."""
     if config.out is not None:
         return config.out
-    model = Path(config.model)
+    model = as_path(config.model)
     if config.model and (model / "metrics.jsonl").is_file():
         return model / "eval"
     return Path("runs") / name_of(config) / "eval"
@@ -89,7 +97,7 @@ def name_of(config: Any) -> str:
 
 def _dcscore(config: DCScoreConfig) -> results.Results:
     facts = _given(config.facts, "facts", "the oracle facts of DeCapBench")
-    images = _given(config.images, "images", "the folder of the images")
+    images = fetched(_given(config.images, "images", "the folder of the images"))
     folder, asked = _start(config, "dcscore")
     oracles = dcscore_run.read_facts(facts)
     files = {name: images / name for name in oracles}
@@ -121,7 +129,7 @@ def _captionqa(config: CaptionQAConfig) -> results.Results:
         )
         data = captionqa_data.download()
     else:
-        data = _given(config.data, "data", "the questions of CaptionQA")
+        data = fetched(_given(config.data, "data", "the questions of CaptionQA"))
     entries = captionqa_data.read_entries(data)
     lost, first = captionqa_data.skipped(entries)
     if lost:
@@ -143,7 +151,8 @@ def _captionqa(config: CaptionQAConfig) -> results.Results:
     counts["skipped"], _ = captionqa_data.skipped([e for e in chosen if e.id in captions])
     record = _record("captionqa", config, asked, items, counts, spent, failures,
                      domains=captionqa.groups(items, "domain"),
-                     categories=captionqa.groups(items, "category"), data=str(data))  # fmt: skip
+                     categories=captionqa.groups(items, "category"),
+                     data=str(data if config.download else config.data))  # fmt: skip
     captionqa_run.write_official(folder, items, permutations)
     shown = {e.id: _opened(config.images, e.images[0]) for e in chosen if e.images}
     return _written(folder, record, items, shown, config)
@@ -151,7 +160,7 @@ def _captionqa(config: CaptionQAConfig) -> results.Results:
 
 def _caparena(config: CapArenaConfig) -> results.Results:
     data = _given(config.data, "data", "the battles of caparena_auto_600.json")
-    images = _given(config.images, "images", "the folder of the images")
+    images = fetched(_given(config.images, "images", "the folder of the images"))
     folder, asked = _start(config, "caparena")
     every, model = caparena_run.read_battles(data), caparena.baseline_of(name_of(config))
     # A baseline does not battle itself.
@@ -253,7 +262,8 @@ def _make_folder(config: Any, folder: Path) -> None:
     if there is not None and there != plain(_source(config)):
         told = there.get("file") or there.get("model")
         announce(
-            f"{folder} has results of other captions ({told}), which these are going to replace"
+            f"{folder.name} has results of other captions ({told}), which these are going to "
+            "replace"
         )
 
 
@@ -307,7 +317,7 @@ def _captions_of_entries(
 
 
 def _opened(folder: Path | None, image: Any) -> Any:
-    return (folder or Path()) / image if isinstance(image, str) else image
+    return fetched(folder or Path()) / image if isinstance(image, str) else image
 
 
 def _of_domains(

@@ -20,11 +20,13 @@ from balcap_jax.errors import UserError
 from balcap_jax.rewards.rivals.qa_questions import Question, to_row
 from balcap_jax.rewards.rivals.qa_writing import VERSION, QuestionWriter, Written
 from balcap_jax.runs.folder import disk_errors, read_jsonl, to_json
+from balcap_jax.storage.local import edited_locally
+from balcap_jax.storage.paths import as_path
 
 
 def rejected_path(out: Path) -> Path:
     """Where the images without a question that was kept are."""
-    return Path(f"{out}.rejected.jsonl")
+    return as_path(f"{out}.rejected.jsonl")
 
 
 def write_questions(config: QuestionsConfig) -> tuple[int, int]:
@@ -39,13 +41,14 @@ def write_questions(config: QuestionsConfig) -> tuple[int, int]:
     """
     source = opened(config.data, max_bad_images=config.max_bad_images)
     places = {row.id: index for index, row in good_rows(source)}
-    rejected = rejected_path(config.out)
     with (
+        edited_locally(config.out) as out,
+        edited_locally(rejected_path(config.out)) as rejected,
         closing(QuestionWriter(config)) as writer,
-        appended(config.out, what="OUT") as kept_file,
+        appended(out, what="OUT") as kept_file,
         appended(rejected, what="OUT") as rejected_file,
     ):
-        done = _done(config, config.out, kept_file)
+        done = _done(config, out, kept_file)
         without = _done(config, rejected, rejected_file)
 
         def add(example: Example, written: list[Written]) -> None:
@@ -62,7 +65,7 @@ def write_questions(config: QuestionsConfig) -> tuple[int, int]:
                     folder=config.out.parent,
                     without=("reward_model", "data_source", *told),
                 )
-                _append(kept_file, config.out, values | to_row(example.id, questions) | told)
+                _append(kept_file, out, values | to_row(example.id, questions) | told)
                 done.add(example.id)
             else:
                 _append(rejected_file, rejected, {"id": example.id, **told})

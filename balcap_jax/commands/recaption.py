@@ -24,8 +24,9 @@ from balcap_jax.data.rows import Row
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.llm.questions import VERSION
-from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
+from balcap_jax.rewards.llm.stored_units import StoredUnits, units_file
 from balcap_jax.runs.folder import disk_errors, to_json
+from balcap_jax.storage.local import edited_locally
 from balcap_jax.storage.paths import as_path
 
 _TOLD = ("original", "rewritten_by")  # of a written row: where its caption comes from
@@ -42,8 +43,12 @@ def make_units(config: UnitsConfig) -> Path:
         some units could not be made (the others are kept).
     """
     source = opened(as_path(config.data), max_bad_images=config.max_bad_images)
-    path = units_path(config.data)
-    with closing(LLMJudge(config.judge)) as judge, appended(path, what="data file"):
+    named = units_file(config.data)
+    with (
+        edited_locally(named) as path,
+        closing(LLMJudge(config.judge)) as judge,
+        appended(path, what="data file"),
+    ):
         stored = StoredUnits(path)
         if others := sorted(stored.models - {config.judge.model}):
             raise UserError(
@@ -59,7 +64,7 @@ def make_units(config: UnitsConfig) -> Path:
         missing = [i for i, row in good_rows(source) if not stored.has(row.id, row.reference)]
         lost = ask_all(source, missing, judge.units_of, add, at_once=config.judge.concurrency)
         complain(lost, len(source), what="reference units", reasons=judge.last_failures)
-    return path
+    return named
 
 
 def recaption(config: RecaptionConfig) -> Path:
@@ -75,14 +80,18 @@ def recaption(config: RecaptionConfig) -> Path:
         raise UserError(f"out={config.out} is the data file itself; give another OUT.")
     source = opened(config.data, max_bad_images=config.max_bad_images)
     places = {row.id: index for index, row in good_rows(source)}
-    with closing(LLMJudge(config.judge)) as judge, appended(config.out, what="OUT") as file:
-        done = whole_rows(config.out, file, what="rewritten captions", needs="original", keep=_TOLD)
+    with (
+        edited_locally(config.out) as out,
+        closing(LLMJudge(config.judge)) as judge,
+        appended(out, what="OUT") as file,
+    ):
+        done = whole_rows(out, file, what="rewritten captions", needs="original", keep=_TOLD)
         _check_same(config, done, (row for _, row in good_rows(source)))
 
         def add(example: Example, caption: str) -> None:
             row = _recaptioned(source.row(places[example.id]), caption, folder=config.out.parent)
             row["rewritten_by"] = _writer(config)
-            with disk_errors(config.out):
+            with disk_errors(out):
                 file.write((to_json(row) + "\n").encode())
                 file.flush()
 

@@ -20,10 +20,12 @@ from balcap_jax.evaluation.caption_files import matched, read_captions
 from balcap_jax.rewards.llm.accounting import listing
 from balcap_jax.rewards.llm.stored_units import reference_digest
 from balcap_jax.rewards.rivals.asker import Asker
-from balcap_jax.rewards.rivals.rubric_files import rubrics_path
+from balcap_jax.rewards.rivals.rubric_files import rubrics_file
 from balcap_jax.rewards.rivals.rubric_questions import VERSION
 from balcap_jax.rewards.rivals.rubric_writer import RubricWriter, Teacher, Written
 from balcap_jax.runs.folder import disk_errors, to_json
+from balcap_jax.storage.local import edited_locally
+from balcap_jax.storage.paths import as_path
 
 _TOLD = ("start", "committee", "writer")  # of a written row: what it was made from
 
@@ -39,11 +41,15 @@ def make_rubrics(config: RubricsConfig) -> Path:
         setting, the file was written from something else, another process is at it, or some rubrics
         could not be written (the others are kept).
     """
-    path = config.out or rubrics_path(config.data)
+    named = config.out or rubrics_file(config.data)
     source = opened(config.data, max_bad_images=config.max_bad_images)
     places = {row.id: index for index, row in good_rows(source)}
     start = _captions(config.start, list(places), data=config.data)
-    with closing(Asker(config.judge)) as asker, appended(path, what="OUT") as file:
+    with (
+        edited_locally(named) as path,
+        closing(Asker(config.judge)) as asker,
+        appended(path, what="OUT") as file,
+    ):
         done = whole_rows(path, file, what="rubrics", needs="criteria", keep=_TOLD)
         _check_same(config, path, done, start)
         teachers = [_teacher(name, asker, config, list(places)) for name in config.teachers]
@@ -59,7 +65,7 @@ def make_rubrics(config: RubricsConfig) -> Path:
         at_once = config.judge.concurrency
         lost = ask_all(source, missing, writer.rubrics_of, add, at_once=at_once)
         complain(lost, len(source), what="rubric", reasons=listing(asker.failures))
-    return path
+    return named
 
 
 def _captions(path: Path, ids: Sequence[str], *, data: Path) -> dict[str, str]:
@@ -68,7 +74,7 @@ def _captions(path: Path, ids: Sequence[str], *, data: Path) -> dict[str, str]:
 
 def _teacher(name: str, asker: Asker, config: RubricsConfig, ids: Sequence[str]) -> Teacher:
     """One of the committee by its name in the settings."""
-    if (path := Path(name)).suffix in (".json", ".jsonl"):
+    if (path := as_path(name)).suffix in (".json", ".jsonl"):
         return Teacher(name, captions=_captions(path, ids, data=config.data))
     model, at, url = name.partition("@http")
     judge = config.judge

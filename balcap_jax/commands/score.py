@@ -4,7 +4,6 @@ Rows stream from one JSONL file to another, in order. What is written is whole r
 same command goes on after any death of the process; rows that failed are then asked again.
 """
 
-import dataclasses
 import itertools
 import json
 import math
@@ -45,27 +44,27 @@ def score(config: ScoreConfig) -> dict[str, float | int]:
         another process is writing it.
     """
     with edited_locally(config.output) as output:
-        here = dataclasses.replace(config, input=fetched(config.input), output=output)
-        return _score(here, config.input.parent)
+        return _score(config, fetched(config.input), output)
 
 
-def _score(config: ScoreConfig, folder: Path) -> dict[str, float | int]:
+def _score(config: ScoreConfig, here: Path, output: Path) -> dict[str, float | int]:
+    """`score` from and to files of this machine; `config` has the names that people know."""
     totals = Totals()
-    with _judge(config) as judge, _opened(config.input) as source:
+    with _judge(config) as judge, _opened(here, named=config.input) as source:
         known = None if config.data is None else Known(config.data)
         # Paths in a pipe start from where the command runs.
-        scorer = Scorer(judge, config, known, folder if config.input.is_file() else Path())
+        scorer = Scorer(judge, config, known, config.input.parent if here.is_file() else Path())
         lines = source.lines()
-        with appended(config.output, what="OUTPUT") as held:
+        with appended(output, what="OUTPUT") as held:
             if _has_failed(held):
-                target = _asked_again(lines, held, totals, scorer)
+                target = _asked_again(lines, held, output, totals, scorer)
             else:
                 target = held
                 _go_on(lines, held, totals, scorer)
             with target, _progress(source) as show:
                 while batch := list(itertools.islice(lines, config.batch_size)):
                     scored = scorer.scored(batch)
-                    with disk_errors(config.output):
+                    with disk_errors(output):
                         _write(target, scored)
                     for row in scored:
                         totals.add(row)
@@ -174,14 +173,15 @@ def _go_on(lines: Iterator[Line], held: BinaryIO, totals: Totals, scorer: Scorer
     held.seek(end)
 
 
-def _asked_again(lines: Iterator[Line], held: BinaryIO, totals: Totals, scorer: Scorer) -> BinaryIO:
+def _asked_again(
+    lines: Iterator[Line], held: BinaryIO, output: Path, totals: Totals, scorer: Scorer
+) -> BinaryIO:
     """As `_go_on`, and rows that failed are judged again: a new file takes the place of `held` once
     it has all rows.
 
     Raises:
       UserError: as `_go_on`.
     """
-    output = scorer.config.output
     beside = output.with_name(f".{output.name}.again")
     pairs = _pairs(lines, held, scorer)
     with disk_errors(output):
@@ -261,12 +261,12 @@ def _named(judge: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Input]:
+def _opened(path: Path, *, named: Path) -> Iterator[Input]:
     try:
         file = path.open("rb")
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); name a .jsonl file as INPUT."
+            f"{named} cannot be read ({error.strerror}); name a .jsonl file as INPUT."
         ) from error
     with file:
         yield Input(file, path)

@@ -238,7 +238,12 @@ class Scorer:
         """The image of a row; its path is relative to the input, that of the data file to that."""
         given = values.get("image")
         if isinstance(given, str) and given:
-            return self._folder / rows.text(given, name="image", where="the row")
+            try:
+                return rows.image_path(
+                    self._folder, rows.text(given, name="image", where="the row")
+                )
+            except UserError as error:  # in a store that is not read
+                raise ValueError(str(error)) from None
         if known is not None:
             return known.image
         if self.config.judge.kind == "llm":

@@ -78,6 +78,13 @@ SETTINGS = (
     Row("rl.grpo_scale", "scale_rewards", "algorithm.norm_adv_by_std_in_grpo"),
     Row("rl.clip_low", "epsilon", f"{_ACTOR}.clip_ratio_low {_ACTOR}.clip_ratio", "epsilon"),
     Row("rl.clip_high", "epsilon_high", f"{_ACTOR}.clip_ratio_high", "epsilon_high"),
+    Row(
+        "rl.importance_cap",
+        "vllm_importance_sampling_clip_max vllm_importance_sampling_cap "
+        "vllm_importance_sampling_correction vllm_importance_sampling_mode",
+        f"algorithm.rollout_correction.rollout_is_threshold {_ACTOR}.tis_imp_ratio_cap", "",
+        "rollout_is_threshold tis_imp_ratio_cap importance_sampling_cap",
+    ),
     Row("rl.loss_normaliser", "loss_type", f"{_ACTOR}.loss_agg_mode", "loss_agg_mode"),
     Row(
         "rl.kl_coef", "beta", f"algorithm.kl_ctrl.kl_coef {_ACTOR}.kl_loss_coef", "beta",

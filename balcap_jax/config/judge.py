@@ -80,6 +80,14 @@ class JudgeConfig(Settings):
     own_policy: bool = False
     room = "judge."
 
+    @property
+    def device_models(self) -> dict[str, str]:
+        """What the settings that name models on the devices of the run hold: a policy's folder or
+        name, or "policy".
+        """
+        given = {"model": self.model if self.kind == "model" else "", "fluency": self.fluency}
+        return {setting: name for setting, name in given.items() if name not in ("", RULES)}
+
     def check(self) -> None:
         self._no_dead_settings("kind", _READ_BY_KIND)
         self._no_dead_settings("calls", {"order": ("joint",)})

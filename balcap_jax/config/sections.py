@@ -205,10 +205,10 @@ class RolloutConfig(Settings):
     max_new_tokens: int = 112  # Most tokens of a caption; it is cut there.
     temperature: float = 1.0  # Temperature of the softmax that captions are sampled from.
     top_p: float = 1.0  # Probability of the most likely tokens that are sampled from.
-    # Steps that judging stays behind sampling. 1: captions are judged while the next ones are
-    # sampled, so that the policy has moved one step on when it learns from them; 0: strictly
-    # on-policy, and the device waits for the judge.
-    overlap_steps: Literal[0, 1] = 0
+    # Steps that learning stays behind sampling: so many batches are judged while the device goes
+    # on, and the policy has moved so many steps on when it learns from them. 0: strictly on-policy,
+    # and the device waits for the judge.
+    overlap_steps: Literal[0, 1, 2, 3, 4] = 0
     room = "rollout."
 
     def check(self) -> None:
@@ -246,6 +246,10 @@ class RLConfig(Settings):
     grpo_weight_steps: int = 10  # Number of these steps.
     clip_low: float = 0.2  # Width below 1 of the range that the ratio is clipped to.
     clip_high: float = 0.2  # Width above 1 of that range.
+    # Bound of the weights of tokens that an older policy has sampled (truncated importance
+    # sampling); 2 is usual. The ratio is then that to the policy before the updates of the step. 0:
+    # no weights, and the ratio to the policy that sampled.
+    importance_cap: float = 0.0
     # Divisor of the loss: the tokens of the batch ("dapo"), those of each caption ("grpo") or the
     # longest possible caption ("dr_grpo").
     loss_normaliser: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
@@ -263,6 +267,12 @@ class RLConfig(Settings):
         self._no_dead_settings("grpo_weights", _READ_BY_GRPO_WEIGHTS)
         self._positive("eps", "clip_high")
         self._require(0 < self.clip_low < 1, "clip_low", "must lie between 0 and 1")
+        self._require(
+            self.importance_cap == 0 or self.importance_cap >= 1,
+            "importance_cap",
+            "must be at least 1, which is the weight of a token of the policy itself, or 0, for no "
+            "weights",
+        )
         self._at_least(0, "kl_coef")
         self._at_least(1, "updates_per_rollout", "micro_batches", "grpo_weight_steps")
         self._at_most(1024, "updates_per_rollout")

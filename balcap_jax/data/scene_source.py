@@ -1,6 +1,7 @@
 """Generated scenes as examples, and as files that `--data.path` reads."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,13 @@ from typing import Any
 from balcap_jax.config.sections import PROMPT
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
+from balcap_jax.runs.folder import disk_errors
 from balcap_jax.scenes.captions import reference_caption
 from balcap_jax.scenes.world import Split, make_scene, render
+from balcap_jax.storage.local import send_folder
+from balcap_jax.storage.paths import is_remote
+
+_LIST = "scenes.jsonl"
 
 
 class SceneSource:
@@ -61,9 +67,16 @@ def export(
     Raises:
       UserError: `folder` is a file, cannot be made, or holds a scenes.jsonl already.
     """
-    target = folder / "scenes.jsonl"
+    target = folder / _LIST
     if target.exists():
         raise UserError(f"{target} exists and is not overwritten; choose another folder.")
+    if is_remote(folder):  # written here, then sent, the list when all it names is there
+        with tempfile.TemporaryDirectory(prefix="balcap-") as here:
+            options: dict[str, Any] = {"seed": seed, "clusters": clusters, "told": told}
+            export(Path(here), split=split, count=count, **options)
+            with disk_errors(folder):
+                send_folder(Path(here), folder, last=_LIST)
+        return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

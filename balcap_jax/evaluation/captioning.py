@@ -18,6 +18,7 @@ from balcap_jax.runs.folder import (
     write_jsonl_atomic,
 )
 from balcap_jax.runs.progress import training_progress
+from balcap_jax.storage.paths import as_path, is_remote
 
 _PROCESSOR = "processor"
 MADE, SETTINGS = "made.jsonl", "made.settings.json"
@@ -121,14 +122,22 @@ def _check_settings(
 
 
 def _policy_files(config: Any) -> list[list[Any]]:
-    """Names, sizes and times of the weights of a local policy: a retrained run is another one, and
-    so is the best checkpoint of a run that went on.
+    """Names, sizes and times (in a bucket generations) of the weights of a policy that is a folder:
+    a retrained run is another one, and so is the best checkpoint of a run that went on.
     """
-    folder = Path(config.model)
+    from balcap_jax.models.hf.folders import POLICY  # noqa: PLC0415 - as in `_sampled`
+
+    folder = as_path(config.model)
     if not folder.is_dir():
         return []
     if config.checkpoint:
         return _checkpoint(folder, config.checkpoint)
+    if is_remote(folder):
+        return [
+            [name, info["size"], info["generation"]]
+            for name, info in sorted(folder.files_below().items())
+            if name.endswith(".safetensors") and name.rpartition("/")[0] in ("", POLICY)
+        ]
     files = sorted(
         path
         for path in (*folder.glob("*.safetensors"), *folder.glob("policy/*.safetensors"))
@@ -146,6 +155,8 @@ def _checkpoint(run: Path, which: str) -> list[list[Any]]:
     with Checkpoints(run, read_only=True) as checkpoints:
         step = checkpoints.find(which)
     record = run / FOLDER / str(step) / EXTRA / "metadata"
+    if is_remote(record):
+        return [[which, step, record.info()["generation"]]]
     return [[which, step, record.stat().st_mtime_ns if record.is_file() else 0]]
 
 
@@ -154,7 +165,7 @@ def _processor(config: Any) -> str:
     from balcap_jax.models.hf.folders import BASE, policy_folder  # noqa: PLC0415 - as in `_sampled`
     from balcap_jax.training.other_files import processor_digest  # noqa: PLC0415
 
-    local = config.model == BASE or Path(config.model).is_dir()
+    local = config.model == BASE or as_path(config.model).is_dir()
     return processor_digest(policy_folder(config.model)) if local else ""
 
 
@@ -191,7 +202,7 @@ def _sampled(
     pixels = Pixels(config.min_pixels, config.max_pixels, config.max_file_pixels)
     mesh = make_mesh()
     if source is None:
-        saved = saved_policy(Path(config.model), config.checkpoint)
+        saved = saved_policy(as_path(config.model), config.checkpoint)
         source, policy = saved.source, saved.policy
         params = jax.tree.map(lambda leaf: replicate(mesh, leaf), saved.params)
     else:

@@ -151,7 +151,7 @@ def advice(
         return f"set --evaluation.batch-size {max(1, settings['evaluation']['batch_size'] // 2)}"
     if program == "update" and settings["model"]["remat"] != "full":
         return "set --model.remat full"
-    if program in ("update", "reference") and prompts % (2 * parts * shards) == 0:
+    if program in ("update", "reference", "start") and prompts % (2 * parts * shards) == 0:
         return f"set --rl.micro-batches {2 * parts}"
     if mesh["data"] > 1:
         return f"set --mesh.data 1 --mesh.fsdp {shards}"

@@ -15,8 +15,9 @@ from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wir
 from balcap_jax.plan.models import Model, model_of
 from balcap_jax.plan.supply import supply_of
 from balcap_jax.plan.worker import Job, run_job
+from balcap_jax.training.programs import reads_start
 
-_LONGEST_FIRST = ("update", "reference", "rollout", "evaluation", "encode")
+_LONGEST_FIRST = ("update", "reference", "start", "rollout", "evaluation", "encode")
 
 
 def programs_of(config: TrainConfig) -> tuple[str, ...]:
@@ -26,9 +27,10 @@ def programs_of(config: TrainConfig) -> tuple[str, ...]:
     than a step: otherwise it is the rollout's and takes less.
     """
     reference = ("reference",) if config.rl.kl_coef else ()
+    start = ("start",) if reads_start(config) else ()
     larger = config.evaluation.batch_size > config.prompts_per_step
     evaluation = ("evaluation",) if larger and config.data.heldout else ()
-    return ("encode", "rollout", *reference, "update", *evaluation)
+    return ("encode", "rollout", *reference, *start, "update", *evaluation)
 
 
 def jobs_of(

@@ -28,7 +28,7 @@ from balcap_jax.rl.train_state import TrainState, state_shapes, state_shardings
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
 from balcap_jax.runs.flops import count, without_remat
-from balcap_jax.training.programs import optimizer_of, reference_of, update_of
+from balcap_jax.training.programs import optimizer_of, reads_start, reference_of, update_of
 from balcap_jax.training.trained import param_shapes, trained_of, with_lora
 
 
@@ -155,6 +155,7 @@ class Step:
             valid=array((B, G), bool),
             features=array(features.shape, features.dtype),
             reference_logprobs=array((B, G, C)) if config.rl.kl_coef else None,
+            start_logprobs=array((B, G, C)) if reads_start(config) else None,
         )
         return Inputs(state, batch, array(keys.shape, keys.dtype))
 
@@ -187,12 +188,16 @@ class Step:
                 return jax.jit(sampler).trace(state.params, batch.prompts, batch.features, keys)
             if program == "evaluation":
                 return self._trace_evaluation(policy)
+            reference = reference_of(self.config, policy, self.mesh).__wrapped__
+            plain = batch._replace(reference_logprobs=None, start_logprobs=None)
             if program == "reference":
-                reference = reference_of(self.config, policy, self.mesh).__wrapped__
-                shapes = self.reference_shapes or without_adapters(state.params)
-                return reference.trace(shapes, batch._replace(reference_logprobs=None))
+                return reference.trace(
+                    self.reference_shapes or without_adapters(state.params), plain
+                )
             if trains_vision(policy, state.params, trained_of(self.config, policy)):
-                batch = batch._replace(features=None)
+                batch, plain = (given._replace(features=None) for given in (batch, plain))
+            if program == "start":
+                return reference.trace(state.params, plain)
             update = update_of(self.config, policy, self.optimizer, self.mesh).__wrapped__
             return update.trace(state, batch)
 

@@ -103,6 +103,6 @@ def _key(job: Job) -> tuple:
     """What the program depends on: the update's micro-batches are nothing to the rollout."""
     config = job.config
     shared = (job.program, config["prompts_per_step"], tuple(config["mesh"].values()))
-    if job.program in ("update", "reference"):
+    if job.program in ("update", "reference", "start"):
         return (*shared, config["rl"]["micro_batches"], config["model"]["remat"])
     return shared

@@ -4,6 +4,7 @@ A judge that could not judge a caption returns None for it: no signal, never a z
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from balcap_jax.data.examples import Example
@@ -114,6 +115,29 @@ class MeteredJudge(Judge, Protocol):
 
     def close(self) -> None:
         """Ends what is under way."""
+        ...
+
+
+class Judgement(NamedTuple):
+    """What a metered judge found of a batch.
+
+    Attributes:
+      verdicts: one per caption; None where the judge failed (no signal).
+      spent: as of `MeteredJudge.lap`.
+      reasons: why captions have no verdict, "" where all have one.
+    """
+
+    verdicts: list[Verdict | None]
+    spent: dict[str, float]
+    reasons: str
+
+
+@runtime_checkable
+class ConcurrentJudge(MeteredJudge, Protocol):
+    """A judge that takes several batches at once."""
+
+    def start(self, examples: Sequence[Example], captions: Sequence[str]) -> Future[Judgement]:
+        """Begins to judge and returns at once; batches that were started earlier go first."""
         ...
 
 

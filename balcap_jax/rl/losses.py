@@ -9,6 +9,7 @@ Masked entries may hold anything, inf and NaN too: they are replaced before any 
 keeps the gradients finite (`where` after the fact would let `0 * inf` through backwards).
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -33,6 +34,8 @@ class PolicyLoss(NamedTuple):
       clipped_high: tokens that the upper bound cut off (positive advantage, ratio above).
       kl: k3 estimate of KL(policy || reference); 0 without a reference.
       drift: k3 estimate of KL(sampling policy || policy): how far the update is off-policy.
+      importance: sum of the importance weights; as large as `tokens` without them.
+      truncated: tokens whose importance weight was cut to the cap.
     """
 
     total: Float[Array, ""]
@@ -42,6 +45,8 @@ class PolicyLoss(NamedTuple):
     clipped_high: Float[Array, ""]
     kl: Float[Array, ""]
     drift: Float[Array, ""]
+    importance: Float[Array, ""]
+    truncated: Float[Array, ""]
 
 
 def policy_loss(
@@ -57,6 +62,8 @@ def policy_loss(
     valid: Bool[Array, "*n"] | None = None,
     reference_logprobs: Float[Array, "*n t"] | None = None,
     kl_coefficient: Number = 0.0,
+    start_logprobs: Float[Array, "*n t"] | None = None,
+    importance_cap: Number = 0.0,
 ) -> PolicyLoss:
     """PPO's clipped objective on token ratios, with an optional KL penalty.
 
@@ -64,7 +71,16 @@ def policy_loss(
         l_t = -min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A) + kl_coefficient * k3_t
 
     The `min` holds for both signs of A (arXiv:1707.06347, Eq. 7): a step that makes things worse
-    is never clipped. `l_t` is summed by `normaliser`:
+    is never clipped. With `importance_cap` above 0 it is the decoupled objective (arXiv:2110.00641)
+    with its weight truncated, token by token (as of IMPALA, arXiv:1802.01561):
+
+        w_t = min(exp(start_logprob_t - old_logprob_t), importance_cap)          a constant
+        r_t = exp(logprob_t - start_logprob_t)
+        l_t = -w_t min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A) + kl_coefficient * k3_t
+
+    so that a token of an older policy counts as often as the policy itself would have sampled it,
+    and the range of r_t holds the policy near where the step began, not near the old one. `l_t` is
+    summed by `normaliser`:
 
         "dapo"     all tokens alike             / tokens of the batch          (arXiv:2503.14476)
         "grpo"     mean over a caption's tokens / captions of the batch        (arXiv:2402.03300)
@@ -79,12 +95,19 @@ def policy_loss(
       max_length: of a completion, for "dr_grpo": the same number for all micro-batches.
       valid: False for a caption without any signal; it adds nothing to total or count.
       reference_logprobs: of the frozen reference policy; needed if `kl_coefficient` is not 0.
+      start_logprobs: under the policy before the first update on these captions; default:
+        `logprobs`, which they are in the first one. Read with `importance_cap` alone.
+      importance_cap: largest weight, at least 1; 0: no weights.
 
     Raises:
       UserError: a bound or coefficient out of range, an unknown normaliser, or one of the two
         arguments above missing where it is needed.
     """
     _check(clip_low, clip_high, normaliser, max_length)
+    if not (importance_cap == 0.0 or importance_cap >= 1.0):
+        raise UserError(
+            f"importance_cap={importance_cap} must be at least 1, or 0 for no weights; 2 is usual."
+        )
     if kl_coefficient < 0.0 or (kl_coefficient > 0.0 and reference_logprobs is None):
         raise UserError(
             f"kl_coefficient={kl_coefficient} must be >= 0 and needs reference_logprobs if it is "
@@ -96,9 +119,19 @@ def policy_loss(
     advantage = jax.lax.stop_gradient(advantages.astype(jnp.float32))[..., None]
     advantage = jnp.where(live, advantage, 0.0)
 
-    ratio = jnp.exp(logprobs - old_logprobs)
+    importance, truncated = jnp.where(live, 1.0, 0.0), jnp.zeros_like(live)
+    from_logprobs = old_logprobs  # of the policy that the ratio starts from
+    if importance_cap > 0.0:
+        start = logprobs if start_logprobs is None else start_logprobs.astype(jnp.float32)
+        from_logprobs = jax.lax.stop_gradient(jnp.where(live, start, 0.0))
+        importance, truncated = importance_weights(from_logprobs, old_logprobs, cap=importance_cap)
+        importance = jnp.where(live, importance, 0.0)
+
+    ratio = jnp.exp(logprobs - from_logprobs)
     bounded = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     per_token = -jnp.minimum(ratio * advantage, bounded * advantage)
+    if importance_cap > 0.0:
+        per_token = per_token * importance
     kl = jnp.zeros_like(per_token)
     if reference_logprobs is not None:
         reference = jnp.where(live, reference_logprobs.astype(jnp.float32), 0.0)
@@ -116,7 +149,22 @@ def policy_loss(
         clipped_high=_count((advantage > 0.0) & (ratio > 1.0 + clip_high)),
         kl=jax.lax.stop_gradient(jnp.sum(kl)),
         drift=jax.lax.stop_gradient(jnp.sum(kl_k3(old_logprobs, logprobs))),
+        importance=jnp.sum(importance),
+        truncated=_count(truncated),
     )
+
+
+def importance_weights(
+    start_logprobs: Float[Array, "*n t"], old_logprobs: Float[Array, "*n t"], *, cap: Number
+) -> tuple[Float[Array, "*n t"], Bool[Array, "*n t"]]:
+    """`min(exp(start - old), cap)` of each token, and which of them the cap cut.
+
+    Args:
+      start_logprobs, old_logprobs: under the policy to learn and under the one that sampled.
+    """
+    difference, bound = start_logprobs - old_logprobs, math.log(cap)
+    # Cut before `exp`, which would be inf where the old policy gave a token next to nothing.
+    return jnp.exp(jnp.minimum(difference, bound)), difference > bound
 
 
 def token_weights(

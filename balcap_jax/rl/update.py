@@ -46,6 +46,8 @@ class Batch(NamedTuple):
       valid: the caption has a signal; without one it has no weight, neither in loss nor in count.
       features: encoded images where the vision tower is frozen; None: encode them here.
       reference_logprobs: of the frozen reference policy, where the KL term is on.
+      start_logprobs: of the policy before the first of several updates on these captions, where
+        importance weights are on.
     """
 
     prompts: Prompts
@@ -56,6 +58,7 @@ class Batch(NamedTuple):
     valid: Bool[Array, "b g"]
     features: Float[Array, "b m d"] | None = None
     reference_logprobs: Float[Array, "b g c"] | None = None
+    start_logprobs: Float[Array, "b g c"] | None = None
 
 
 def split_micro_batches(tree: Any, count: int) -> Any:
@@ -144,6 +147,7 @@ def make_update(
     clip_high: float = 0.2,
     loss_normaliser: str = "dapo",
     kl_coef: float = 0.0,
+    importance_cap: float = 0.0,
     temperature: float = 1.0,
     banned_tokens: tuple[int, ...] = (),
     micro_batches: int = 1,
@@ -160,7 +164,7 @@ def make_update(
     Gradients and counts are summed over micro-batches and devices and divided once, so the split
     does not change the result. A step whose gradients are not finite, or in which no caption has a
     signal, leaves parameters and optimizer as they were and is counted. Several updates on one
-    rollout are several calls with the same `old_logprobs`.
+    rollout are several calls with the same batch.
 
     Args:
       temperature, banned_tokens: as in the sampler.
@@ -175,9 +179,10 @@ def make_update(
     Returns:
       `update`. Its metrics are scalars on the device, means over the tokens with a signal: loss,
       clip_low, clip_high (shares), entropy, kl (to the reference, 0 without), drift (KL to the
-      policy that sampled), ratio_mean, ratio_max, logprob_gap (mean |new - old|: on the first
-      update of a rollout, the gap between sampler and trainer); and tokens, grad_norm (before
-      clipping), skipped (so far).
+      policy that sampled), ratio_mean, ratio_max (to the policy that sampled), importance_mean,
+      importance_truncated (the weights, 1 without, and the share of those that were cut),
+      logprob_gap (mean |new - old|: on the first update of a rollout that no other came before, the
+      gap between sampler and trainer); and tokens, grad_norm (before clipping), skipped (so far).
 
     Raises:
       UserError: on the first call, when the batch cannot be split as asked.
@@ -191,6 +196,7 @@ def make_update(
         clip_high=clip_high,
         normaliser=loss_normaliser,
         kl_coefficient=kl_coef,
+        importance_cap=importance_cap,
     )
 
     def update(state: TrainState, batch: Batch, room: Room | None = None):
@@ -245,6 +251,7 @@ def _micro_loss(
         max_length=batch.tokens.shape[-1],
         valid=batch.valid,
         reference_logprobs=batch.reference_logprobs,
+        start_logprobs=batch.start_logprobs,
     )
     live = batch.mask & batch.valid[..., None]
     log_ratio = jnp.where(live, jax.lax.stop_gradient(logprobs) - batch.old_logprobs, 0.0)
@@ -322,6 +329,8 @@ def _means(totals: _Totals) -> dict[str, Array]:
         "drift": mean_of(loss.drift, loss.tokens),
         "ratio_mean": mean_of(totals.ratio, loss.tokens),
         "ratio_max": totals.ratio_max,
+        "importance_mean": mean_of(loss.importance, loss.tokens),
+        "importance_truncated": mean_of(loss.truncated, loss.tokens),
         "logprob_gap": mean_of(totals.logprob_gap, loss.tokens),
         "tokens": loss.tokens,
     }
@@ -336,10 +345,11 @@ def make_reference_logprobs(
     micro_batches: int = 1,
     chunk: int = 32,
 ) -> Callable[..., Float[Array, "b g c"]]:
-    """`reference(params, batch, room=None)`: the logprobs for `Batch.reference_logprobs`, compiled.
+    """`reference(params, batch, room=None)`: the logprobs for `Batch.reference_logprobs` or, of the
+    policy itself, `Batch.start_logprobs`, compiled.
 
-    Images are encoded with the reference's own tower where `Batch.features` is None. Only needed
-    where the KL term is on. `room`: as of the update.
+    Images are encoded with the tower in `params` where `Batch.features` is None. `room`: as of the
+    update.
     """
     plain = Scorer(policy, temperature, banned_tokens, chunk, rows=batch_shards(mesh))
 

@@ -214,16 +214,19 @@ class Captioner:
         *,
         batch_size: int,
         order: Int[np.ndarray, " n"] | None = None,
+        look: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[int, list[Caption]]]:
         """As `captions`, with tokens and places of the examples; several hosts share them out.
 
         Args:
           order: places of all examples in the order that batches take them; default: their own.
+          look: called before each batch, on all hosts; what it raises ends the captions.
         """
         shards = batch_shards(self.mesh)
         batch_size = -(-batch_size // shards) * shards
         rows = BatchRows.of(self.mesh, batch_size)
         for start in range(0, len(examples), batch_size):
+            look()
             counted = start + rows.local_rows
             numbers = counted
             if order is not None:

@@ -129,10 +129,11 @@ def written_locally(path: AnyPath) -> Iterator[AnyPath]:
 @contextmanager
 def edited_locally(path: AnyPath, *, every: float = 60.0) -> Iterator[AnyPath]:
     """A file of the local disk to append whole lines to; of a bucket with what it holds, locked
-    there, and sent there every minute and at the end, however the block ends.
+    there, and sent there every minute and at the end, however the block ends. Mistakes name the
+    file of the bucket.
 
     Raises:
-      UserError: another process writes it.
+      UserError: another process writes it, or the block raises one.
       OSError: the bucket refuses.
     """
     if not is_remote(path):
@@ -169,10 +170,51 @@ def edited_locally(path: AnyPath, *, every: float = 60.0) -> Iterator[AnyPath]:
         thread.start()
         try:
             yield local
+        except UserError as error:
+            raise UserError(str(error).replace(str(local), str(found))) from error
         finally:
             ended.set()
             thread.join()
             send()
+
+
+@contextmanager
+def edited_folder(path: AnyPath, *, every: float = 60.0) -> Iterator[AnyPath]:
+    """A folder of the local disk; of a bucket one with the files that are there, locked there. What
+    changes is sent every minute and at the end, however the block ends, and what is removed goes at
+    the end; hidden files stay here. Mistakes name the folder of the bucket.
+
+    Raises:
+      UserError: another process writes it, or the block raises one.
+      OSError: the bucket refuses.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    from balcap_jax.storage.lease import Lease  # noqa: PLC0415 - takes a second
+
+    found: Any = path
+    lock = found.with_name(f".{found.name}.lock")
+    with closing(Lease(lock, what=str(found))), closing(Mirror(found, every=every)) as mirror:
+        mirror.fetch()
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(every):
+                with suppress(OSError):  # told at the end, where it lasts
+                    mirror.sync()
+
+        thread = threading.Thread(target=keep, daemon=True)
+        thread.start()
+        try:
+            yield mirror.local
+        except UserError as error:
+            raise UserError(str(error).replace(str(mirror.local), str(found))) from error
+        finally:
+            ended.set()
+            thread.join()
+            mirror.sync(now=True)
+            mirror.remove_gone()
 
 
 def send_folder(local: AnyPath, folder: Any, *, last: str = "") -> None:
@@ -212,6 +254,40 @@ class Mirror:
         self._sent: dict[AnyPath, tuple[int, int]] = {}
         self._last = time.monotonic()
 
+    def fetch(self) -> None:
+        """Fills `local` with what is in the bucket.
+
+        Raises:
+          OSError: the bucket refuses.
+        """
+        folder: Any = self._folder
+        names = [n for n in folder.files_below() if not n.endswith("/")]
+        for name in names:
+            _check_inside(name)
+            (self.local / name).parent.mkdir(parents=True, exist_ok=True)  # type: ignore[attr-defined]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            list(threads.map(lambda name: (folder / name).download(self.local / name), names))
+        self._sent = {path: _state(path) for path in self._files()}
+
+    def remove_gone(self) -> None:
+        """Removes from the bucket what was sent or fetched and is no longer here.
+
+        Raises:
+          OSError: the bucket refuses.
+        """
+        here = {*self._files()}
+        for path in [path for path in self._sent if path not in here]:
+            self._there(path).unlink(missing_ok=True)
+            del self._sent[path]
+
+    def _files(self) -> list[AnyPath]:
+        """Of the local folder, but for hidden ones: locks, and what is written beside a file."""
+        found = sorted(self.local.rglob("*"))  # type: ignore[attr-defined]
+        return [path for path in found if path.is_file() and not path.name.startswith(".")]
+
+    def _there(self, path: AnyPath) -> Any:
+        return self._folder / str(path.relative_to(self.local))
+
     def sync(self, *, now: bool = False) -> None:
         """Sends what has changed, where it is time.
 
@@ -221,11 +297,10 @@ class Mirror:
         if self._temporary is None or (not now and time.monotonic() - self._last < self._every):
             return
         self._last = time.monotonic()
-        for path in sorted(p for p in self.local.rglob("*") if p.is_file()):
-            told = path.stat()
-            state = told.st_size, told.st_mtime_ns
+        for path in self._files():
+            state = _state(path)
             if self._sent.get(path) != state:
-                (self._folder / str(path.relative_to(self.local))).upload(path)  # type: ignore[attr-defined]
+                self._there(path).upload(path)
                 self._sent[path] = state
 
     def close(self) -> None:
@@ -241,3 +316,9 @@ class Mirror:
         finally:
             temporary, self._temporary = self._temporary, None
             temporary.cleanup()
+
+
+def _state(path: Any) -> tuple[int, int]:
+    """By which a change of a file is seen."""
+    told = path.stat()
+    return told.st_size, told.st_mtime_ns

@@ -1,8 +1,7 @@
 """Checkpoints of a run: asynchronous, atomic, the last few and the best; restored exactly.
 
 A step is written into a temporary folder and counts from the moment it is committed as a whole, so
-kill -9 at any moment costs at most the steps since the last commit. A step leaves by a rename for
-the same reason: a half-deleted checkpoint must not look like a checkpoint.
+kill -9 at any moment costs at most the steps since the last commit.
 
 Beside its arrays a step holds `extra/metadata`, JSON with their shapes and checksums and a digest
 of itself. What does not fit is not restored: the newest step that is intact is.
@@ -13,9 +12,8 @@ calls; the folder is on storage that they share, and process 0 says what is in i
 
 import math
 import re
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,16 +26,20 @@ from balcap_jax.runs.folder import cannot_write, plain
 from balcap_jax.storage.held import check_held
 from balcap_jax.storage.paths import AnyPath, as_path, is_remote
 from balcap_jax.storage.refusals import bucket_reason
+from balcap_jax.training.checkpoint_folders import (
+    check_space,
+    remove_steps,
+    remove_unfinished,
+    set_aside,
+)
 from balcap_jax.training.checkpoint_reading import BrokenError, Restored, read_step
 from balcap_jax.training.checkpoint_record import (
-    COMMITTED,
     FOLDER,
     PENDING,
     STEP,
     agreed,
     describe,
     digest_of,
-    is_committed,
     latest_step_of,
     own_record,
     own_steps,
@@ -47,8 +49,6 @@ from balcap_jax.training.quiet_storage import drop_half_done, quiet_storage
 
 __all__ = ["FOLDER", "Checkpoints", "Restored", "latest_step_of"]
 
-_TRASH = "deleted"
-_UNFINISHED = ".orbax-checkpoint-tmp"
 # What the storage layer says, in exceptions of several types, when the disk refuses.
 _DISK_REFUSES = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|Read-only file system"
@@ -135,7 +135,7 @@ class Checkpoints:
             return
         self._began = began
         state = jax.tree.map(_as_array, state)
-        self._check_space(state)
+        check_space(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         args = self._ocp.args
         items = {} if pending is None else {PENDING: args.StandardSave(pending)}
         has_metric = metric is not None and math.isfinite(metric)
@@ -178,14 +178,19 @@ class Checkpoints:
         return restored.state, restored.extra
 
     def restore_intact(
-        self, state_like: Any, *, step: int | None = None, pending_like: Any = None
+        self,
+        state_like: Any,
+        *,
+        step: int | None = None,
+        pending_like: Callable[[dict], Any] = lambda _: None,
     ) -> Restored:
         """What `step` holds, by default the newest one that is intact.
 
         Args:
           state_like: pytree of arrays or `jax.ShapeDtypeStruct`; its shardings say where the arrays
             go, so the devices may differ from those that saved.
-          pending_like: the same for what only some checkpoints have; None: it is not read.
+          pending_like: `extra` -> the same for what only some checkpoints have; None: it is not
+            read.
           step: one of `steps()`.
 
         Raises:
@@ -307,7 +312,7 @@ class Checkpoints:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
         if is_process_zero():
-            self._remove_unfinished()
+            remove_unfinished(self._folder)
         # Else threads wait for minutes for a folder that cannot be made.
         options = self._ocp.options.AsyncOptions(
             create_directories_asynchronously=False, post_finalization_callback=self._committed
@@ -319,15 +324,6 @@ class Checkpoints:
             async_options=options,
         )
 
-    def _remove_unfinished(self) -> None:
-        for path in self._folder.iterdir():
-            if is_remote(path):
-                if STEP.fullmatch(path.name) and not is_committed(path):
-                    path.rmtree()  # type: ignore[attr-defined]
-            elif path.name == _TRASH or _UNFINISHED in path.name:
-                # Errors are ignored: a failed save's last threads may still be writing here.
-                shutil.rmtree(path, ignore_errors=True)
-
     def _forget_old(self) -> None:
         """Removes the steps that are neither among the last ones nor the best."""
         if not is_process_zero() or self._keep is None:
@@ -336,17 +332,7 @@ class Checkpoints:
         kept = set(steps[-self._keep :])
         if self._keep_best and (best := self._best(steps)) is not None:
             kept.add(best)
-        old = [self._folder / str(step) for step in steps if step not in kept]
-        if is_remote(self._folder):
-            for path in old:
-                (path / COMMITTED).unlink()  # from here on it is none
-                path.rmtree()  # type: ignore[attr-defined]
-            return
-        trash = self._folder / _TRASH
-        for path in old:
-            trash.mkdir(exist_ok=True)
-            path.rename(trash / path.name)
-        shutil.rmtree(trash, ignore_errors=True)
+        remove_steps(self._folder, [step for step in steps if step not in kept])
 
     def _best(self, steps: list[int]) -> int | None:
         """The step with the best metric; of equals the first."""
@@ -361,34 +347,7 @@ class Checkpoints:
         return max(scores, key=scores.__getitem__, default=None)
 
     def _set_aside(self, steps: list[int]) -> list[str]:
-        moved = []
-        for step in steps if is_process_zero() else ():
-            path = self._folder / str(step)
-            name = f"aside-{step}"
-            number = 1
-            while (self._folder / name).exists():
-                number += 1
-                name = f"aside-{step}-{number}"
-            _move(path, self._folder / name)
-            moved.append(name)
-        return agreed(moved)
-
-    def _check_space(self, state: Any) -> None:
-        """Refuses a save that cannot fit before orbax starts it and fills the disk.
-
-        Raises:
-          UserError: the free space is less than the state's bytes.
-        """
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        if is_remote(self._folder):
-            return
-        free = shutil.disk_usage(self._folder).free
-        if free < needed:
-            raise cannot_write(
-                self._folder,
-                f"No space left on device (a checkpoint takes up to {needed / 1e6:.1f} MB, "
-                f"{free / 1e6:.1f} MB are free)",
-            )
+        return agreed(set_aside(self._folder, steps) if is_process_zero() else [])
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -411,18 +370,6 @@ class Checkpoints:
             if reason is None:
                 raise
             raise cannot_write(self._folder, reason) from error
-
-
-def _move(path: Any, to: Any) -> None:
-    """Renames a step. A bucket copies it; both are whole or none at any moment."""
-    if not is_remote(path):
-        path.rename(to)
-        return
-    names = sorted(path.files_below(), key=lambda name: name == COMMITTED)
-    for name in names:
-        (path / name).copy_to(to / name)
-    (path / COMMITTED).unlink(missing_ok=True)
-    path.rmtree()
 
 
 def _as_array(leaf: Any) -> jax.Array | np.ndarray:

@@ -1,5 +1,6 @@
 """A step of a checkpoint read back: its arrays where they belong, once its sums have fitted."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,12 +49,18 @@ class BrokenError(Exception):
 
 
 def read_step(
-    folder: AnyPath, step: int, state_like: Any, pending_like: Any, *, broken: tuple[str, ...]
+    folder: AnyPath,
+    step: int,
+    state_like: Any,
+    pending_like: Callable[[dict], Any],
+    *,
+    broken: tuple[str, ...],
 ) -> Restored:
     """What a step holds.
 
     Args:
       folder: of all steps.
+      pending_like: see `Checkpoints.restore_intact`.
       broken: what to say of the newer steps, see `Restored`.
 
     Raises:
@@ -74,8 +81,8 @@ def read_step(
     has_pending = pending_sums is not None or (
         sums is None and agreed((folder / str(step) / PENDING).exists())
     )
-    if has_pending and pending_like is not None:
-        pending = _arrays(folder, step, PENDING, pending_like, pending_sums)
+    if has_pending and (like := pending_like(record["extra"])) is not None:
+        pending = _arrays(folder, step, PENDING, like, pending_sums)
     return Restored(state, record["extra"], pending, step, sums is not None, broken)
 
 

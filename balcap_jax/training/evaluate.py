@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from balcap_jax.config.sections import REWARDS
 from balcap_jax.data.examples import Example
-from balcap_jax.parallel.processes import gather_list
+from balcap_jax.parallel.processes import any_process, gather_list
 from balcap_jax.reporting.report import evaluation_summary
 from balcap_jax.reporting.rows import caption_row
 from balcap_jax.rewards.callables import Completions, TrainerState
@@ -47,7 +47,14 @@ def evaluate(
     key = evaluation_key(seed)
     size = min(batch_size, len(examples))
     order = captioner.processor.shortest_first(examples)
-    own = list(captioner.local_captions(params, examples, key, batch_size=size, order=order))
+
+    def look() -> None:  # many held-out images take longer than a preemption leaves time
+        if any_process(judge.stopped):
+            raise Stopped
+
+    own = list(
+        captioner.local_captions(params, examples, key, batch_size=size, order=order, look=look)
+    )
     places = [place for place, _ in own]
     completions = Completions(
         examples=[examples[place] for place in places],

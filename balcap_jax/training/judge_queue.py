@@ -1,8 +1,9 @@
 """What scores captions in a run, judge, rivals and reward functions: now or in the background, its
 costs counted.
 
-One batch is scored at a time, in the order in which they were handed in; a judge or a function that
-is no good at being called from two threads never is.
+A `ConcurrentJudge` has every batch from the moment that it is handed in. All else scores one batch
+at a time, in that order: a judge or a function that is no good at being called from two threads
+never is.
 """
 
 import math
@@ -23,11 +24,17 @@ from balcap_jax.rewards.callables import (
     TrainerState,
 )
 from balcap_jax.rewards.rivals.rivals import Rivals, joined
-from balcap_jax.rewards.verdicts import Judge, MeteredJudge, Verdict
+from balcap_jax.rewards.verdicts import (
+    ConcurrentJudge,
+    Judge,
+    Judgement,
+    MeteredJudge,
+    Verdict,
+)
 from balcap_jax.training.interrupts import Stopped
 
 _LOOK = 0.2  # seconds between looks for an interrupt
-_LAST = 10.0  # seconds in which what is being judged may end
+_LAST = 5.0  # seconds in which what is being judged may end
 _SUMS = (
     "captions", "calls", "cache_hits", "failures", "prompt_tokens", "completion_tokens", "price",
 )  # fmt: skip
@@ -42,12 +49,15 @@ class Answered(NamedTuple):
       spent: on this host, by name, see `MeteredJudge.lap`, and on how many `captions`; empty for
         what costs nothing.
       reasons: why some have no verdict, or no reward of rivals.
+      calls: (how many, the seconds of all of them together) of what `judge.concurrency` and
+        `reward.judge.concurrency` bound, by these names, on this host.
     """
 
     verdicts: list[Verdict | None]
     others: FunctionScores
     spent: dict[str, float]
     reasons: str
+    calls: dict[str, tuple[float, float]]
 
 
 class JudgeQueue:
@@ -82,6 +92,12 @@ class JudgeQueue:
         self._before = dict(self.totals)  # of earlier starts
         self._here = dict(self.totals)  # of this host in this start
         self._counting = threading.Lock()
+        self._reasons = ""  # why captions of the last batch have no verdict
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` is set."""
+        return self._stop.is_set()
 
     @property
     def judges(self) -> bool:
@@ -95,7 +111,7 @@ class JudgeQueue:
 
     def hand_in(self, completions: Completions, state: TrainerState) -> Future[Answered]:
         """The answer to come; errors of reward functions come out of it, too."""
-        future = self._worker.submit(lambda: self._ask(completions, state))
+        future = self._begin(completions, state)
         if not self._background:
             with suppress(Exception):  # it comes out where the answer is waited for
                 self._wait(future)
@@ -119,7 +135,7 @@ class JudgeQueue:
         Raises:
           RewardFunctionError, Stopped: see `wait`.
         """
-        return self.wait(self._worker.submit(lambda: self._ask(completions, state)))
+        return self.wait(self._begin(completions, state))
 
     def _wait(self, answer: Future[Answered]) -> None:
         """Returns when the answer is there, or `stop` is set."""
@@ -134,8 +150,7 @@ class JudgeQueue:
     @property
     def last_failures(self) -> str:
         """Why captions of the last batch have no verdict, or no reward of rivals."""
-        judge = self._judge.last_failures if isinstance(self._judge, MeteredJudge) else ""
-        return "; ".join(filter(None, (judge, self.rivals.last_failures)))
+        return "; ".join(filter(None, (self._reasons, self.rivals.last_failures)))
 
     def costs(self, spent: dict[str, float], *, step: int, steps: int) -> dict[str, float]:
         """The metrics `judge/...` of a step: what it spent, the run so far, and the whole run.
@@ -182,24 +197,51 @@ class JudgeQueue:
         self._worker.close()
         self.functions.close()
 
-    def _ask(self, completions: Completions, state: TrainerState) -> Answered:
+    def _begin(self, completions: Completions, state: TrainerState) -> Future[Answered]:
+        begun = None
+        if isinstance(self._judge, ConcurrentJudge) and completions.captions:
+            begun = self._judge.start(completions.examples, completions.captions)
+        return self._worker.submit(lambda: self._ask(completions, state, begun))
+
+    def _ask(
+        self, completions: Completions, state: TrainerState, begun: Future[Judgement] | None
+    ) -> Answered:
         others = joined(self.rivals(completions, state), self.functions(completions, state))
-        verdicts: list[Verdict | None] = [None] * len(completions.captions)
-        spent = []
-        # Other hosts may judge all that this one holds.
-        if self._judge is not None and completions.captions:
-            verdicts = self._judge(completions.examples, completions.captions)
-            if isinstance(self._judge, MeteredJudge):
-                spent.append(self._judge.lap())
+        verdicts, spent = self._verdicts(completions, begun)
+        by_setting = {"judge.concurrency": spent} if spent else {}
         if self.rivals.metered:
-            spent.append(self.rivals.lap())
-        if not spent:
-            return Answered(verdicts, others, {}, "")
-        whole = {**_of_all(spent), "captions": len(completions.captions)}
+            by_setting["reward.judge.concurrency"] = self.rivals.lap()
+        if not by_setting:
+            return Answered(verdicts, others, {}, "", {})
+        whole = {**_of_all([*by_setting.values()]), "captions": len(completions.captions)}
         with self._counting:
             for name in self._here:
                 self._here[name] += whole[name]
-        return Answered(verdicts, others, whole, self.last_failures)
+        calls = {
+            name: (of_one["calls"], of_one["call_seconds"])
+            for name, of_one in by_setting.items()
+            if "call_seconds" in of_one  # a judge on the devices makes none
+        }
+        return Answered(verdicts, others, whole, self.last_failures, calls)
+
+    def _verdicts(
+        self, completions: Completions, begun: Future[Judgement] | None
+    ) -> tuple[list[Verdict | None], dict[str, float]]:
+        """Of all captions, and what they cost; empty where the judge costs nothing."""
+        judge = self._judge
+        if judge is None or not completions.captions:  # other hosts may judge all
+            return [None] * len(completions.captions), {}
+        if begun is not None:
+            assert isinstance(judge, MeteredJudge)
+            found = begun.result()
+            self._reasons = found.reasons
+            # And what was asked beside the batches, such as the units of single references.
+            return found.verdicts, _of_all([found.spent, judge.lap()])
+        verdicts = judge(completions.examples, completions.captions)
+        if not isinstance(judge, MeteredJudge):
+            return verdicts, {}
+        self._reasons = judge.last_failures
+        return verdicts, judge.lap()
 
 
 def _of_all(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -33,13 +33,19 @@ from balcap_jax.training import experience
 from balcap_jax.training.evaluate import evaluate, write_evaluation
 from balcap_jax.training.failure_window import FailureWindow
 from balcap_jax.training.interrupts import Stopped
+from balcap_jax.training.judge_load import JudgeLoad
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
 from balcap_jax.training.metrics import score_of, step_scores
 from balcap_jax.training.model_judge import (
     check_own_policy,
     on_own_captions,
 )
-from balcap_jax.training.programs import learning_rate_of, make_programs, update_of
+from balcap_jax.training.programs import (
+    learning_rate_of,
+    make_programs,
+    reads_start,
+    update_of,
+)
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
 from balcap_jax.training.rooms import Rooms, least_room, real_share
 from balcap_jax.training.seams import open_audit, open_data, open_judge, open_rivals
@@ -123,6 +129,13 @@ class TrainingLoop(TaskRun):
         )
         self.scales = RewardScales(config.rl.grpo_weights, steps=config.rl.grpo_weight_steps)
         self.rooms = Rooms()
+        self.load = None  # without overlap the device waits in any case
+        if self.judge.totals and (overlap := config.rollout.overlap_steps):
+            limits = {
+                "judge.concurrency": config.judge.concurrency,
+                "reward.judge.concurrency": config.reward.judge.concurrency,
+            }
+            self.load = JudgeLoad(limits, steps=overlap + 1)
         self.loader = Loader(
             self.source,
             self.processor,
@@ -170,6 +183,7 @@ class TrainingLoop(TaskRun):
         audit = {} if self.audit is None else {"audit": self.audit.state()}
         judge = {} if self.fitted_judge is None else {"judge": self.fitted_judge.state()}
         return {
+            "sampled_at": self.queue.sampled_at(),
             "spent": self.judge.totals,
             "failures": list(self.failures.shares),
             "rooms": self.rooms.state(),
@@ -190,13 +204,19 @@ class TrainingLoop(TaskRun):
         self.scales.restore(extra.get("scales", []))
         if self.audit is not None and "audit" in extra:
             self.audit.restore(extra["audit"])
-        self.queue.restore(self.step, self.state.params, pending)
+        if pending is not None:
+            kept = pending if "sampled_at" in extra else [pending]  # an older checkpoint has one
+            sampled_at = extra.get("sampled_at", [max(self.step - 1, 0)])
+            self.queue.restore(self.step, self.state.params, kept, sampled_at)
 
     def _pending(self) -> Any:
         return self.queue.to_save()
 
-    def _pending_shapes(self) -> Any:
-        return self.queue.shapes() if self.config.rollout.overlap_steps > 0 else None
+    def _pending_shapes(self, extra: Mapping[str, Any]) -> Any:
+        if not self.config.rollout.overlap_steps:
+            return None
+        shapes = self.queue.shapes()
+        return [shapes] * len(extra["sampled_at"]) if "sampled_at" in extra else shapes
 
     # ---- a step
 
@@ -233,14 +253,29 @@ class TrainingLoop(TaskRun):
         row |= {name: value.item() for name, value in update_metrics.items()}
         row |= {
             "tokens/real_share": real_share,
+            "staleness": (self.step - now.sampled_at) * config.rl.updates_per_rollout,
             "learning_rate": learning_rate,
             "epoch": (self.step + 1) * config.prompts_per_step / len(self.source),
         }
         row |= self.judge.costs(answered.spent, step=self.step + 1, steps=config.steps)
         self._count_rollout(now.generation, longest=int(whole.token_counts.max()))
         row |= self._times_and_memory(tokens=int(whole.token_counts.sum()))
+        self._weigh_load(answered, row)
         row = self._with_function_metrics(row, answered)
         return row | self._audited(judged), judged
+
+    def _weigh_load(self, answered: Answered, row: Mapping[str, float]) -> None:
+        """Says once where the judge cannot keep up."""
+        if self.load is None:
+            return
+        found: dict[str, tuple[float, float]] = {}
+        for of_host in processes.gather_list([answered.calls]):
+            for name, (count, seconds) in of_host.items():
+                calls, whole = found.get(name, (0.0, 0.0))
+                found[name] = calls + count, whole + seconds
+        waited = row["seconds/judge"] + row["seconds/other_hosts"]
+        for line in self.load.add(found, device_seconds=row["seconds/step"] - waited):
+            self.say(line)
 
     def _audited(self, judged: experience.Judged) -> dict[str, float]:
         """The metrics of an audit, where one is due; a reward that is gamed ends the run."""
@@ -378,13 +413,19 @@ class TrainingLoop(TaskRun):
             valid=shard_batch(self.mesh, whole.valid[local]),
             features=None if moves else generation.features,
         )
+        found = {}
         if self.config.rl.kl_coef:
-            start = self.clock.start()
             reference = self.reference_params or without_adapters(self.state.params)
-            logprobs = self.programs.reference_logprobs(reference, batch, room)
-            self.clock.ran(start, logprobs)
-            batch = batch._replace(reference_logprobs=logprobs)
-        return batch
+            found["reference_logprobs"] = self._logprobs(reference, batch, room)
+        if reads_start(self.config):
+            found["start_logprobs"] = self._logprobs(self.state.params, batch, room)
+        return batch._replace(**found)
+
+    def _logprobs(self, params: dict, batch: Batch, room: Room | None) -> jax.Array:
+        start = self.clock.start()
+        logprobs = self.programs.reference_logprobs(params, batch, room)
+        self.clock.ran(start, logprobs)
+        return logprobs
 
     def _updates(self, batch: Batch, room: Room | None) -> dict[str, np.ndarray]:
         """The optimizer steps on one rollout; metrics are of the last one."""

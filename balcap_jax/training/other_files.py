@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from balcap_jax.config.commands import SFTConfig, TrainConfig
-from balcap_jax.config.judge import POLICY, RULES, JudgeConfig
+from balcap_jax.config.judge import POLICY, JudgeConfig
 from balcap_jax.models.hf.companions import COMPANIONS, TEMPLATES
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.llm.stored_units import units_path
 from balcap_jax.rewards.rivals.rubric_files import rubrics_path
 from balcap_jax.runs.contents import pieces
+from balcap_jax.storage.local import fetched
 
 _FILES = "files of "
 PROCESSOR = f"{_FILES}the processor of model.path"  # in every record that has any of these
@@ -45,7 +46,7 @@ def other_files(config: TrainConfig | SFTConfig, folder: Path) -> dict[str, str]
     if config.reward.judge.kind == "llm" and "rubric" in config.reward.rivals:
         files.setdefault("reward.rubric.file", str(rubrics_path(config.data.path)))
     for setting, file in files.items():
-        path = Path(file)
+        path = fetched(file)
         found[f"{_FILES}{setting}"] = _digest(path.parent, [glob.escape(path.name)])
     return found
 
@@ -62,12 +63,10 @@ def is_other(name: str) -> bool:
 
 def _of_judge(judge: JudgeConfig, start: Path) -> dict[str, str]:
     weights = ("*.safetensors", "*.index.json", "config.json", *COMPANIONS)
-    models = {"model": judge.model if judge.kind == "model" else "", "fluency": judge.fluency}
     found = {}
-    for setting, name in models.items():
-        if name not in ("", RULES):
-            folder = start if name == POLICY else policy_folder(name)
-            found[f"{_FILES}{judge.room}{setting}"] = _digest(folder, weights)
+    for setting, name in judge.device_models.items():
+        folder = start if name == POLICY else policy_folder(name)
+        found[f"{_FILES}{judge.room}{setting}"] = _digest(folder, weights)
     return found
 
 

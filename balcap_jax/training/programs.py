@@ -21,7 +21,8 @@ class Programs(NamedTuple):
 
     Attributes:
       captioner, tester: sample in training, and of held-out images.
-      update, reference_logprobs: see `make_update` and `make_reference_logprobs`.
+      update: see `make_update`.
+      reference_logprobs: see `make_reference_logprobs`; also of the policy where `reads_start`.
     """
 
     captioner: Captioner
@@ -114,6 +115,7 @@ def update_of(
         clip_high=config.rl.clip_high,
         loss_normaliser=config.rl.loss_normaliser,
         kl_coef=config.rl.kl_coef,
+        importance_cap=config.rl.importance_cap,
         trained=trained_of(config, policy),
         seed=config.seed,
         gather_once=config.mesh.gather == "update",
@@ -126,6 +128,13 @@ def reference_of(
 ) -> Callable[..., Any]:
     """The reference's logprobs of a run with these settings; `balcap plan` compiles the same."""
     return make_reference_logprobs(policy, mesh, **_forward(config, policy))
+
+
+def reads_start(config: TrainConfig) -> bool:
+    """Whether a step needs `Batch.start_logprobs`: the first update on a rollout computes the same
+    itself, so only where others follow it and importance weights are on.
+    """
+    return config.rl.importance_cap > 0 and config.rl.updates_per_rollout > 1
 
 
 def _forward(config: TrainConfig, policy: VisionLanguagePolicy) -> dict[str, Any]:

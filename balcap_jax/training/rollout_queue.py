@@ -1,10 +1,14 @@
 """The rollouts of a run in their order, each handed to the judge as soon as it is sampled.
 
-With `rollout.overlap_steps=1` the rollout of the next step is sampled before the verdicts of this
-one are waited for, so that judge and device work at the same time. It is sampled with the
-parameters that this step starts from: one step old when it is learned from.
+With `rollout.overlap_steps=L` the rollouts of the next L steps are sampled before the verdicts of
+this one are waited for, so that judge and device work at the same time. The last of them is sampled
+with the parameters that this step starts from: L steps old when it is learned from. The first L + 1
+rollouts of a run are sampled with the parameters that it starts from. Which parameters a rollout is
+from is so a function of its step alone, as its images and keys are.
 """
 
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -29,12 +33,14 @@ class Pending(NamedTuple):
     Attributes:
       examples, captions: those that this host judges; `generation` is of all hosts.
       answer: of judge and reward functions, to come; None where no step of this run will need it.
+      sampled_at: the step that started from the parameters it was sampled with.
     """
 
     examples: list[Example]
     generation: Generation
     captions: list[list[str]]
     answer: Future[Answered] | None
+    sampled_at: int
 
 
 class RolloutQueue:
@@ -52,31 +58,41 @@ class RolloutQueue:
     ):
         self._config, self._loader, self._captioner = config, loader, captioner
         self._judge, self._watch, self._rows = judge, watch, rows
-        self._waiting: list[Pending] = []  # this step's, then the next one's
+        self._waiting: deque[Pending] = deque()  # this step's, then those of the next ones
 
     def current(self, step: int, params: dict) -> Pending:
-        """The captions of `step`; with overlap, those of the next step are sampled now, too."""
+        """The captions of `step`; with overlap, what lacks of the next steps is sampled now, too.
+
+        Args:
+          params: those that `step` starts from.
+        """
         while len(self._waiting) <= self._config.rollout.overlap_steps:
-            self._waiting.append(self._sample(step + len(self._waiting), params))
+            self._waiting.append(self._sample(step + len(self._waiting), params, at=step))
         return self._waiting[0]
 
     def advance(self) -> None:
         """The current captions are learned from."""
-        self._waiting.pop(0)
+        self._waiting.popleft()
 
-    def to_save(self) -> Rollout | None:
-        """What a checkpoint must hold to go on exactly: the rollout that the next step learns from.
+    def to_save(self) -> list[Rollout] | None:
+        """What a checkpoint must hold to go on exactly: the rollouts that the next steps learn
+        from, in their order.
 
-        As tokens and logprobs: the parameters it was sampled with are gone, and would be as large
-        as the whole state. None without overlap, where the state alone makes it again. That of a
-        later step is made again from the state likewise.
+        As tokens and logprobs: the parameters they were sampled with are gone, and would be as
+        large as the whole state. None without overlap, where the state alone makes them again, as
+        it makes the last one of a step that was begun and not made.
         """
-        if not self._config.rollout.overlap_steps or not self._waiting:
-            return None
-        return self._waiting[0].generation.rollout
+        return [pending.generation.rollout for pending in self._kept()] or None
+
+    def sampled_at(self) -> list[int]:
+        """See `Pending`, of each rollout in `to_save`."""
+        return [pending.sampled_at for pending in self._kept()]
+
+    def _kept(self) -> list[Pending]:
+        return list(self._waiting)[: self._config.rollout.overlap_steps]
 
     def shapes(self) -> Rollout:
-        """Of what `to_save` returns."""
+        """Of each rollout in `to_save`."""
         return rollout_shapes(
             batch=self._config.prompts_per_step,
             group=self._config.rollout.group_size,
@@ -84,13 +100,15 @@ class RolloutQueue:
             sharding=NamedSharding(self._captioner.mesh, PartitionSpec(BATCH_AXES)),
         )
 
-    def restore(self, step: int, params: dict, rollout: Rollout | None) -> None:
-        """Takes up the rollout of `step` that a checkpoint held, if it held one.
+    def restore(
+        self, step: int, params: dict, rollouts: Sequence[Rollout], sampled_at: Sequence[int]
+    ) -> None:
+        """Takes up what a checkpoint held: the rollouts of `step` and the steps after it.
 
-        It is judged again; a cache makes that free.
+        They are judged again; a cache makes that free.
         """
-        if rollout is not None:
-            self._waiting = [self._sample(step, params, kept=rollout)]
+        for number, (rollout, at) in enumerate(zip(rollouts, sampled_at, strict=True), step):
+            self._waiting.append(self._sample(number, params, at=at, kept=rollout))
 
     def _state_at(self, step: int) -> TrainerState:
         config = self._config
@@ -101,7 +119,7 @@ class RolloutQueue:
             is_world_process_zero=is_process_zero(),
         )
 
-    def _sample(self, step: int, params: dict, *, kept: Rollout | None = None) -> Pending:
+    def _sample(self, step: int, params: dict, *, at: int, kept: Rollout | None = None) -> Pending:
         """The captions of `step`, sampled or kept from earlier, on their way to the judge."""
         config, watch = self._config, self._watch
         with watch.stage("data"):
@@ -119,7 +137,7 @@ class RolloutQueue:
         examples, sampled = [examples[i] for i in judged], [sampled[i] for i in judged]
         captions = [[caption.text for caption in group] for group in sampled]
         if step >= config.steps:  # kept for a run that is resumed with more steps, and pays then
-            return Pending(examples, generation, captions, answer=None)
+            return Pending(examples, generation, captions, answer=None, sampled_at=at)
         with watch.stage("judge"):  # all of the judge's time without overlap, nothing with it
             completions = Completions(
                 examples=[e for e, group in zip(examples, sampled, strict=True) for _ in group],
@@ -127,4 +145,4 @@ class RolloutQueue:
                 ids=[caption.ids for group in sampled for caption in group],
             )
             answer = self._judge.hand_in(completions, self._state_at(step))
-        return Pending(examples, generation, captions, answer)
+        return Pending(examples, generation, captions, answer, sampled_at=at)

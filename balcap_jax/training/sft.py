@@ -50,6 +50,7 @@ from balcap_jax.rollout.rollout import Captioner
 from balcap_jax.runs.folder import SUMMARY, replace_folder
 from balcap_jax.scenes.captions import FaultRates
 from balcap_jax.storage.paths import is_remote
+from balcap_jax.training.interrupts import Stopped
 from balcap_jax.training.opening import Opened, open_processor
 from balcap_jax.training.outcome import finish, tell
 from balcap_jax.training.programs import learning_rate_of, optimizer_of
@@ -263,10 +264,15 @@ class SupervisedRun(TaskRun):
     def _evaluate(self, when: str, *, between: bool) -> dict[str, float]:
         """Loss and perplexity of all answers to the held-out examples, per token; where these are
         yes and no, also the AUC within images, see `auc_within`.
+
+        Raises:
+          Stopped: on all processes, where one has been interrupted.
         """
         loss, tokens = 0.0, 0.0
         wins, pairs = 0.0, 0.0
         for batch in self._heldout_batches():
+            if self._is_interrupted():
+                raise Stopped
             lesson = self._on_mesh(batch)
             sums = jax.device_get(self._sums(self.state.params, lesson))
             loss, tokens = loss + float(sums.loss), tokens + float(sums.tokens)

@@ -9,6 +9,7 @@ from balcap_jax.errors import called_in_python
 from balcap_jax.parallel import processes
 from balcap_jax.runs.folder import RunLock, new_run, remove_half_written
 from balcap_jax.training.checkpoint import latest_step_of
+from balcap_jax.training.hub_folders import fetched_by_one_host
 from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.plan_of_run import announce_run
 from balcap_jax.training.seams import Seams
@@ -61,7 +62,10 @@ def run_task(
             processes.on_process_zero(lambda: held.enter_context(RunLock(run)))
             processes.on_process_zero(lambda: remove_half_written(run))
             processes.check_shared(run)
-            with closing(task(config, run, seams or Seams(), interrupts)) as loop:
+            with (
+                fetched_by_one_host(config, run.parent),
+                closing(task(config, run, seams or Seams(), interrupts)) as loop,
+            ):
                 announce_run(loop)
                 loop.restore(checkpoint, anyway=resume_anyway)
                 loop.evaluate_once("before")

@@ -169,8 +169,8 @@ class TaskRun(ABC):
         """Arrays that only some checkpoints have."""
         return None
 
-    def _pending_shapes(self) -> Any:
-        """Their shapes; None where there are none."""
+    def _pending_shapes(self, extra: Mapping[str, Any]) -> Any:
+        """Their shapes in the checkpoint with this `_extra`; None where they are not wanted."""
         return None
 
     # ---- opening
@@ -276,7 +276,7 @@ class TaskRun(ABC):
             found = self.checkpoints.restore_intact(
                 state_to_save(self.policy, self.state),
                 step=self.checkpoints.find(which),
-                pending_like=self._pending_shapes(),
+                pending_like=self._pending_shapes,
             )
             processes.on_process_zero(lambda: check_same_run(self, found, anyway=anyway))
             self._take_up(found)

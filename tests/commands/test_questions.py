@@ -1,6 +1,7 @@
 """`balcap data questions`: CapRL's recipe with a server that plays writer and answerer."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -18,6 +19,7 @@ from balcap_jax.data.caption_files import CaptionFile
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.rivals.qa_questions import questions_of
 from balcap_jax.runs.folder import read_jsonl
+from balcap_jax.storage.paths import as_path
 
 EASY = 40  # pixels: the image whose questions all can be answered without it
 
@@ -177,3 +179,20 @@ def test_without_a_model_of_its_own_the_writer_answers(tmp_path):
     config = QuestionsConfig(data=tmp_path / "a", out=tmp_path / "b", judge=judge)
     assert (config.answering.model, config.answering.temperature) == ("w", 0.1)
     assert config.answering.max_tokens == 4
+
+
+def test_files_of_a_bucket_are_written_as_those_of_a_disk(data, bucket):
+    bucket.put_folder(data.parent, "set")
+    there = as_path(bucket.url) / "set"
+    with JudgeServer(answer=play) as server:
+        counts = write_questions(settings(server, data))
+        given = dataclasses.replace(
+            settings(server, data), data=there / "data.jsonl", out=there / "out.jsonl"
+        )
+        for _ in "12":
+            assert write_questions(given) == counts
+    for name in ("out.jsonl", "out.jsonl.rejected.jsonl"):
+        local = [json.loads(line) for line in (data.parent / name).read_text().splitlines()]
+        found = [json.loads(line) for line in bucket.text(f"set/{name}").splitlines()]
+        images = [{"image": f"{there}/{row['image']}"} if "image" in row else {} for row in local]
+        assert found == [row | image for row, image in zip(local, images, strict=True)]

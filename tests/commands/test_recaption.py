@@ -17,6 +17,7 @@ from balcap_jax.data.caption_files import CaptionFile, CaptionRows
 from balcap_jax.data.examples import Box
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.llm.stored_units import StoredUnits, units_path
+from balcap_jax.storage.paths import as_path
 
 
 class Seeing:
@@ -192,3 +193,30 @@ def test_units_of_two_models_are_not_mixed(data):
     people = [{k: v for k, v in row.items() if k != "model"} for row in rows_of(path)]
     path.write_text("".join(json.dumps(row) + "\n" for row in people))
     make_units(UnitsConfig(data=str(data), judge=JudgeConfig(kind="llm", model="m2")))
+
+
+def test_files_of_a_bucket_are_written_as_those_of_a_disk(data, bucket, tmp_path, monkeypatch):
+    bucket.put_folder(tmp_path, "set")
+    there = as_path(bucket.url) / "set"
+    out, named = there / "new.jsonl", there / "data.jsonl"
+    monkeypatch.setattr(Seeing, "silent", (60,))
+    with pytest.raises(UserError, match=r"1 of \d images have no new captions"):
+        recaption(RecaptionConfig(data=named, out=out, judge=JUDGE))
+    assert len(bucket.text("set/new.jsonl").splitlines()) == 3
+    monkeypatch.setattr(Seeing, "silent", ())
+    for _ in "12":
+        assert recaption(RecaptionConfig(data=named, out=out, judge=JUDGE)) == out
+        assert make_units(UnitsConfig(data=str(named), judge=JUDGE)) == there / (
+            "data.jsonl.units.jsonl"
+        )
+    local = recaption(RecaptionConfig(data=data, out=tmp_path / "new.jsonl", judge=JUDGE))
+    rows = [json.loads(line) for line in bucket.text("set/new.jsonl").splitlines()]
+    assert rows == [{**row, "image": f"{there}/{row['image']}"} for row in rows_of(local)]
+    units = make_units(UnitsConfig(data=str(data), judge=JUDGE))
+    assert bucket.text("set/data.jsonl.units.jsonl") == units.read_text()
+    other = dataclasses.replace(JUDGE, model="another")
+    with pytest.raises(UserError, match=f"^{out} holds captions that were written by"):
+        recaption(RecaptionConfig(data=named, out=out, judge=other))
+    with pytest.raises(UserError, match=f"^{named}.units.jsonl holds units that were made by"):
+        make_units(UnitsConfig(data=str(named), judge=other))
+    assert not [name for name in bucket.objects if name.endswith(".lock")]

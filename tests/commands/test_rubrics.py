@@ -1,5 +1,6 @@
 """`balcap data rubrics`: each rubric belongs to its image, and what was written is kept."""
 
+import dataclasses
 import json
 
 import pytest
@@ -13,8 +14,9 @@ from balcap_jax.config.claim_rivals import RubricsConfig
 from balcap_jax.config.judge import JudgeConfig
 from balcap_jax.data.caption_files import CaptionFile
 from balcap_jax.errors import UserError
-from balcap_jax.rewards.rivals.rubric_files import RubricFile
+from balcap_jax.rewards.rivals.rubric_files import RubricFile, rubrics_path
 from balcap_jax.rewards.rivals.rubric_questions import TEACH, WRITE
+from balcap_jax.storage.paths import as_path
 
 IDS = [str(i) for i in range(1, 9)]
 
@@ -170,3 +172,23 @@ def test_the_command_line(data, capsys):
         start = str(data.parent / "start.jsonl")
         assert cli.main(["data", "rubrics", str(data), start, *flags, *where]) in (0, None)
     assert len(rows_of(out)) == len(IDS)
+
+
+def test_files_of_a_bucket_are_written_as_those_of_a_disk(data, bucket):
+    bucket.put_folder(data.parent, "set")
+    there = as_path(bucket.url) / "set"
+    with JudgeServer(answer=answer) as server:
+        local = make_rubrics(
+            config(data, server, teachers=("one", str(data.parent / "start.jsonl")))
+        )
+        given = config(
+            data, server, teachers=("one", f"{there}/start.jsonl"), start=there / "start.jsonl"
+        )
+        for _ in "12":
+            path = make_rubrics(dataclasses.replace(given, data=there / "data.jsonl"))
+    assert path == there / "data.jsonl.rubrics.jsonl"
+    rows = [json.loads(line) for line in bucket.text("set/data.jsonl.rubrics.jsonl").splitlines()]
+    committee = ["one", f"{there}/start.jsonl"]
+    assert rows == [{**row, "committee": committee} for row in rows_of(local)]
+    found = RubricFile(rubrics_path(there / "data.jsonl"))
+    assert len(found.get(CaptionFile(data)[0]).criteria) == 3

@@ -82,7 +82,7 @@ PACKAGE = Path(rooms.__file__).parents[1]
         (JudgeConfig, {"kind": "llm", "base_url": "http://me:pw@host/v1"}, "judge.key_env names"),
         (JudgeConfig, {"kind": "llm", "base_url": "http://host/v1?key=a"}, "judge.key_env names"),
         (JudgeConfig, {"kind": "llm", "timeout": 0.0}, "must be above 0"),
-        (RolloutConfig, {"overlap_steps": 2}, "must be one of 0, 1"),
+        (RolloutConfig, {"overlap_steps": 5}, "must be one of 0, 1, 2, 3, 4"),
         (RewardConfig, {"length_unit": "letters"}, "must be one of words, tokens"),
         (RLConfig, {"advantage": "gdop"}, "did you mean gdpo?"),
         (RLConfig, {"advantage": "trl", "eps": 0.1}, "has no effect with rl.advantage='trl'"),

@@ -174,6 +174,21 @@ def test_the_policy_without_its_adapters_is_a_reference_that_takes_no_memory():
     assert step_of_config().reference_shapes is None
 
 
+def test_the_policy_before_several_updates_is_a_program_where_tokens_are_weighed():
+    rl = RLConfig(importance_cap=2.0, updates_per_rollout=2)
+    step = step_of_config(rl=rl)
+    assert plan.programs_of(step.config) == ("encode", "rollout", "start", "update")
+    assert 0 < step.model_flops("start") < step.model_flops("update")
+    for one in (dataclasses.replace(rl, updates_per_rollout=1), RLConfig(updates_per_rollout=2)):
+        assert plan.programs_of(step_of_config(rl=one).config) == PROGRAMS
+    # The first update alone knows them itself; the others are given them.
+    given, itself = (
+        len(jax.tree.leaves(made.trace("update").in_avals))
+        for made in (step, step_of_config(rl=dataclasses.replace(rl, updates_per_rollout=1)))
+    )
+    assert given == itself + 1
+
+
 def test_evaluation_is_a_program_where_it_has_more_images_at_once_than_a_step():
     few = EvaluationConfig(batch_size=2)
     assert plan.programs_of(step_of_config(evaluation=few).config) == PROGRAMS

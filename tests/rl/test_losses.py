@@ -14,9 +14,22 @@ from balcap_jax.rl.losses import mean_of, token_weights
 kl_k3 = jax.jit(losses.kl_k3)
 policy_loss = jax.jit(
     losses.policy_loss,
-    static_argnames=("clip_low", "clip_high", "normaliser", "max_length", "kl_coefficient"),
+    static_argnames=(
+        "clip_low",
+        "clip_high",
+        "normaliser",
+        "max_length",
+        "kl_coefficient",
+        "importance_cap",
+    ),
 )
 B, G, T = 4, 3, 5
+
+
+def weighted(start, old):
+    """Settings with importance weights, some of them cut."""
+    assert (start - old).max() > np.log(1.2)
+    return {"start_logprobs": start, "importance_cap": 1.2}
 
 
 def objective(loss):
@@ -150,7 +163,9 @@ def test_masking_equals_dropping(normaliser):
         max_length=T,
         reference_logprobs=reference,
         kl_coefficient=0.1,
+        **weighted(reference, old),
     )
+    assert loss.truncated > 0
     kept = [x[valid] for x in (logprobs, old, advantages, mask, reference)]
     alone = policy_loss(
         *kept[:4],
@@ -158,6 +173,8 @@ def test_masking_equals_dropping(normaliser):
         max_length=T,
         reference_logprobs=kept[4],
         kl_coefficient=0.1,
+        start_logprobs=kept[4],
+        importance_cap=1.2,
     )
     for name, one, other in zip(loss._fields, loss, alone, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -180,6 +197,8 @@ def test_micro_batches_change_nothing(normaliser, parts):
             max_length=T,
             reference_logprobs=reference[rows],
             kl_coefficient=0.05,
+            start_logprobs=reference[rows],
+            importance_cap=1.2,
         )
 
     def total(logprobs, rows):
@@ -217,6 +236,8 @@ def test_masked_entries_may_hold_anything(garbage):
             valid=valid,
             reference_logprobs=reference,
             kl_coefficient=0.1,
+            start_logprobs=reference,
+            importance_cap=1.2,
         ).total
 
     spoiled = [jnp.where(live, x, garbage) for x in (logprobs, old, reference)]
@@ -298,3 +319,81 @@ def test_errors_name_value_and_remedy(options, message):
     logprobs, old, advantages, mask, _ = batch()
     with pytest.raises(UserError, match=message):
         policy_loss(logprobs, old, advantages, mask, **options)
+
+
+# Importance weights -----------------------------------------------------------------------------
+
+
+def test_importance_weights_by_hand():
+    # Three tokens, advantage 1; the policy before the updates gives them 0.5, 2 and 4 times as much
+    # as the one that sampled, the policy now 1, 1 and 1.5 times as much as that before: weights .5,
+    # 2 and 3 (cut), ratios 1, 1 and 1.2 (clipped): .5 + 2 + 3 x 1.2 = 6.1
+    old = jnp.full((1, 3), -3.0)
+    start = old + jnp.log(jnp.array([[0.5, 2.0, 4.0]]))
+    now = start + jnp.log(jnp.array([[1.0, 1.0, 1.5]]))
+    mask = jnp.ones((1, 3), bool)
+
+    def loss(now, advantage=1.0, **more):
+        return policy_loss(now, old, jnp.array([advantage]), mask, importance_cap=3.0, **more)
+
+    found = loss(now, start_logprobs=start)
+    np.testing.assert_allclose(found.total, -6.1, rtol=1e-6)
+    np.testing.assert_allclose(found.importance, 0.5 + 2.0 + 3.0, rtol=1e-6)
+    assert (found.truncated, found.clipped_high, found.tokens) == (1.0, 1.0, 3.0)
+    # d r / d logprob = r: the weight times A r where it is not clipped.
+    slope = jax.grad(lambda now: loss(now, start_logprobs=start).total)(now)
+    np.testing.assert_allclose(slope, [[-0.5, -2.0, 0.0]], rtol=1e-6)
+    # Against A = -1 nothing is clipped: .5 + 2 + 3 x 1.5 = 7
+    np.testing.assert_allclose(loss(now, -1.0, start_logprobs=start).total, 7.0, rtol=1e-6)
+    # Drift and KL stay those to the policy that sampled and to the reference.
+    np.testing.assert_allclose(found.drift, jnp.sum(kl_k3(old, now)), rtol=1e-6)
+
+
+def test_in_the_first_update_the_start_is_the_policy_itself():
+    logprobs, old, advantages, mask, _ = batch()
+
+    def total(logprobs, **start):
+        return policy_loss(logprobs, old, advantages, mask, importance_cap=1.2, **start).total
+
+    gradient = jax.grad(total)(logprobs)
+    given = jax.grad(total)(logprobs, start_logprobs=logprobs)
+    np.testing.assert_allclose(gradient, given, rtol=1e-6)
+    # -A w: each token once, however often the old policy would have sampled it, up to the cap.
+    weights = jnp.minimum(jnp.exp(logprobs - old), 1.2)
+    expected = jnp.where(mask, -advantages[..., None] * weights, 0.0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_on_policy_the_weights_are_1_and_change_nothing():
+    logprobs, _, advantages, mask, _ = batch()
+
+    def total(logprobs, cap):
+        old = jax.lax.stop_gradient(logprobs)
+        found = policy_loss(logprobs, old, advantages, mask, importance_cap=cap)
+        return found.total, found
+
+    (gradient, found), (plain, without) = (
+        jax.grad(total, has_aux=True)(logprobs, cap) for cap in (1.0, 0.0)
+    )
+    np.testing.assert_array_equal(gradient, plain)
+    assert without.importance == without.tokens
+    for name, one, other in zip(found._fields, found, without, strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_a_token_that_the_old_policy_hardly_knew_gets_the_cap():
+    far = jnp.full((1, 1), -1e4)
+    mask = jnp.ones((1, 1), bool)
+
+    def total(now):
+        return policy_loss(now, far, jnp.ones(1), mask, importance_cap=2.0).total
+
+    value, slope = jax.value_and_grad(total)(jnp.zeros((1, 1)))
+    np.testing.assert_allclose(value, -2.0)
+    np.testing.assert_allclose(slope, [[-2.0]])
+
+
+def test_a_cap_below_1_is_refused():
+    logprobs, old, advantages, mask, _ = batch()
+    with pytest.raises(UserError, match=r"importance_cap=0.5 must be at least 1, or 0"):
+        policy_loss(logprobs, old, advantages, mask, importance_cap=0.5)

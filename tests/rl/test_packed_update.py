@@ -95,7 +95,8 @@ def compare(family, *, mesh=ONE, trained=None, remat="none", kl_coef=0.0, micro_
         logprobs, packed = (reference(moved, on_mesh, r) for r in (None, room))
         live = batch.mask & batch.valid[..., None]
         np.testing.assert_allclose(packed, jnp.where(live, logprobs, 0), rtol=1e-5, atol=1e-5)
-        batch = batch._replace(reference_logprobs=packed)
+        batch = batch._replace(reference_logprobs=packed, start_logprobs=packed)
+        options["importance_cap"] = 1.2  # the same logprobs, of another use
     update = make_update(policy, OPTIMIZER, mesh, kl_coef=kl_coef, trained=patterns, **options)
 
     def run(room: Room | None):

@@ -414,6 +414,40 @@ def test_kl_to_the_reference(batch):
     assert metrics["grad_norm"] > 1e-3
 
 
+def test_importance_weights_on_policy_change_nothing_and_off_policy_do(batch):
+    """The gradient of the first update is that of the weights times the logprobs."""
+    logprobs = exact_logprobs(PARAMS, batch.prompts, batch.features, batch.tokens)
+    on_policy = batch._replace(old_logprobs=logprobs)
+    (plain, before), (state, after) = run(on_policy), run(on_policy, importance_cap=1.3)
+    assert_trees_close(state.params, plain.params, atol=1e-6)
+    assert_trees_close(after, before, rtol=1e-4, atol=1e-5)
+    assert after["importance_mean"] == pytest.approx(1, abs=1e-5)
+
+    live = batch.mask & batch.valid[..., None]
+    ratio = jnp.where(live, jnp.exp(logprobs - batch.old_logprobs), 0.0)
+    weights = jnp.minimum(ratio, 1.3)
+    # As if each token had been sampled now, with an advantage of its own.
+    state, metrics = run(batch, importance_cap=1.3)
+    tokens = jnp.sum(live)
+    np.testing.assert_allclose(metrics["importance_mean"], weights.sum() / tokens, rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics["importance_truncated"], jnp.sum(ratio > 1.3) / tokens, rtol=1e-5
+    )
+    assert 0 < metrics["importance_truncated"] < 0.5
+    np.testing.assert_allclose(
+        metrics["loss"], -jnp.sum(weights * batch.advantages[..., None]) / tokens, rtol=1e-4
+    )
+    # A second update keeps the weights of the first, and the ratio starts from there.
+    given = batch._replace(start_logprobs=logprobs)
+    again, same = run(given, importance_cap=1.3)
+    assert_trees_close(again.params, state.params, atol=1e-6)
+    moved = jax.tree.map(lambda x: 1.01 * x, PARAMS)
+    _, later = run(given, params=moved, importance_cap=1.3)
+    assert later["importance_mean"] == same["importance_mean"]
+    assert later["logprob_gap"] != same["logprob_gap"]
+    assert later["loss"] != same["loss"]
+
+
 def test_a_step_moves_nothing_between_host_and_device(batch):
     state = init_state(ONE, PARAMS, optimizer(), trained=POLICY.parts["decoder"])
     on_device = shard_batch(ONE, batch)

@@ -1,16 +1,14 @@
 """Whole runs in a bucket, by processes that share no folder."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bucket_runs import FLAGS, balcap, begun, committed, wait_for
 from host_processes import Hosts
 
 from balcap_jax.models.hf.weights import load_pretrained
@@ -24,28 +22,6 @@ pytestmark = pytest.mark.slow  # processes that each import, compile and train
 
 def longer(*values):
     return pytest.param(*values, marks=pytest.mark.long)
-
-
-FLAGS = (
-    "--prompts-per-step", "2", "--data.heldout", "2", "--evaluation.batch-size", "2",
-    "--rollout.group-size", "2", "--rollout.max-new-tokens", "6", "--checkpoint.every", "1",
-    "--sample-every", "3", "--optim.learning-rate", "1e-5", "--optim.warmup-steps", "1",
-)  # fmt: skip
-
-
-def balcap(*arguments: object, cwd: Path, wait: bool = True) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "balcap_jax", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "BALCAP_CACHE_DIR": str(cwd / "cache")},
-    )
-    if wait:
-        process.said = process.communicate(timeout=240)[0]  # type: ignore[attr-defined]
-        assert process.returncode == 0, process.said  # type: ignore[attr-defined]
-    return process
 
 
 def numbers(run) -> list[dict]:
@@ -69,25 +45,6 @@ def assert_same_run(run, other, *, rtol: float = 0.0) -> None:
     assert read_jsonl(run / "samples.jsonl") == read_jsonl(other / "samples.jsonl")
     for ours, theirs in zip(weights(run), weights(other), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=rtol / 10)
-
-
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
-
-
-def committed(bucket) -> int:
-    """The newest checkpoint, as the store has it."""
-    names = [n.split("/") for n in list(bucket.objects) if n.endswith("commit_success.txt")]
-    return max((int(n[3]) for n in names if len(n) == 5 and n[3].isdigit()), default=0)
-
-
-def begun(bucket) -> bool:
-    """As launch/start.sh asks."""
-    return "runs/balcap/config.json" in bucket.objects
 
 
 @pytest.fixture(scope="module")

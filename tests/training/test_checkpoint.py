@@ -19,6 +19,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+import balcap_jax.training.checksums as sums_module
 from balcap_jax.errors import UserError
 from balcap_jax.training.checkpoint import Checkpoints
 from balcap_jax.training.checksums import checksums
@@ -375,7 +376,11 @@ def test_whatever_file_is_damaged_the_newest_intact_step_is_taken(tmp_path):
     files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
     assert len(files) > 10
     told: dict[str, str] = {}
-    like = {"p": noise(0)["b"]}
+
+    def like(extra):
+        assert extra["n"] in (1, 2)
+        return {"p": noise(0)["b"]}
+
     for file in files:
         for name, damage in DAMAGES.items():
             copy = tmp_path / "copy"
@@ -484,6 +489,16 @@ def test_checksums_see_every_bit_and_every_move_but_no_mesh(dtype, monkeypatch):
     bits[3, 5] ^= 1
     changed = bits.view(values.dtype)
     assert len(sums | moved | {checksums({"x": changed})["x"]}) == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "complex64"])
+def test_checksums_by_parts_on_all_cores_are_those_of_a_device(dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = ((6, 16), (96,), (3, 4, 8), (5, 5), ())  # three of one size
+    leaves = [jnp.asarray(rng.integers(0, 2, shape) * 100).astype(dtype) for shape in shapes]
+    monkeypatch.setattr(sums_module, "_BLOCK", 7)
+    found = checksums([*leaves, np.zeros((0, 3), np.float32)])
+    assert list(found.values()) == [*(int(sums_module._sum(leaf)) for leaf in leaves), 0]
 
 
 def test_checksums_see_pairs_of_changes_that_a_plain_sum_would_miss():

@@ -172,7 +172,7 @@ def config_of(out: Path, name: str, overlap: int):
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("overlap", [0, 2])
 def test_a_wait_for_the_judge_ends_with_a_signal_and_nothing_is_lost(
     tmp_path, capsys, no_late_threads, monkeypatch, overlap
 ):

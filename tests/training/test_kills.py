@@ -26,7 +26,7 @@ COMMAND = (sys.executable, "-m", "balcap_jax", "train")
 SMALL = (
     "--prompts-per-step", "2", "--data.heldout", "2", "--evaluation.batch-size", "2",
     "--rollout.group-size", "2", "--rollout.max-new-tokens", "6", "--checkpoint.every", "1",
-    "--loggers", "--sample-every", "3", "--rollout.overlap-steps", "1",
+    "--loggers", "--sample-every", "3", "--rollout.overlap-steps", "3",
 )  # fmt: skip
 
 

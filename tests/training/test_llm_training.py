@@ -13,6 +13,7 @@ from balcap_jax.config.sections import RolloutConfig
 from balcap_jax.errors import UserError
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
+from balcap_jax.training.judge_load import JudgeLoad
 from balcap_jax.training.trainer import train
 
 KEY = "sk-3f9b-secret-of-the-test"
@@ -107,6 +108,31 @@ def test_overlap_learns_from_the_policy_that_sampled(ahead, on_policy):
     assert max(row["logprob_gap"] for row in old) < 1e-4
     assert new[0]["logprob_gap"] < 1e-4
     assert min(row["logprob_gap"] for row in new[1:]) > 1e-3
+
+
+def test_calls_that_cannot_keep_up_with_the_device_are_said_once(
+    server, ahead, tmp_path, monkeypatch, capsys
+):
+    """All calls of the captions count, beside what the device takes without waiting."""
+    seen, add = [], JudgeLoad.add
+
+    def a_quick_device(load, calls, *, device_seconds):
+        seen.append((calls["judge.concurrency"], device_seconds))
+        return add(load, calls, device_seconds=1e-4)
+
+    monkeypatch.setattr(JudgeLoad, "add", a_quick_device)
+    run = train(asked(server, tmp_path, concurrency=2))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("the judge holds the device: ") == 1
+    assert "and it is 2; set --judge.concurrency" in said
+    for row, ((count, seconds), device) in zip(
+        read_jsonl(run / "metrics.jsonl"), seen, strict=True
+    ):
+        assert count == row["judge/calls"]
+        assert seconds == row["judge/call_seconds"] > 0
+        waited = row["seconds/judge"] + row["seconds/other_hosts"]
+        assert device == pytest.approx(row["seconds/step"] - waited)
+    assert_same_run(run, ahead)
 
 
 @pytest.mark.slow

@@ -342,11 +342,11 @@ def test_every_evaluation_draws_by_the_same_keys_at_its_own_temperature(run):
 
 
 def test_a_rollout_ahead_is_sampled_with_the_parameters_its_step_starts_from(tmp_path):
-    ahead = record(tmp_path, overlap_steps=1)
+    ahead = record(tmp_path, overlap_steps=2)
     starts = [update.before.params for update in ahead.first_updates()]
-    # Those of the first two steps are sampled before the first update, the third one, which no step
-    # of this run learns from, before the second step's.
-    for call, start in zip(ahead.trained, [starts[0], starts[0], starts[1]], strict=True):
+    # The first three are sampled before the first update, the fourth before the second step's. No
+    # step of this run learns from the last two.
+    for call, start in zip(ahead.trained, [*[starts[0]] * 3, starts[1]], strict=True):
         tiny.assert_equal_trees(call.params, start)
     for update, call in zip(ahead.first_updates(), ahead.trained, strict=False):
         np.testing.assert_array_equal(update.batch.tokens, call.rollout.tokens)

@@ -36,7 +36,7 @@ from balcap_jax.models.param_tree import get_at, layer_names, set_at, shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
 from balcap_jax.runs.folder import remove_half_written, replace_folder, written_beside
-from balcap_jax.storage.paths import as_path, is_remote
+from balcap_jax.storage.paths import AnyPath, as_path, is_remote
 
 PREFIX = "base_model.model."
 _OUTSIDE = re.compile(r"lora_embedding_[AB]|\.(?:lm_head|embed_tokens)\.")
@@ -59,7 +59,7 @@ class Adapter(NamedTuple):
 
 
 def save_adapter(
-    folder: str | Path,
+    folder: str | AnyPath,
     policy: VisionLanguagePolicy,
     params: Params,
     *,

@@ -26,11 +26,26 @@ _SMALL = (
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?", re.ASCII)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
+_kept: dict[tuple[str, str | None], Path] | None = None  # see `remembered`
+
 
 def is_hub_name(path: str) -> bool:
     """Whether `path` can be the name of a repository, "owner/name", by the hub's rules."""
     wrong = len(path) > 96 or "--" in path or ".." in path or path.endswith(".git")
     return not wrong and _NAME.fullmatch(path) is not None
+
+
+@contextmanager
+def remembered() -> Iterator[dict[tuple[str, str | None], Path]]:
+    """Inside, the hub is asked once for a name and revision, and not for what is in the dictionary
+    already: (name, revision) -> folder.
+    """
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield _kept
+    finally:
+        _kept = before
 
 
 def snapshot(name: str, *, revision: str | None = None) -> Path:
@@ -49,6 +64,16 @@ def snapshot(name: str, *, revision: str | None = None) -> Path:
       UserError: there is no such repository, revision or access to it, it has no safetensors, or it
         cannot be fetched now.
     """
+    if _kept is None:
+        return _snapshot(name, revision)
+    if (name, revision) not in _kept:
+        folder = _snapshot(name, revision)
+        # By its commit, too: so it is named once it is known.
+        _kept.update({(name, revision): folder, (name, folder.name): folder})
+    return _kept[name, revision]
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
     with _one_sentence(name, revision):
         folder = _fetch(name, revision, _SMALL)
         if (folder / ADAPTERS[0]).is_file() and not (folder / _CONFIG).is_file():

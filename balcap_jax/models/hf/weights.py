@@ -34,7 +34,7 @@ from balcap_jax.models.param_tree import get_at, layer_names, set_at, shapes_of,
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.sharding import param_shardings
 from balcap_jax.runs.folder import remove_half_written, replace_folder, written_beside
-from balcap_jax.storage.paths import as_path, is_remote
+from balcap_jax.storage.paths import AnyPath, as_path, is_remote
 
 # Threads that read a folder; each holds one tensor.
 READERS = min(8, os.cpu_count() or 1)
@@ -130,7 +130,7 @@ def load_weights(
 
 
 def save_pretrained(
-    folder: str | Path,
+    folder: str | AnyPath,
     policy: VisionLanguagePolicy,
     params: Params,
     *,

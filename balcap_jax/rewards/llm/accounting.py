@@ -54,7 +54,8 @@ class Ledger:
     def lap(self) -> dict[str, float]:
         """The counts, starting anew: `calls` (tries, each one counted), `errors`, `bad_answers`,
         `cache_hits`, `failures` (captions without a verdict), `prompt_tokens`,
-        `completion_tokens`, `price`, `latency_p50`, `latency_p95` (seconds; NaN without calls).
+        `completion_tokens`, `price`, `call_seconds` (of all answered calls together, as if one came
+        after the other), `latency_p50`, `latency_p95` (seconds; NaN without calls).
         """
         names = (
             "calls", "errors", "bad_answers", "cache_hits", "failures", "prompt_tokens",
@@ -64,6 +65,7 @@ class Ledger:
         row["price"] = (
             self._prices[0] * row["prompt_tokens"] + self._prices[1] * row["completion_tokens"]
         ) / 1e6
+        row["call_seconds"] = sum(self._latencies)
         for share in (50, 95):
             known = self._latencies
             row[f"latency_p{share}"] = float(np.percentile(known, share)) if known else np.nan

@@ -23,6 +23,7 @@ from balcap_jax.rewards.llm.limits import (
     Gate,
     Pace,
     Sleep,
+    Slots,
     backoff_seconds,
     retry_after_seconds,
     share_of,
@@ -102,7 +103,7 @@ class Client:
                 event_hooks={"response": [read_in_bounds]},
             ),
         )
-        self._slots = asyncio.Semaphore(share_of(judge.concurrency))
+        self._slots = Slots(share_of(judge.concurrency))
         self._requests = Pace(judge.requests_per_minute, clock=clock, sleep=sleep)
         self._tokens = Pace(judge.tokens_per_minute, clock=clock, sleep=sleep)
         self._gate = Gate(clock=clock, sleep=sleep)
@@ -117,6 +118,8 @@ class Client:
         *,
         pixels: int = 0,
         sampling: Sampling | None = None,
+        ledger: Ledger | None = None,
+        turn: int = 0,
     ) -> tuple[T, Reply]:
         """What `check` makes of the answer to `messages`, and the answer.
 
@@ -125,12 +128,15 @@ class Client:
           pixels: of the image in the messages, to guess its tokens.
           sampling: in place of the settings of the judge; a question that is asked again keeps its
             temperature and gets another seed.
+          ledger: that counts it; default: the one of the client.
+          turn: see `Slots.one`.
 
         Raises:
           CallFailed: every try failed, or one failed in a way that no retry fixes.
         """
         # A loop and not tenacity: what is asked changes with the cause, and a pause that the server
         # asked for is no failed try.
+        ledger = self._ledger if ledger is None else ledger
         form = self._form
         failed = different = cuts = 0
         while True:
@@ -148,18 +154,20 @@ class Client:
                 top_p=used.top_p,
             )
             try:
-                reply = await self._send(messages, fields, form, pixels=pixels)
+                reply = await self._send(
+                    messages, fields, form, pixels=pixels, ledger=ledger, turn=turn
+                )
                 return _checked(reply, check), reply
             except _Plainer as refusal:  # no failed try: the forms have an end
-                self._ledger.error(refusal.tokens)
+                ledger.error(refusal.tokens)
                 form = refusal.form
                 continue
             except Trouble as caught:
                 trouble = caught
             if trouble.cause.counted == causes.BAD_ANSWER:
-                self._ledger.bad_answer()
+                ledger.bad_answer()
             else:
-                self._ledger.error(trouble.tokens)
+                ledger.error(trouble.tokens)
             retry = trouble.cause.retry
             if retry is Retry.LATER and trouble.pause is not None:
                 # The server is there and has said when: that is no failed try. The deadline of
@@ -193,6 +201,8 @@ class Client:
         form: RequestForm,
         *,
         pixels: int,
+        ledger: Ledger,
+        turn: int,
     ) -> Reply:
         """One call, in its turn, timed and counted.
 
@@ -200,7 +210,7 @@ class Client:
           Trouble: there is no answer.
         """
         guess = _letters(messages) / 4 + pixels / _PIXELS_PER_TOKEN + _TOKENS_OF_ANSWER
-        async with self._slots:
+        async with self._slots.one(turn):
             await self._requests.take()
             await self._tokens.take(guess)
             await self._gate.wait()
@@ -212,7 +222,7 @@ class Client:
                 raise Trouble(causes.TIMEOUT) from None
         if used := sum(reply.tokens):
             self._tokens.correct(used - guess)
-        self._ledger.call(seconds=self._clock() - began, tokens=reply.tokens)
+        ledger.call(seconds=self._clock() - began, tokens=reply.tokens)
         self._remember(form)
         return reply
 

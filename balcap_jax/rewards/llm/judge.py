@@ -1,10 +1,12 @@
 """The judge: a multimodal model is asked about every caption; what fails gets no verdict."""
 
 import asyncio
+import itertools
 import logging
 import time
 import unicodedata
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from balcap_jax.config.judge import JudgeConfig
@@ -29,11 +31,12 @@ from balcap_jax.rewards.llm.questions import (
 from balcap_jax.rewards.llm.settled import CLOSED, settle
 from balcap_jax.rewards.llm.stored_answers import StoredAnswers
 from balcap_jax.rewards.llm.stored_units import StoredUnits
-from balcap_jax.rewards.verdicts import Verdict
+from balcap_jax.rewards.verdicts import Judgement, Verdict
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
+_VERDICT = "verdict for"  # what is missing where a judgement failed, for messages
 _EMPTY = (0.0, 0.0, 0.0)  # the scores of a caption without a word, which no model need be asked
 
 
@@ -59,17 +62,23 @@ class LLMJudge:
     ):
         self.judge = judge
         self._stored = stored
-        self._ledger = Ledger(
-            prompt_price=judge.prompt_price, completion_price=judge.completion_price
-        )
+        self._ledger = self._new_ledger()
         self._answers = StoredAnswers(
             judge, self._ledger, version=VERSION, clock=clock, sleep=sleep
         )
         self._say_what_is_old()
         self._units: dict[str, tuple[str, ...]] = {}  # by reference
         self._loop = LoopThread()
+        self._numbers = itertools.count()  # of batches, in the order of their beginning
+        self._over: asyncio.Event | None = None  # of the batch that began last
+        self._batches: list[_Batch] = []  # under way
         # Why captions of the last batch have no verdict, the most frequent reasons first.
         self.last_failures = ""
+
+    def _new_ledger(self) -> Ledger:
+        return Ledger(
+            prompt_price=self.judge.prompt_price, completion_price=self.judge.completion_price
+        )
 
     def _say_what_is_old(self) -> None:
         old = self._answers.cache.versions()
@@ -92,11 +101,7 @@ class LLMJudge:
         Raises:
           UserError: the cache cannot be used, or is to be replayed and lacks an answer.
         """
-        jobs = [
-            lambda batch, e=example, c=caption: self._verdict(batch, e, c)
-            for example, caption in zip(examples, captions, strict=True)
-        ]
-        return self._all(jobs, what="verdict for")
+        return self._all(self._verdicts(examples, captions), what=_VERDICT)
 
     def reference_units(self, example: Example) -> tuple[str, ...]:
         """The units of the reference: stored with the data, or made now.
@@ -126,6 +131,31 @@ class LLMJudge:
 
     # ---- beyond it
 
+    def start(self, examples: Sequence[Example], captions: Sequence[str]) -> Future[Judgement]:
+        """Begins to judge and returns at once; errors as of a call come out of the result.
+
+        Calls of batches that were started earlier go first, and the deadline of a batch counts from
+        the end of the one before it.
+        """
+        jobs, batch = self._verdicts(examples, captions), self._batch(self._new_ledger())
+
+        async def judged() -> Judgement:
+            verdicts = await self._gather(batch, jobs, what=_VERDICT, warn=True)
+            return Judgement(verdicts, batch.ledger.lap(), batch.reasons)
+
+        found = self._loop.start(judged)
+        if found is None:  # closed before it began
+            batch.lost(len(jobs))
+            found = Future()
+            found.set_result(Judgement([None] * len(jobs), batch.ledger.lap(), batch.reasons))
+        return found
+
+    def _verdicts(self, examples: Sequence[Example], captions: Sequence[str]) -> list["_Job"]:
+        return [
+            lambda batch, e=example, c=caption: self._verdict(batch, e, c)
+            for example, caption in zip(examples, captions, strict=True)
+        ]
+
     def units_of(self, examples: Sequence[Example]) -> list[tuple[str, ...] | None]:
         """The reference units of many examples at once; None where they could not be made."""
         jobs = [lambda batch, e=example: self._reference_units(batch, e) for example in examples]
@@ -151,34 +181,51 @@ class LLMJudge:
     # ---- one batch
 
     def _all(self, jobs: Sequence["_Job[T]"], *, what: str, warn: bool = True) -> list[T | None]:
-        answers = self._loop.run(lambda: self._gather(jobs, what=what, warn=warn))
-        if answers is None:  # closed before it began
-            self._ledger.failures(len(jobs))
-            self.last_failures = f"{CLOSED} ({len(jobs)})" if jobs else ""
-            return [None] * len(jobs)
-        return answers
+        batch = self._batch(self._ledger)
+        try:
+            answers = self._loop.run(lambda: self._gather(batch, jobs, what=what, warn=warn))
+            if answers is None:  # closed before it began
+                batch.lost(len(jobs))
+                return [None] * len(jobs)
+            return answers
+        finally:
+            self.last_failures = batch.reasons
 
-    async def _gather(self, jobs: Sequence["_Job[T]"], *, what: str, warn: bool) -> list[T | None]:
+    def _batch(self, ledger: Ledger) -> "_Batch":
+        return _Batch(next(self._numbers), ledger, side=self.judge.image_side)
+
+    async def _gather(
+        self, batch: "_Batch", jobs: Sequence["_Job[T]"], *, what: str, warn: bool
+    ) -> list[T | None]:
         """The results of all jobs, which run at once; None for what failed or was late."""
-        batch = _Batch(side=self.judge.image_side)
+        before, self._over = self._over, batch.over
+        self._batches.append(batch)
         tasks = [asyncio.ensure_future(job(batch)) for job in jobs]
-        found, failures = await settle(
-            self._loop, tasks, deadline=self.judge.deadline, end=batch.end
-        )
-        self._ledger.failures(failures.total())
-        self.last_failures = listing(failures)
+        try:
+            found, failures = await settle(
+                self._loop,
+                tasks,
+                deadline=self.judge.deadline,
+                end=batch.end,
+                after=before,
+            )
+        finally:
+            self._batches.remove(batch)
+            batch.over.set()
+        batch.ledger.failures(failures.total())
+        batch.reasons = listing(failures)
         if failures:
-            self._say(failures.total(), len(jobs), what=what, warn=warn)
+            self._say(batch.reasons, failures.total(), len(jobs), what=what, warn=warn)
         return found
 
-    def _say(self, lost: int, count: int, *, what: str, warn: bool) -> None:
+    def _say(self, reasons: str, lost: int, count: int, *, what: str, warn: bool) -> None:
         if self.judge.replay and not self._loop.closed:
             raise UserError(
                 f"judge.replay=True found no {what} {lost} of {count} in {self.judge.cache}: "
-                f"{self.last_failures}; ask the model, without --judge.replay."
+                f"{reasons}; ask the model, without --judge.replay."
             )
         if warn:
-            _log.warning("no %s %d of %d: %s", what, lost, count, self.last_failures)
+            _log.warning("no %s %d of %d: %s", what, lost, count, reasons)
 
     # ---- one question
 
@@ -272,6 +319,9 @@ class LLMJudge:
             text=text,
             temperature=judge.temperature,
         )
+        # Of another batch: its answer will be in the cache, where it gets one.
+        while key not in batch.calls and (others := self._asking(key)):
+            await others[0].calls.ended(key)
         return await self._answers.get(
             key,
             part,
@@ -282,23 +332,40 @@ class LLMJudge:
             once=batch.calls,
             missing=f"{about} is missing",
             pixels=image.pixels if image else 0,
+            ledger=batch.ledger,
+            turn=batch.number,
         )
+
+    def _asking(self, key: str) -> list["_Batch"]:
+        """The batches that have a call for `key` under way."""
+        return [batch for batch in self._batches if batch.calls.is_running(key)]
 
 
 class _Batch:
     """What the jobs of one batch share.
 
     Attributes:
+      number: of the batch; calls of lower ones go first.
+      ledger: what it spends.
       calls: under way or done: the same is never asked twice.
+      over: set once all of it is answered or given up.
+      reasons: why some of it was not answered, the most frequent reasons first.
     """
 
-    def __init__(self, *, side: int):
+    def __init__(self, number: int, ledger: Ledger, *, side: int):
+        self.number, self.ledger = number, ledger
+        self.over, self.reasons = asyncio.Event(), ""
         self._images = ReadyImages(side)
         self.calls: Once = Once(keep=True)
 
     async def image(self, example: Example) -> SentImage:
         """The example's image, made ready once; the examples of the batch keep it alive."""
         return await self._images.of(example.image)
+
+    def lost(self, count: int) -> None:
+        """The judge was closed before so many jobs began."""
+        self.ledger.failures(count)
+        self.reasons = f"{CLOSED} ({count})" if count else ""
 
     async def end(self) -> None:
         """Cancels what is still under way."""

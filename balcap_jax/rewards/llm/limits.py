@@ -1,10 +1,14 @@
 """How fast a server may be asked, and how long to wait after it failed."""
 
+import asyncio
 import email.utils
+import heapq
+import itertools
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC
 
 from balcap_jax.parallel.exchange import process_count, process_index
@@ -40,6 +44,54 @@ class Pace:
     def correct(self, amount: float) -> None:
         """Takes `amount` more, or gives it back where it is negative: an estimate was off."""
         self._free += amount * self._seconds_each
+
+
+class Slots:
+    """So many calls under way at once; of those that wait, the earliest batch's go first. Used by
+    one event loop.
+
+    Attributes:
+      free: how many more may start.
+    """
+
+    def __init__(self, count: int):
+        self.free = count
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
+        self._arrivals = itertools.count()
+
+    @asynccontextmanager
+    async def one(self, turn: int) -> AsyncIterator[None]:
+        """One of them while the block runs.
+
+        Args:
+          turn: the lowest goes first; of equals, the one that came first.
+        """
+        await self._take(turn)
+        try:
+            yield
+        finally:
+            self._give()
+
+    async def _take(self, turn: int) -> None:
+        if self.free:  # then nobody waits
+            self.free -= 1
+            return
+        granted = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (turn, next(self._arrivals), granted))
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if not granted.cancelled():  # it was granted in the same moment
+                self._give()
+            raise
+
+    def _give(self) -> None:
+        while self._waiting:
+            *_, granted = heapq.heappop(self._waiting)
+            if not granted.done():
+                granted.set_result(None)
+                return
+        self.free += 1
 
 
 class Gate:

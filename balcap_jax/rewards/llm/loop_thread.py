@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -27,8 +27,10 @@ class LoopThread:
         self._wake: asyncio.Event | None = None
         self._running: set[asyncio.Task] = set()
 
-    def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
-        """The result of a coroutine, None once it is closed; Ctrl-C ends it, too."""
+    def start(self, make: Callable[[], Coroutine[Any, Any, T]]) -> Future[T] | None:
+        """The result of a coroutine to come, None once it is closed. Several run side by side, and
+        begin in the order in which they were started.
+        """
         with self._lock:
             if self.closed:
                 return None
@@ -39,7 +41,13 @@ class LoopThread:
                     target=self._loop.run_forever, name="judge-calls", daemon=True
                 )
                 self._thread.start()
-            future = asyncio.run_coroutine_threadsafe(self._kept(make), self._loop)
+            return asyncio.run_coroutine_threadsafe(self._kept(make), self._loop)
+
+    def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+        """The result of a coroutine, None once it is closed; Ctrl-C ends it, too."""
+        future = self.start(make)
+        if future is None:
+            return None
         try:
             return future.result()
         except CancelledError:  # it did not end in time when it was woken
@@ -50,15 +58,26 @@ class LoopThread:
             future.cancel()
             raise
 
-    async def wait(self, tasks: Sequence[asyncio.Task], *, timeout: float) -> None:
-        """Returns when all tasks are done, after `timeout` seconds, or when `close` is called."""
+    async def wait(
+        self, tasks: Sequence[asyncio.Task], *, timeout: float, after: asyncio.Event | None = None
+    ) -> None:
+        """Returns when all tasks are done, after `timeout` seconds, or when `close` is called.
+
+        Args:
+          after: the seconds count from when it is set; default: from now.
+        """
         assert self._wake is not None
         woken = asyncio.ensure_future(self._wake.wait())
         done = asyncio.gather(*tasks, return_exceptions=True)
+        turn = None if after is None else asyncio.ensure_future(after.wait())
         try:
+            if turn is not None:
+                await asyncio.wait((done, woken, turn), return_when="FIRST_COMPLETED")
             await asyncio.wait((done, woken), timeout=timeout, return_when="FIRST_COMPLETED")
         finally:
             woken.cancel()
+            if turn is not None:
+                turn.cancel()
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Wakes all that wait, lets them return, runs `last`, ends the thread; twice is fine."""

@@ -30,6 +30,17 @@ class Once(Generic[T]):
             if not self._keep and mine.done() and self._work.get(key) is mine:
                 del self._work[key]
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._work
+
+    def is_running(self, key: Hashable) -> bool:
+        return key in self._work and not self._work[key].done()
+
+    async def ended(self, key: Hashable) -> None:
+        """Waits until what is under way for `key` has ended, whatever came of it."""
+        if self.is_running(key):
+            await asyncio.wait((self._work[key],))
+
     async def end(self) -> None:
         """Cancels what is under way and forgets all."""
         work = list(self._work.values())

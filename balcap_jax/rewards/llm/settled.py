@@ -20,18 +20,20 @@ async def settle(
     *,
     deadline: float,
     end: Callable[[], Coroutine[Any, Any, None]],
+    after: asyncio.Event | None = None,
 ) -> tuple[list[T | None], Counter[str]]:
     """The results of tasks, None for what failed or was late, and how often each reason was.
 
     Args:
       deadline: seconds for all.
       end: cancels what the tasks share.
+      after: see `LoopThread.wait`.
 
     Raises:
       Exception: a task ended by an error that is no failed call.
     """
     try:
-        await loop.wait(tasks, timeout=deadline)
+        await loop.wait(tasks, timeout=deadline, after=after)
     finally:
         for task in tasks:
             task.cancel()

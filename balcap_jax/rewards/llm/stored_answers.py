@@ -59,6 +59,8 @@ class StoredAnswers:
         missing: str = "missing",
         sampling: Sampling | None = None,
         pixels: int = 0,
+        ledger: Ledger | None = None,
+        turn: int = 0,
     ) -> T:
         """The checked answer.
 
@@ -68,17 +70,19 @@ class StoredAnswers:
           check: raises BadAnswer for what is asked for again.
           once: the calls under way; equal keys share one.
           missing: why there is no answer where the cache is replayed and lacks it.
-          sampling, pixels: see `Client.ask`.
+          sampling, pixels, turn: see `Client.ask`.
+          ledger: that counts it; default: the one that all share.
 
         Raises:
           CallFailed: there is none.
           UserError: the cache is to be replayed, and another program has locked it.
         """
+        ledger = self._ledger if ledger is None else ledger
         stored = self.cache.get(key)
         if stored is not None:
             with suppress(BadAnswer):  # kept by a version that checked less, or damaged
                 found = check(stored)
-                self._ledger.cache_hit()
+                ledger.cache_hit()
                 return found
         if self._judge.replay:
             self._check_readable()
@@ -86,7 +90,13 @@ class StoredAnswers:
 
         async def bought() -> T:
             found, reply = await self._client.ask(
-                part, messages(), check, pixels=pixels, sampling=sampling
+                part,
+                messages(),
+                check,
+                pixels=pixels,
+                sampling=sampling,
+                ledger=ledger,
+                turn=turn,
             )
             self.cache.put(
                 key,

@@ -9,6 +9,7 @@ import logging
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from balcap_jax.data.examples import Example
 from balcap_jax.errors import UserError
@@ -16,13 +17,19 @@ from balcap_jax.rewards.llm.questions import VERSION
 from balcap_jax.runs import safe_json
 from balcap_jax.runs.folder import disk_errors, to_json
 from balcap_jax.storage.local import fetched
+from balcap_jax.storage.paths import AnyPath, as_path
 
 _log = logging.getLogger(__name__)
 
 
-def units_path(data: str | Path) -> Path:
+def units_file(data: str | AnyPath) -> Any:
     """Where the units of a data file are."""
-    return fetched(f"{data}.units.jsonl")
+    return as_path(f"{data}.units.jsonl")
+
+
+def units_path(data: str | AnyPath) -> Path:
+    """`units_file` to read on this machine."""
+    return fetched(units_file(data))
 
 
 class StoredUnits:

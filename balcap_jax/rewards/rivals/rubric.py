@@ -18,6 +18,7 @@ from balcap_jax.rewards.rivals.rubric_files import RubricFile, rubrics_path
 from balcap_jax.rewards.rivals.rubric_questions import JUDGE
 from balcap_jax.rewards.rivals.rubrics import Criterion, rubric_reward
 from balcap_jax.rewards.rivals.scene_rubrics import met, scene_rubric, starting_caption
+from balcap_jax.storage.local import fetched
 
 VERSION = "1"  # of the question and of the rules for scenes
 
@@ -118,7 +119,7 @@ def _path(file: str, data: str | None) -> Path:
     Raises:
       UserError: there is none.
     """
-    path = Path(file) if file else None if data is None else rubrics_path(data)
+    path = fetched(file) if file else None if data is None else rubrics_path(data)
     if path is None or not path.exists():
         where = f"reward.rubric.file={file!r}" if file else f"no {path or 'file'}"
         raise UserError(

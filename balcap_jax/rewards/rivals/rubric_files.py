@@ -20,14 +20,20 @@ from balcap_jax.rewards.rivals.rubrics import Criterion, Rubric
 from balcap_jax.runs import safe_json
 from balcap_jax.runs.folder import disk_errors
 from balcap_jax.storage.local import fetched
+from balcap_jax.storage.paths import AnyPath, as_path
 
 SEVERITIES = (1, 2, 3)
 _ROW = '{"id": ..., "criteria": [{"text": ..., "severity": 3}]}'
 
 
-def rubrics_path(data: str | Path) -> Path:
+def rubrics_file(data: str | AnyPath) -> Any:
     """Where the rubrics of a data file are."""
-    return fetched(f"{data}.rubrics.jsonl")
+    return as_path(f"{data}.rubrics.jsonl")
+
+
+def rubrics_path(data: str | AnyPath) -> Path:
+    """`rubrics_file` to read on this machine."""
+    return fetched(rubrics_file(data))
 
 
 class RubricFile:

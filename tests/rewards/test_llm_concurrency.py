@@ -1,0 +1,239 @@
+"""Several batches at the judge at once: how long the device waits, on a clock that is simulated.
+
+Time stands still while anything computes, and jumps to the next timer when nothing does.
+"""
+
+import asyncio
+import json
+import selectors
+from collections import deque
+
+import pytest
+from judge_server import completion, judge
+
+from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.data.scene_source import SceneSource
+from balcap_jax.rewards.llm.client import Client
+from balcap_jax.rewards.llm.judge import LLMJudge
+from balcap_jax.rewards.llm.limits import Slots
+from balcap_jax.rewards.llm.replies import read
+from balcap_jax.rewards.verdicts import ConcurrentJudge
+
+LATENCY, STEP = 4.0, 5.0  # seconds of a call, and of the device
+SOURCE = SceneSource("train", 200)
+
+
+class Jumping(selectors.DefaultSelector):
+    """Waits for nothing."""
+
+    now = 0.0
+
+    def select(self, timeout=None):
+        found = super().select(0)
+        if not found and timeout:
+            self.now += timeout
+        return found
+
+
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    """An event loop on a clock of its own."""
+
+    def __init__(self):
+        self._clock = Jumping()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[float, str]]:
+    """When each call began, and what it was about; every call takes `LATENCY` of the clock."""
+    calls: list[tuple[float, str]] = []
+
+    async def create(client, asked, form):
+        body = {"model": "m", **asked}
+        text = next(
+            part["text"]
+            for part in body["messages"][1]["content"]
+            if part.get("text", "")[:1] == "{"
+        )
+        calls.append((asyncio.get_running_loop().time(), text))
+        await asyncio.sleep(LATENCY * (10 if "straggler" in text else 1))
+        return read(json.dumps(completion(json.dumps(judge(body)), body)), key="")
+
+    async def at_once(function, *args, **options):
+        return function(*args, **options)
+
+    loop = SimulatedLoop()
+    monkeypatch.setattr(Client, "_create", create)
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: loop)
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+    monkeypatch.setattr("balcap_jax.rewards.llm.client.time.monotonic", loop.time)
+    return calls
+
+
+def judge_of(tmp_path, **settings) -> LLMJudge:
+    return LLMJudge(
+        JudgeConfig(kind="llm", model="m", cache=tmp_path / "cache.sqlite", **settings),
+        clock=lambda: 0.0,
+    )
+
+
+def on_its_loop(judge: LLMJudge, coroutine):
+    """The result of a coroutine that starts batches; only then the clock moves."""
+    try:
+        return judge._loop.run(coroutine)
+    finally:
+        judge.close()
+
+
+def pairs_of(step: int, *, images: int, group: int):
+    """Images that no step has had, and captions that no image has."""
+    shown = [SOURCE[step * images + i] for i in range(images)]
+    examples = [example for example in shown for _ in range(group)]
+    return examples, [f"{e.reference} This is {n} of {step}." for n, e in enumerate(examples)]
+
+
+def waited_share(judge: LLMJudge, *, overlap: int, images: int = 4, group: int = 16) -> float:
+    """Of the steps after the first ones: the share in which the device waits for verdicts."""
+    warm, steps = overlap + 1, overlap + 7
+
+    async def run() -> float:
+        loop, waiting, sampled, waited, began = asyncio.get_running_loop(), deque(), 0, 0.0, 0.0
+        for step in range(steps):
+            if step == warm:
+                waited, began = 0.0, loop.time()
+            while len(waiting) <= overlap:
+                await asyncio.sleep(STEP / 2)  # the rollout
+                waiting.append(judge.start(*pairs_of(sampled, images=images, group=group)))
+                sampled += 1
+            since = loop.time()
+            found = await asyncio.wrap_future(waiting.popleft())
+            assert None not in found.verdicts
+            waited += loop.time() - since
+            await asyncio.sleep(STEP / 2)  # the update
+        return waited / (loop.time() - began)
+
+    return on_its_loop(judge, run)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "concurrency", "low", "high"),
+    [
+        # An eighth of 512 captions and of as many calls at once: 68 calls, units among them, of 4 s
+        # in 5 s need 55.
+        (4, 64, 0.0, 0.10),
+        # On-policy: 4 s for the units of new images, then 4 s for the captions, at least.
+        (0, 64, 0.61, 0.75),
+        # An eighth of 64 at once: 68 x 4 / 8 = 34 s a step, of which the device works 5 s.
+        (4, 8, 0.80, 0.90),
+    ],
+)
+def test_the_device_waits_for_the_judge(tmp_path, asked, overlap, concurrency, low, high):
+    share = waited_share(judge_of(tmp_path, concurrency=concurrency), overlap=overlap)
+    print(f"overlap {overlap}, {concurrency} at once: the device waits {share:.1%}")
+    assert low <= share <= high
+
+
+def test_a_late_answer_holds_its_own_batch_alone(tmp_path, asked):
+    judge = judge_of(tmp_path)
+    assert isinstance(judge, ConcurrentJudge)
+    examples, captions = pairs_of(0, images=1, group=2)
+
+    async def run():
+        late = judge.start(examples, ["A straggler.", captions[0]])
+        next_one = judge.start(*pairs_of(1, images=1, group=2))
+        found = await asyncio.wrap_future(next_one)
+        assert not late.done()
+        return await asyncio.wrap_future(late), found
+
+    late, found = on_its_loop(judge, run)
+    for judged in (late, found):  # each has spent its own: units once, two captions
+        assert None not in judged.verdicts
+        assert (judged.spent["calls"], judged.reasons) == (3, "")
+    assert found.spent["call_seconds"] == 0  # the clock of the judge stands still here
+
+
+def test_earlier_batches_go_first(tmp_path, asked):
+    """Also with calls that they make later than others have been waiting."""
+    judge = judge_of(tmp_path, concurrency=2)
+
+    async def run():
+        batches = [judge.start(*pairs_of(step, images=2, group=2)) for step in range(3)]
+        ends = []
+        for batch in batches:
+            await asyncio.wrap_future(batch)
+            ends.append(asyncio.get_running_loop().time())
+        return ends
+
+    # Each 2 calls for units and 4 for captions, two at a time: 12 s for a batch alone. While those
+    # of the first learn what to ask next, units of the second are begun. By arrival it would be
+    # 20, 28, 36.
+    assert on_its_loop(judge, run) == pytest.approx([16, 24, 36])
+
+
+def test_the_deadline_counts_from_the_end_of_the_batch_before(tmp_path, asked):
+    judge = judge_of(tmp_path, concurrency=1, deadline=17.0)
+
+    async def run():
+        batches = [judge.start(*pairs_of(step, images=1, group=count)) for step, count in
+                   enumerate((2, 2, 4))]  # fmt: skip
+        return [await asyncio.wrap_future(batch) for batch in batches]
+
+    # The first ends at 16 s, after a call of the second; the second at 24 s; the third, which has
+    # all to itself from then on, has calls for units and three captions behind it at 40 s.
+    first, second, third = on_its_loop(judge, run)
+    assert None not in first.verdicts + second.verdicts
+    assert third.verdicts.count(None) == 1
+    assert third.reasons == "not answered within judge.deadline (1)"
+    assert third.spent["failures"] == 1
+
+
+def test_batches_ask_an_equal_question_once(tmp_path, asked):
+    judge = judge_of(tmp_path)
+
+    async def run():
+        batches = [judge.start(*pairs_of(0, images=2, group=2)) for _ in range(3)]
+        return [await asyncio.wrap_future(batch) for batch in batches]
+
+    first, *others = on_its_loop(judge, run)
+    assert len(asked) == first.spent["calls"] == 6
+    for other in others:
+        assert other.verdicts == first.verdicts
+        assert other.spent["calls"] == 0
+        assert other.spent["cache_hits"] >= 4
+
+
+def test_a_closed_judge_judges_nothing(tmp_path, asked):
+    judge = judge_of(tmp_path)
+    judge.close()
+    found = judge.start(*pairs_of(0, images=1, group=2)).result(timeout=10)
+    assert found.verdicts == [None, None]
+    assert found.reasons == "the judge was closed (2)"
+    assert found.spent["failures"] == 2
+
+
+def test_a_slot_that_nobody_waits_for_any_more_goes_to_the_next():
+    async def run():
+        slots, order = Slots(1), []
+
+        async def call(name, turn):
+            async with slots.one(turn):
+                order.append(name)
+                await asyncio.sleep(0)
+
+        async with slots.one(0):
+            tasks = {
+                name: asyncio.ensure_future(call(name, turn))
+                for name, turn in (("late", 2), ("given up", 0), ("early", 1), ("early too", 1))
+            }
+            await asyncio.sleep(0)
+            tasks["given up"].cancel()
+            assert slots.free == 0
+        # The one that is granted in this moment, and is cancelled before it runs.
+        tasks["early"].cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        return slots.free, order
+
+    assert asyncio.run(run()) == (1, ["early too", "late"])
