@@ -88,7 +88,7 @@ class TrainerBenchFlags(Settings):
     tokens: int = 112  # Most tokens of a caption.
     dtype: Literal["float32", "bfloat16"] = "float32"  # Type of the computation on both sides.
     # Values of a layer that our update keeps; with "attention" and "full" TRL checkpoints layers.
-    remat: Literal["none", "dots", "attention", "full"] = "none"
+    remat: Literal["none", "dots", "attention", "sums", "full"] = "none"
     rounds: int = 5  # Steps by each side after a first one.
     memory: bool = True  # Peak memory, too: two more steps by each side, in processes of their own.
     json: bool = False  # One line of JSON instead of a few for people.

@@ -35,7 +35,7 @@ class PlanFlags(Settings):
     try_prompts: tuple[int, ...] = ()  # Values of prompts_per_step; default: the config's.
     try_micro_batches: tuple[int, ...] = ()  # Values of rl.micro_batches; default: the config's.
     # Values of model.remat; default: the config's.
-    try_remat: tuple[Literal["none", "dots", "attention", "full"], ...] = ()
+    try_remat: tuple[Literal["none", "dots", "attention", "sums", "full"], ...] = ()
     scaling: tuple[str, ...] = ()  # Slices to compile the update for instead.
     prompts_per_chip: float = 1.0  # Images per chip and step of --scaling.
     most_fsdp: int = 64  # Data shards of --scaling beyond which `data` grows.

@@ -47,6 +47,7 @@ RESUMABLE = frozenset(
         "mesh.data",
         "mesh.fsdp",
         "mesh.tensor",
+        "mesh.gather",
         "dist.coordinator",
         "dist.processes",
         "dist.process",

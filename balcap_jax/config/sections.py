@@ -102,12 +102,21 @@ class ModelConfig(Settings):
     train_vision: bool = False  # Training of the vision tower, too; it is frozen otherwise.
     lora: LoraConfig = field(default_factory=LoraConfig)
     # Values of a layer that the backward pass keeps and does not compute again, from fast to small:
-    # all ("none"), the outputs of matmuls ("dots"), of attention ("attention"), nothing ("full").
-    remat: Literal["none", "dots", "attention", "full"] = "none"
+    # all ("none"), the outputs of matmuls ("dots"), of attention ("attention"), what the devices of
+    # mesh.tensor have summed ("sums"), nothing ("full").
+    remat: Literal["none", "dots", "attention", "sums", "full"] = "none"
+    # Type of the decoder's residual stream and of the sums between devices; "bfloat16" halves both.
+    residual: Literal["float32", "bfloat16"] = "float32"
     room = "model."
 
     def check(self) -> None:
         self._require(bool(self.path.strip()), "path", "names no policy", "name one, or base.")
+        self._require(
+            self.residual == self.dtype or self.residual == "float32",
+            "residual",
+            f"would round more than the matmuls of model.dtype={self.dtype!r}",
+            "set --model.dtype bfloat16 too, or leave it out.",
+        )
         self._require(
             not (self.train and self.lora.on),
             "train",
@@ -329,6 +338,9 @@ class MeshConfig(Settings):
     data: int = -1  # Copies of the policy, each with its share of the images; -1: all the rest.
     fsdp: int = 1  # Devices that one copy's parameters are spread over; -1: all the rest.
     tensor: int = 1  # Devices that one layer's matmuls are split over; -1: all the rest.
+    # How often an update brings the parameters together that fsdp spreads: for each "layer", twice
+    # per micro-batch, or once per "update", which keeps them: in bfloat16 2 bytes each over tensor.
+    gather: Literal["layer", "update"] = "layer"
     room = "mesh."
 
     def check(self) -> None:

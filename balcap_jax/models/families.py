@@ -79,7 +79,11 @@ def load_config(folder: str | Path) -> PolicyConfig:
 
 
 def make_policy(
-    config: PolicyConfig, *, dtype: DTypeLike = "float32", remat: str = "none"
+    config: PolicyConfig,
+    *,
+    dtype: DTypeLike = "float32",
+    remat: str = "none",
+    residual: str = "float32",
 ) -> VisionLanguagePolicy:
     """The computation for these sizes."""
-    return family_of(config).policy(config, dtype=dtype, remat=remat)
+    return family_of(config).policy(config, dtype=dtype, remat=remat, residual=residual)

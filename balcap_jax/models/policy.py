@@ -22,6 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from balcap_jax.errors import UserError
 from balcap_jax.models.attention.backends import Attention, choose
 from balcap_jax.models.attention.plain import KV, attend_causal, join_group, parts_of_group
 from balcap_jax.models.config import PolicyConfig
@@ -49,9 +50,11 @@ from balcap_jax.parallel.sharding import (
     constrain_images,
     constrain_stream,
     gather_for_decoding,
+    scatter_gradients,
 )
 
 DECODER = ("language_model", "lm_head")  # paths in `params`
+RESIDUALS = ("float32", "bfloat16")  # dtypes of the residual stream
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,11 @@ class VisionLanguagePolicy(ABC):
 
     Attributes:
       config: sizes and token ids.
-      dtype: of matmuls and activations; weights keep the dtype they have in `params`. Norms, rotary
-        angles, softmax, logits and the decoder's residual stream are float32 always: a stream in
-        bfloat16 would be rounded twice per layer (docs/checkpoints.md has what that costs).
+      dtype: of matmuls and activations; weights keep the dtype they have in `params`. Within norms,
+        rotary angles, softmax and logits all is float32 always.
+      residual: dtype of the decoder's residual stream and so of the sums between devices that are
+        added to it, a name of RESIDUALS. In bfloat16 it is rounded twice per layer
+        (docs/checkpoints.md has what that costs).
       attention: the backend, by a name of `attention_backends`; or the backend itself, which is not
         checked against this machine: to compile for another one, or to test.
       remat: what each layer keeps for the backward pass, by a name of `remat.POLICIES`.
@@ -74,10 +79,15 @@ class VisionLanguagePolicy(ABC):
     dtype: DTypeLike = jnp.float32
     attention: str | Attention = "auto"
     remat: str = "none"
+    residual: str = "float32"
     lora: Lora | None = None
 
     def __post_init__(self) -> None:
         check_remat(self.remat)
+        if self.residual not in RESIDUALS:
+            raise UserError(
+                f"residual={self.residual!r} must be one of {', '.join(RESIDUALS)}; choose one."
+            )
         if self.attention != "auto":  # that needs a look at the devices, and always fits
             _ = self.attends
 
@@ -268,7 +278,7 @@ class VisionLanguagePolicy(ABC):
             angles = packing.pack(angles)
 
         def body(x, weights):
-            layer = self.definitions["language_model.layers"](weights)
+            layer = self.definitions["language_model.layers"](scatter_gradients(weights))
             q, kv = layer.project(x, angles)
             if packing is None:
                 attended = self.attends.group(q, kv, prefix_mask, G)
@@ -365,7 +375,7 @@ class VisionLanguagePolicy(ABC):
         """
         text = self.config.text
         rotation = Rotation.of(self._text_angles(jnp.asarray(positions).reshape(-1)).T)
-        x = weights.embedding[jnp.asarray(tokens).reshape(-1)].astype(jnp.float32).T
+        x = weights.embedding[jnp.asarray(tokens).reshape(-1)].astype(self.residual).T
         updated = []
         # Python loop, not scan: a scanned cache is copied every step.
         for layer, prompt, past in zip(weights.layers, prompt_cache, cache, strict=True):
@@ -407,7 +417,7 @@ class VisionLanguagePolicy(ABC):
         sampler, which keeps them so, and the update begin alike.
         """
         embedding = params["language_model"]["embed_tokens"]["embedding"]
-        return embedding[tokens].astype(self.dtype).astype(jnp.float32)
+        return embedding[tokens].astype(self.dtype).astype(self.residual)
 
     def _embed_prompt(
         self, params: Params, tokens: Int[AnyArray, "b t"], features: Float[Array, "b m d"]
@@ -458,7 +468,7 @@ class VisionLanguagePolicy(ABC):
             return words
         index = jnp.clip(at, 0, features.shape[1] - 1)
         placed = jnp.take_along_axis(features.astype(self.dtype), index[..., None], axis=1)
-        return jnp.where((at >= 0)[..., None], placed.astype(jnp.float32), words)
+        return jnp.where((at >= 0)[..., None], placed.astype(words.dtype), words)
 
     def _norm(self, params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return self.definitions["language_model.norm"](params["language_model"]["norm"])(x)

@@ -7,6 +7,7 @@ parameters, `fsdp` splits the batch and the parameters, `tensor` splits heads, M
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -363,11 +364,59 @@ def gather_for_decoding(params: Any) -> Any:
     """
 
     def gathered(path, leaf):
-        (spec,) = matching_rules(path_name(path))
-        axes = tuple(spec)[-leaf.ndim :]
+        axes = _axes_of(path_name(path), leaf)
         return constrain(leaf, *(None if axis == "fsdp" else axis for axis in axes))
 
     return jax.tree_util.tree_map_with_path(gathered, params)
+
+
+def gather_for_update(params: Any, *, dtype: DTypeLike) -> Any:
+    """Inside jit: parameters whose matrices of decoder layers are whole over `fsdp`, in `dtype`.
+
+    A step that computes with them several times (forward, again for the backward pass, and in each
+    micro-batch) sends them once, for the memory of a copy split over `tensor` alone.
+
+    Args:
+      dtype: of matmuls, to which each of them would round its matrix all the same.
+    """
+
+    def gathered(path, leaf):
+        name = path_name(path)
+        if not re.fullmatch(r"language_model/layers/.*/weight", name):
+            return leaf
+        axes = (None if axis == "fsdp" else axis for axis in _axes_of(name, leaf))
+        return constrain(leaf.astype(dtype), *axes)
+
+    return jax.tree_util.tree_map_with_path(gathered, params)
+
+
+def scatter_gradients(layer: Any) -> Any:
+    """Inside jit: the weights of one layer of the decoder; their gradients are spread over the mesh
+    as the weights are, layer by layer: sums over `fsdp` keep on each device its part of the sum.
+    """
+
+    def scattered(path, leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):  # the key of an adapter's dropout
+            return leaf
+        return _scattered(leaf, tuple(_axes_of(f"layers/{path_name(path)}", leaf)))
+
+    return jax.tree_util.tree_map_with_path(scattered, layer)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _scattered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    return x
+
+
+_scattered.defvjp(
+    lambda x, axes: (x, None), lambda axes, _, gradient: (constrain(gradient, *axes),)
+)
+
+
+def _axes_of(name: str, leaf: Any) -> tuple[Any, ...]:
+    """The axes of a parameter's dimensions; of one layer of a stack those without the stack."""
+    (spec,) = matching_rules(name)
+    return tuple(spec)[-leaf.ndim :] if leaf.ndim else ()
 
 
 def over_batch(function: Callable, *, dtype: DTypeLike) -> Callable:

@@ -69,7 +69,10 @@ class Step:
             devices=devices,
         )
         self.policy = make_policy(
-            model, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat
+            model,
+            dtype=jnp.dtype(config.model.dtype),
+            remat=config.model.remat,
+            residual=config.model.residual,
         )
         heads = (model.text.head_dim, model.vision.head_dim)
         attends = choose(
@@ -286,5 +289,12 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def shard_shapes(tree: Any) -> set[tuple[int, ...]]:
-    """The shapes of what one device holds."""
-    return {x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree)}
+    """The shapes of what one device holds of parameters, and of copies whole over `fsdp`."""
+    shapes = set()
+    for x in jax.tree.leaves(tree):
+        whole = P(*(None if axis == "fsdp" else axis for axis in x.sharding.spec))
+        shapes |= {
+            sharding.shard_shape(x.shape)
+            for sharding in (x.sharding, NamedSharding(x.sharding.mesh, whole))
+        }
+    return shapes

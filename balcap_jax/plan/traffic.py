@@ -6,6 +6,7 @@ takes one slice of, it reads the slice.
 
 from collections.abc import Iterable, Iterator
 
+from balcap_jax.plan.collectives import COLLECTIVES
 from balcap_jax.plan.hlo import Array, Computation, Instruction, Program
 
 # Neither reads nor writes memory by itself.
@@ -39,7 +40,8 @@ def moved_bytes(program: Program, where: Computation, instruction: Instruction) 
     if opcode == "fusion":
         inner = program.computations[instruction.called["calls"][0]]
         return sum(
-            _read_by_fusion(inner, place, operand) for place, operand in enumerate(operands)
+            _read_by_fusion(program, inner, place, _main(operand))
+            for place, operand in enumerate(operands)
         ) + _written_by_fusion(inner, instruction)
     if opcode == "copy-start":
         return _main(operands[0]) + _in_main(instruction.shape[:1])
@@ -62,20 +64,41 @@ def _in_main(arrays: Iterable[Array]) -> float:
     return sum(array.bytes for array in arrays if array.space == 0)
 
 
-def _read_by_fusion(inner: Computation, place: int, operand: Instruction) -> float:
-    """A stack of which a fusion takes one slice is not read as a whole."""
-    whole = _main(operand)
+def _read_by_fusion(program: Program, inner: Computation, place: int, whole: float) -> float:
+    """A stack of which a fusion takes one slice is not read as a whole, nor is what it hands on.
+
+    Args:
+      whole: bytes in the main memory of the operand at `place`.
+    """
     if place not in inner.parameters or not whole:
         return whole
+    if _behind_bitcasts(inner, inner.root) is inner.parameters[place]:
+        return whole  # the same bytes in another shape, for whoever reads the result
     read = 0.0
     for user, through in _users_behind_bitcasts(inner, inner.parameters[place]):
         if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == through:
             read += user.bytes
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == through:
             continue  # written in place
+        elif _hides_collective(inner) and user.opcode in ("tuple", *COLLECTIVES):
+            continue
+        elif user.opcode == "fusion":
+            nested = program.computations[user.called["calls"][0]]
+            read += sum(
+                _read_by_fusion(program, nested, at, whole)
+                for at, name in enumerate(user.operands)
+                if name == through
+            )
         else:
             return whole
     return min(read, whole)
+
+
+def _hides_collective(inner: Computation) -> bool:
+    """An asynchronous collective goes on beside this computation, which hands its buffers on: they
+    are counted where it starts.
+    """
+    return inner.name.startswith("%async_collective_fusion")
 
 
 def _written_by_fusion(inner: Computation, fusion: Instruction) -> float:
@@ -83,13 +106,19 @@ def _written_by_fusion(inner: Computation, fusion: Instruction) -> float:
     results = inner.operands(root) if root.opcode == "tuple" else [root]
     total = 0.0
     for array, result in zip(fusion.shape, results, strict=False):
-        while result.opcode == "bitcast":
-            result = inner.operands(result)[0]
-        if array.space:
+        result = _behind_bitcasts(inner, result)
+        handed_on = result.opcode == "parameter" or result.opcode in COLLECTIVES
+        if array.space or (_hides_collective(inner) and handed_on):
             continue
         update = result.opcode == "dynamic-update-slice"
         total += inner.operands(result)[1].bytes if update else array.bytes
     return total
+
+
+def _behind_bitcasts(inner: Computation, instruction: Instruction) -> Instruction:
+    while instruction.opcode == "bitcast":
+        instruction = inner.operands(instruction)[0]
+    return instruction
 
 
 def _users_behind_bitcasts(

@@ -65,6 +65,7 @@ def make_supervised_update(
     trained: Sequence[str],
     chunk: int = 128,
     seed: int = 0,
+    gather_once: bool = False,
 ) -> Callable[[TrainState, Lesson], tuple[TrainState, dict[str, Array]]]:
     """The step `update(state, lesson) -> (state, metrics)`, compiled, its state donated.
 
@@ -76,7 +77,7 @@ def make_supervised_update(
       micro_batches: parts of the B prompts that are run one after the other.
       trained: patterns of the paths that train, see `selects`.
       chunk: see `token_logprobs`.
-      seed: of the adapters' dropout, as in `make_update`.
+      seed, gather_once: as in `make_update`.
 
     Returns:
       `update`. Its metrics are scalars on the device: loss and entropy (nats per learned token),
@@ -99,6 +100,7 @@ def make_supervised_update(
             trained=trained,
             micro_batches=micro_batches,
             key=dropout_key(policy, state.step, seed=seed),
+            whole=policy.dtype if gather_once else None,
         )
         sums = jax.tree.map(jnp.sum, sums)
         share = 1.0 / jnp.maximum(sums.tokens, 1.0)

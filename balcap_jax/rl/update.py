@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from balcap_jax.errors import UserError
@@ -19,7 +20,12 @@ from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.packing import Packing, Room
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid, selects, trains_vision
-from balcap_jax.parallel.sharding import batch_shards, constrain_batch, param_shardings
+from balcap_jax.parallel.sharding import (
+    batch_shards,
+    constrain_batch,
+    gather_for_update,
+    param_shardings,
+)
 from balcap_jax.rl.balance import balanced_order, inverse, reordered
 from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
@@ -148,6 +154,7 @@ def make_update(
     trained: Sequence[str] | None = None,
     chunk: int = 32,
     seed: int = 0,
+    gather_once: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The step `update(state, batch, room=None) -> (state, metrics)`, compiled, its state donated.
 
@@ -167,6 +174,7 @@ def make_update(
         `Batch.features` is not read.
       chunk: see `token_logprobs`.
       seed: of the adapters' dropout, together with the step and the number of the micro-batch.
+      gather_once: see `summed_gradients`.
 
     Returns:
       `update`. Its metrics are scalars on the device, means over the tokens with a signal: loss,
@@ -206,6 +214,7 @@ def make_update(
             trained=patterns,
             micro_batches=micro_batches,
             key=dropout_key(policy, state.step, seed=seed),
+            whole=policy.dtype if gather_once else None,
         )
         totals = _summed(totals)
         share = mean_of(jnp.ones(()), totals.loss.count)  # 0 where no caption had a signal
@@ -265,6 +274,7 @@ def summed_gradients(
     trained: Sequence[str],
     micro_batches: int,
     key: Key[Array, ""] | None,
+    whole: DTypeLike | None = None,
 ) -> tuple[dict, U]:
     """Gradients of what trains, float32, one micro-batch after the other: summed, not divided.
 
@@ -272,10 +282,14 @@ def summed_gradients(
       loss_of: (summed loss, totals) of a micro-batch.
       trained: patterns of the paths that train, see `selects`.
       key: see `dropout_key`; each micro-batch drops by one of its own.
+      whole: bring the decoder's matrices together over `fsdp` once, in this dtype of matmuls, and
+        not in each layer, forwards and backwards, of each micro-batch: see `gather_for_update`.
 
     Returns:
       Gradients, and the totals of each micro-batch along a leading axis.
     """
+    if whole is not None:
+        params = gather_for_update(params, dtype=whole)
     trainable, frozen = split_trainable(params, trained=trained)
 
     def micro_loss(trainable: dict, micro: T, key: Key[Array, ""] | None):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from balcap_jax.parallel.processes import gather_list, is_alone, is_process_zero
@@ -67,15 +68,38 @@ def read_step(
       UserError: it is of another shape, or the disk refuses.
     """
     record = _record(folder, step)
-    check_same_leaves(record["leaves"], describe(state_like), where=folder / str(step))
+    saved_like = _as_saved(state_like, record["leaves"])
+    check_same_leaves(record["leaves"], describe(saved_like), where=folder / str(step))
     sums, pending_sums = record.get("sums"), record.get("pending_sums")
-    state, pending = _arrays(folder, step, STATE, state_like, sums), None
+    state, pending = _arrays(folder, step, STATE, saved_like, sums), None
+    state = jax.tree.map(
+        lambda x, was, like: x if was is like else x.astype(like.dtype),
+        state,
+        saved_like,
+        state_like,
+    )
     has_pending = pending_sums is not None or (
         sums is None and agreed((folder / str(step) / PENDING).exists())
     )
     if has_pending and (like := pending_like(record["extra"])) is not None:
         pending = _arrays(folder, step, PENDING, like, pending_sums)
     return Restored(state, record["extra"], pending, step, sums is not None, broken)
+
+
+def _as_saved(like: Any, saved: dict[str, str]) -> Any:
+    """`like`, but float32 where a step of an older balcap_jax has that for what is bfloat16 now:
+    matrices that do not train, of which a matmul in bfloat16 reads no more.
+    """
+
+    def as_saved(path: tuple, leaf: Any) -> Any:
+        if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) or leaf.dtype != jnp.bfloat16:
+            return leaf
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if saved.get(name) != f"float32{list(leaf.shape)}":
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(as_saved, like)
 
 
 def _record(folder: AnyPath, step: int) -> dict:

@@ -118,6 +118,7 @@ def update_of(
         importance_cap=config.rl.importance_cap,
         trained=trained_of(config, policy),
         seed=config.seed,
+        gather_once=config.mesh.gather == "update",
         **_forward(config, policy),
     )
 

@@ -99,7 +99,9 @@ def saved_policy(run: Path, which: str = "", *, adapter_only: bool = False) -> S
         source = fetched(run / START)
     else:
         source = policy_folder(config.model.path, revision=config.model.revision)
-    policy = make_policy(load_config(source), dtype=config.model.dtype)
+    policy = make_policy(
+        load_config(source), dtype=config.model.dtype, residual=config.model.residual
+    )
     policy = with_lora(config.model, policy)
     state = state_shapes(
         param_shapes(config, policy),

@@ -130,6 +130,7 @@ class SupervisedRun(TaskRun):
             dtype=jnp.dtype(model.dtype),
             attention=model.attention,
             remat=model.remat,
+            residual=model.residual,
         )
         params = jax.device_get(jax.jit(policy.init)(jax.random.key(self.config.seed)))
         return Opened(model, folder, open_processor(folder, self.config.data), policy, params)
@@ -164,6 +165,7 @@ class SupervisedRun(TaskRun):
             micro_batches=self.config.micro_batches,
             trained=self.trained,
             seed=self.config.seed,
+            gather_once=self.config.mesh.gather == "update",
         )
 
     def _open_task(self) -> None:

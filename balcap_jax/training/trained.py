@@ -18,7 +18,7 @@ from balcap_jax.models.decoder.lora import TRAINED, Lora
 from balcap_jax.models.families import load_config, make_policy
 from balcap_jax.models.hf.adapter_config import is_adapter, read_adapter_config
 from balcap_jax.models.hf.adapters import load_adapter, paths_in
-from balcap_jax.models.hf.folders import adapter_folder
+from balcap_jax.models.hf.folders import SCRATCH, adapter_folder
 from balcap_jax.models.hf.weights import load_weights
 from balcap_jax.models.param_tree import shapes_of
 from balcap_jax.models.policy import VisionLanguagePolicy
@@ -123,8 +123,8 @@ def load_policy(
 ) -> tuple[VisionLanguagePolicy, Params]:
     """The policy that computes in `model.dtype`, and its parameters, each device with its part.
 
-    What trains is float32. So is everything where no part is named and no adapter asked for; else
-    the matrices that stay as they are have the dtype of their matmuls, in which they say the same.
+    What trains is float32. The matrices that stay as they are have the dtype of their matmuls, in
+    which they compute the same to the bit.
 
     Raises:
       UserError: see `load_pretrained`; the attention cannot run here; or the adapter that the
@@ -137,7 +137,12 @@ def load_policy(
             "fit no published base; give its base as --model.path and it as --model.lora.start, "
             "or leave model.lora out to train the merged policy."
         )
-    policy = make_policy(load_config(folder), dtype=jnp.dtype(model.dtype), remat=model.remat)
+    policy = make_policy(
+        load_config(folder),
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
+        residual=model.residual,
+    )
     policy = dataclasses.replace(policy, attention=model.attention)
     params = load_weights(folder, policy, _dtypes(config, policy), mesh=mesh)
     adapters = adapters_of(model, policy)
@@ -159,10 +164,14 @@ def _dtypes(config: TrainConfig | SFTConfig, policy: VisionLanguagePolicy) -> Ca
     """
     model, trained = config.model, trained_of(config, policy)
     by_name = model.lora.on or bool(model.train)
+    # The tower of a new policy learns to see before the run; and what a file has more bits for than
+    # matmuls comes back with all of them where it is written so.
+    written = config.save_dtype if isinstance(config, SFTConfig) else "auto"
+    kept = model.path == SCRATCH or written not in ("auto", model.dtype)
 
     def dtype_of(path: str) -> str:
         matrix = path.rpartition("/")[2] in ("weight", "embedding")
-        frozen = by_name and matrix and not selects(trained, path)
+        frozen = matrix and not selects(trained, path) and (by_name or not kept)
         return model.dtype if frozen else "float32"
 
     return dtype_of

@@ -171,6 +171,8 @@ OTHER = {
     "model.dtype": "bfloat16",
     "model.attention": "xla",
     "model.remat": "full",
+    "model.residual": "bfloat16",
+    "mesh.gather": "update",
     "data.path": "a.jsonl",
     **{f"data.{name}": "a" for name in OF_FILES if name != "format"},
     "data.format": "coco",
@@ -289,6 +291,8 @@ def start(name):
     rooms = ("qa", "qa_length", "judge", "rubric", "claims", "claim_diff")
     if name.startswith(tuple(f"reward.{r}." for r in rooms)) or name == "reward.failure":
         return RIVAL
+    if name == "model.residual":
+        return TrainConfig(model=ModelConfig(dtype="bfloat16"))
     if room in ("judge", "audit") and field in (
         "dtype", "fluency", "images_per_pass", "own_policy",
     ):  # fmt: skip
@@ -428,6 +432,7 @@ MAY_CHANGE = {
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.gather",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.parameters_every",

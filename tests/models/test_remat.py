@@ -108,5 +108,7 @@ def test_splash_runs_once_where_its_output_is_kept():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match="remat='most' must be one of none, dots, attention, full"):
+    with pytest.raises(
+        UserError, match="remat='most' must be one of none, dots, attention, sums, full"
+    ):
         tiny.policy(remat="most")

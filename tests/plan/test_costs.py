@@ -62,6 +62,57 @@ def test_bytes_of_main_memory(costs):
     assert len(costs.phases) == 2  # the loop, and what is around it
 
 
+def test_a_fusion_within_a_fusion_reads_its_slice_and_what_is_handed_on_is_not_read():
+    """As compiled for TPUs: a layer's matrix is cut out within a matmul, and beside that goes on a
+    gather, whose buffers are among the operands and the results.
+    """
+    text = """\
+%cut (stack: bf16[28,64,32], i: s32[]) -> bf16[64,32] {
+  %stack = bf16[28,64,32]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,64,32]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero), dynamic_slice_sizes={1,64,32}
+  ROOT %flat = bf16[64,32]{1,0} bitcast(%slice)
+}
+
+%view (y: bf16[256]) -> bf16[8,32] {
+  %y = bf16[256]{0} parameter(0)
+  ROOT %rows = bf16[8,32]{1,0} bitcast(%y)
+}
+
+%async_collective_fusion.1 (x: bf16[256], w: bf16[28,64,32], j: s32[], part: bf16[4,100], whole: bf16[4,400]) -> (bf16[8,64], bf16[4,100], bf16[4,400]) {
+  %x = bf16[256]{0} parameter(0)
+  %w = bf16[28,64,32]{2,1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %part = bf16[4,100]{1,0} parameter(3)
+  %whole = bf16[4,400]{1,0} parameter(4)
+  %one = bf16[64,32]{1,0} fusion(%w, %j), kind=kLoop, calls=%cut
+  %viewed = bf16[8,32]{1,0} fusion(%x), kind=kLoop, calls=%view
+  %dot = bf16[8,64]{1,0} dot(%viewed, %one), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %gather = bf16[4,400]{1,0} all-gather(%part), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={1}
+  ROOT %results = (bf16[8,64]{1,0}, bf16[4,100]{1,0}, bf16[4,400]{1,0}) tuple(%dot, %part, %gather)
+}
+
+ENTRY %main (x.1: bf16[256], w.1: bf16[28,64,32], j.1: s32[], p.1: bf16[4,100], g.1: bf16[4,400]) -> (bf16[8,64], bf16[4,100], bf16[4,400]) {
+  %x.1 = bf16[256]{0} parameter(0)
+  %w.1 = bf16[28,64,32]{2,1,0} parameter(1)
+  %j.1 = s32[] parameter(2)
+  %p.1 = bf16[4,100]{1,0} parameter(3)
+  %g.1 = bf16[4,400]{1,0} parameter(4)
+  ROOT %f = (bf16[8,64]{1,0}, bf16[4,100]{1,0}, bf16[4,400]{1,0}) fusion(%x.1, %w.1, %j.1, %p.1, %g.1), kind=kOutput, calls=%async_collective_fusion.1
+}
+"""  # noqa: E501 - as the compiler writes it
+    layer, others = 64 * 32, 8 * 32 + 8 * 64
+    index = 4
+    found = costs_of(Program(text))
+    assert found.bytes - index == 2 * (layer + others)
+    assert found.flops == 2 * 8 * 64 * 32
+    assert found.wire_bytes == 3 * 4 * 100 * 2
+    # A fusion that hides nothing reads its operands and writes its results; of the stack the slice.
+    plain = costs_of(Program(text.replace("async_collective_fusion", "fused")))
+    assert plain.bytes - index == 2 * (layer + others + 2 * 4 * 100 + 4 * 400)
+
+
 def test_what_the_backward_pass_finds_kept():
     program = Program(BY_HAND)
     # f32[5,8,16]; the other stack has the shape of a weight.

@@ -65,6 +65,20 @@ def test_round_trip_is_exact_in_every_dtype(tmp_path):
     assert back == {**extra, "loss": None}
 
 
+def test_a_frozen_matrix_of_an_older_run_comes_back_rounded(tmp_path):
+    """Which had it in float32; what trains has its bits, and no leaf is made wider than it was."""
+    values = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    old = {"frozen": jnp.asarray(values), "trained": jnp.asarray(values)}
+    like = {"frozen": jnp.zeros((4, 8), jnp.bfloat16), "trained": jnp.zeros((4, 8))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, old, {})
+        restored, _ = checkpoints.restore(like)
+        assert_identical(restored, {**old, "frozen": old["frozen"].astype(jnp.bfloat16)})
+        checkpoints.save(2, like, {})
+        with pytest.raises(UserError, match=r"frozen is bfloat16\[4, 8\], not float32\[4, 8\]"):
+            checkpoints.restore(old)
+
+
 def test_numpy_leaves_come_back_as_numpy(tmp_path):
     state = {"count": np.int64(2**40), "table": np.arange(3, dtype=np.float64), "w": jnp.ones(2)}
     with Checkpoints(tmp_path) as checkpoints:

@@ -134,15 +134,18 @@ def decode_layer(
     *,
     config: DecoderConfig,
 ) -> tuple[Float[Array, "d n"], Slots]:
-    """The residual stream after one layer, and the cache with slot `step` written."""
+    """The residual stream after one layer, in the dtype it came in, and the cache with slot `step`
+    written.
+    """
     q, own = _project(weights, x, rotation, config)
     past = past.write(own, step)
     seen = jnp.arange(past.v.shape[-2]) <= step
     attended = attend_prompt_and_slots(q, prompt, prompt_mask, past, seen)
     columns = attended.transpose(1, 2, 3, 0).reshape(-1, x.shape[1])
-    x = x + weights.o(columns)
+    x = x + weights.o(columns).astype(x.dtype)
     gate, up = weights.gate_up(rms_norm(x, weights.post_attention_layernorm, config.rms_norm_eps))
-    return constrain(x + weights.down(jax.nn.silu(gate) * up), None, BATCH_AXES), past
+    of_mlp = weights.down(jax.nn.silu(gate) * up)
+    return constrain(x + of_mlp.astype(x.dtype), None, BATCH_AXES), past
 
 
 def _project(
@@ -187,5 +190,7 @@ def attend_prompt_and_slots(
 
 
 def rms_norm(x: Float[Array, "d n"], scale: Float[Array, " d"], eps: float) -> Array:
-    """`layers.RMSNorm` of float32 columns."""
-    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=0, keepdims=True) + eps) * scale[:, None]
+    """`layers.RMSNorm` of columns, rounded where that rounds."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=0, keepdims=True) + eps)
+    return wide.astype(x.dtype) * scale.astype(x.dtype)[:, None]

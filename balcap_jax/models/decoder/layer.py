@@ -3,12 +3,14 @@ forward, the shared prompt with its completions, and decoding with a cache.
 """
 
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from balcap_jax.models.attention.plain import KV
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.decoder.layers import GatedMLP, Linear, RMSNorm
+from balcap_jax.models.decoder.remat import STREAM
 from balcap_jax.models.decoder.rotary import rotate
 from balcap_jax.parallel.sharding import constrain_heads, constrain_stream
 
@@ -58,7 +60,8 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "*b t n h"], KV]:
         """Queries, and keys with values, rotary embedding applied."""
         attn = self.self_attn
-        x = self.input_layernorm(x)
+        # Rounded once: the gradients of the three are added before `tensor` sums them.
+        x = self.input_layernorm(x).astype(attn.q_proj.dtype)
         # Of heads that `tensor` does not divide XLA would split the heads themselves.
         q, k, v = (
             constrain_heads(attn.heads(project(x)))
@@ -72,6 +75,8 @@ class DecoderLayer(nnx.Module):
     def finish(
         self, x: Float[Array, "*b t d"], attended: Float[Array, "*b t n h"]
     ) -> Float[Array, "*b t d"]:
-        """The residual stream after attention and MLP."""
-        x = x + self.self_attn.o_proj(attended.reshape(*x.shape[:-1], -1))
-        return constrain_stream(x + self.mlp(self.post_attention_layernorm(x)))
+        """The residual stream after attention and MLP, in the dtype it came in."""
+        of_attention = self.self_attn.o_proj(attended.reshape(*x.shape[:-1], -1))
+        x = checkpoint_name(x + of_attention.astype(x.dtype), STREAM)
+        of_mlp = self.mlp(self.post_attention_layernorm(x))
+        return constrain_stream(x + of_mlp.astype(x.dtype))

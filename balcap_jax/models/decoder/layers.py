@@ -111,6 +111,7 @@ class GatedMLP(nnx.Module):
         self.down_proj = Linear(hidden, size, use_bias=use_bias, dtype=dtype, std=std, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        x = x.astype(self.gate_proj.dtype)  # once, so that one gradient is summed over `tensor`
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 

@@ -9,6 +9,8 @@ import jax
 from balcap_jax.errors import UserError
 from balcap_jax.models.attention.plain import OUTPUT
 
+STREAM = "stream"  # the residual stream within a layer, by its name for checkpoints
+
 # A matmul that gives so many times what it reads is the second one of an adapter.
 _WIDENING = 8
 
@@ -35,12 +37,19 @@ def _is_dot(primitive: Any, *shapes: Any, **parameters: Any) -> bool:
     return math.prod(weight) < _WIDENING * summed * summed
 
 
+def _is_stream(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """The residual stream between attention and MLP, which devices of `tensor` have summed."""
+    return primitive.name == "name" and parameters["name"] == STREAM
+
+
 # From most memory to least; "none" keeps everything.
 POLICIES = {
     "none": None,
     "dots": _is_dot,
     # The attended values, so that a fused attention kernel does not run a second time.
     "attention": _is_attention,
+    # What is sent between devices is not sent again for the backward pass.
+    "sums": _is_stream,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
