@@ -70,9 +70,9 @@ def judge() -> None:
 
 def update() -> None:
     """The device learns."""
-    from balcap_jax.training.loop import TrainingLoop
+    from balcap_jax.training.learner import Learner
 
-    _before(TrainingLoop, "_updates")
+    _before(Learner, "_updates")
 
 
 def save() -> None:
