@@ -1,7 +1,6 @@
 """One run of reinforcement learning: rollout, judge, advantages, update, again."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +10,9 @@ from jaxtyping import Bool, Float, Int
 
 from balcap_jax.config.reward import RewardConfig
 from balcap_jax.data.loading import Loader
-from balcap_jax.models.decoder.lora import without_adapters
 from balcap_jax.models.hf.weights import load_pretrained
-from balcap_jax.models.packing import Room
-from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.models.selection import trains_vision
 from balcap_jax.parallel import processes
-from balcap_jax.parallel.sharding import batch_shards, local_rows, shard_batch
+from balcap_jax.parallel.sharding import local_rows
 from balcap_jax.rewards.callables import RewardFunctionError, TrainerState
 from balcap_jax.rewards.function_names import RewardFunction
 from balcap_jax.rewards.judges import fit_judge, judge_record
@@ -26,7 +21,6 @@ from balcap_jax.rewards.rivals.rivals import rivals_record
 from balcap_jax.rewards.study import studied
 from balcap_jax.rewards.verdicts import FittedJudge
 from balcap_jax.rl.reward_scales import RewardScales
-from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.progress import waiting
 from balcap_jax.training import experience
@@ -35,19 +29,14 @@ from balcap_jax.training.failure_window import FailureWindow
 from balcap_jax.training.interrupts import Stopped
 from balcap_jax.training.judge_load import JudgeLoad
 from balcap_jax.training.judge_queue import Answered, JudgeQueue
+from balcap_jax.training.learner import Learner
 from balcap_jax.training.metrics import score_of, step_scores
 from balcap_jax.training.model_judge import (
     check_own_policy,
     on_own_captions,
 )
-from balcap_jax.training.programs import (
-    learning_rate_of,
-    make_programs,
-    reads_start,
-    update_of,
-)
+from balcap_jax.training.programs import learning_rate_of, make_programs
 from balcap_jax.training.rollout_queue import Pending, RolloutQueue
-from balcap_jax.training.rooms import Rooms, least_room, real_share
 from balcap_jax.training.seams import open_audit, open_data, open_judge, open_rivals
 from balcap_jax.training.task_run import TaskRun
 
@@ -128,7 +117,17 @@ class TrainingLoop(TaskRun):
             who=_who(config.reward),
         )
         self.scales = RewardScales(config.rl.grpo_weights, steps=config.rl.grpo_weight_steps)
-        self.rooms = Rooms()
+        self.learner = Learner(
+            config,
+            self.policy,
+            self.programs,
+            self.mesh,
+            rows=self.rows,
+            reference_params=self.reference_params,
+            clock=self.clock,
+            utilisation=self.utilisation,
+            tell=self.say,
+        )
         self.load = None  # without overlap the device waits in any case
         if self.judge.totals and (overlap := config.rollout.overlap_steps):
             limits = {
@@ -186,7 +185,7 @@ class TrainingLoop(TaskRun):
             "sampled_at": self.queue.sampled_at(),
             "spent": self.judge.totals,
             "failures": list(self.failures.shares),
-            "rooms": self.rooms.state(),
+            "rooms": self.learner.rooms.state(),
             "scales": self.scales.state(),
             **audit,
             **judge,
@@ -200,7 +199,7 @@ class TrainingLoop(TaskRun):
         self.judge.restore(extra["spent"])
         self.failures.shares.extend(extra["failures"])
         if "rooms" in extra:  # an older checkpoint has none
-            self.rooms.restore(extra["rooms"])
+            self.learner.rooms.restore(extra["rooms"])
         self.scales.restore(extra.get("scales", []))
         if self.audit is not None and "audit" in extra:
             self.audit.restore(extra["audit"])
@@ -242,17 +241,16 @@ class TrainingLoop(TaskRun):
                 )
             )
             learning_rate = self._learning_rate()
-            room, real_share = self._packed(now.generation, whole, prefix)
-            batch = self._batch(now.generation, whole, advantages, room)
-            update_metrics = self._updates(batch, room)
+            learned = self.learner.learn(self.state, now.generation, whole, advantages, prefix)
+            self.state = learned.state
         self.queue.advance()
         row = experience.rollout_metrics(whole, ended, advantages, config.reward)
         row |= experience.balance_metrics(
             whole, config.reward, config.rl, weights=weights, spread=spread
         )
-        row |= {name: value.item() for name, value in update_metrics.items()}
+        row |= {name: value.item() for name, value in learned.metrics.items()}
         row |= {
-            "tokens/real_share": real_share,
+            "tokens/real_share": learned.real_share,
             "staleness": (self.step - now.sampled_at) * config.rl.updates_per_rollout,
             "learning_rate": learning_rate,
             "epoch": (self.step + 1) * config.prompts_per_step / len(self.source),
@@ -371,84 +369,6 @@ class TrainingLoop(TaskRun):
     def _next_rollout(self) -> Pending:
         with self.saved_if_data_are_bad():
             return self.queue.current(self.step, self.state.params)
-
-    def _packed(
-        self, generation: Generation, whole: experience.Judged, prefix: Int[np.ndarray, " b"]
-    ) -> tuple[Room | None, float]:
-        """The room of the update's rows, None for slots; and the share of real tokens in it."""
-        sizes = {
-            "length": generation.rollout.mask.shape[-1],
-            "prefix_length": generation.prompts.mask.shape[-1],
-            "rows": batch_shards(self.mesh),
-            "micro_batches": self.config.rl.micro_batches,
-        }
-        counts = whole.token_counts, whole.valid, prefix
-        room = least_room(*counts, **sizes) if self.config.rl.packing else None
-        if room is not None:
-            known = len(self.rooms.made)
-            room = self.rooms.choose(room)
-            if known and len(self.rooms.made) > known:
-                self.say(
-                    f"compiling the update for rows of {room.own:,} + {room.prefix:,} tokens "
-                    f"(program {known + 1})"
-                )
-        return room, real_share(*counts, room, **sizes)
-
-    def _batch(
-        self,
-        generation: Generation,
-        whole: experience.Judged,
-        advantages: Float[np.ndarray, "b g"],
-        room: Room | None,
-    ) -> Batch:
-        """What the update learns from; `whole` and `advantages` are those of all hosts."""
-        rollout, local = generation.rollout, self.rows.local_rows
-        moves = trains_vision(self.policy, self.state.params, self.trained)
-        batch = Batch(
-            prompts=generation.prompts,
-            tokens=rollout.tokens,
-            mask=rollout.mask,
-            old_logprobs=rollout.logprobs,
-            advantages=shard_batch(self.mesh, advantages[local]),
-            valid=shard_batch(self.mesh, whole.valid[local]),
-            features=None if moves else generation.features,
-        )
-        found = {}
-        if self.config.rl.kl_coef:
-            reference = self.reference_params or without_adapters(self.state.params)
-            found["reference_logprobs"] = self._logprobs(reference, batch, room)
-        if reads_start(self.config):
-            found["start_logprobs"] = self._logprobs(self.state.params, batch, room)
-        return batch._replace(**found)
-
-    def _logprobs(self, params: dict, batch: Batch, room: Room | None) -> jax.Array:
-        start = self.clock.start()
-        logprobs = self.programs.reference_logprobs(params, batch, room)
-        self.clock.ran(start, logprobs)
-        return logprobs
-
-    def _updates(self, batch: Batch, room: Room | None) -> dict[str, np.ndarray]:
-        """The optimizer steps on one rollout; metrics are of the last one."""
-        metrics: dict[str, Any] = {}
-        start = self.clock.start()
-        with jax.transfer_guard("disallow"):  # nothing may go through the host inside a step
-            for _ in range(self.config.rl.updates_per_rollout):
-                self.state, metrics = self.programs.update(self.state, batch, room)
-        self.clock.ran(start, metrics)
-        metrics = jax.device_get(metrics)
-        self.utilisation.ran(
-            "update",
-            f"update of {room}",
-            lambda policy: self._update_of(policy, room),
-            self.state,
-            batch,
-            times=self.config.rl.updates_per_rollout,
-        )
-        return metrics
-
-    def _update_of(self, policy: VisionLanguagePolicy, room: Room | None) -> Callable[..., Any]:
-        update = update_of(self.config, policy, self.programs.optimizer, self.mesh)
-        return partial(update.__wrapped__, room=room)
 
     def _count_rollout(self, generation: Generation, *, longest: int) -> None:
         """The flops of the rollout that this step learns from; of `longest` tokens at most."""

