@@ -338,8 +338,9 @@ class MeshConfig(Settings):
     data: int = -1  # Copies of the policy, each with its share of the images; -1: all the rest.
     fsdp: int = 1  # Devices that one copy's parameters are spread over; -1: all the rest.
     tensor: int = 1  # Devices that one layer's matmuls are split over; -1: all the rest.
-    # How often an update brings the parameters together that fsdp spreads: for each "layer", twice
-    # per micro-batch, or once per "update", which keeps them: in bfloat16 2 bytes each over tensor.
+    # Times at which an update brings the parameters together that fsdp spreads: for each "layer",
+    # twice per micro-batch, or once per "update", which keeps them: in bfloat16 2 bytes each over
+    # tensor.
     gather: Literal["layer", "update"] = "layer"
     room = "mesh."
 
