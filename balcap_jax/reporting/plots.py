@@ -59,7 +59,7 @@ def draw_curves(
     rows: Sequence[Mapping[str, Any]], path: AnyPath, *, band: tuple[float, float] = (0.5, 2.0)
 ) -> None:
     """One panel per number of metrics.jsonl: rewards first, then held-out scores where they were
-    measured along the way, lengths, and the update's health.
+    measured along the way, lengths, and the update's health. What stood still is told in words.
 
     Args:
       rows: of metrics.jsonl.
@@ -69,7 +69,8 @@ def draw_curves(
     from matplotlib import rc_context  # noqa: PLC0415  half a second, only for reports
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    drawn = panels(rows)
+    found = panels(rows)
+    drawn = [panel for panel in found if not stands_still(panel)]
     grid_rows = max(1, -(-len(drawn) // _COLUMNS))
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.0 * _COLUMNS, 2.3 * grid_rows), layout="constrained")
@@ -84,7 +85,7 @@ def draw_curves(
                 _shade_band(ax, band, horizontal=True)
         for ax in axes[len(drawn) :]:
             ax.set_axis_off()
-        figure.supxlabel("step")
+        figure.supxlabel("\n".join(["step", *_told([x for x in found if stands_still(x)])]))
         _save(figure, path)
 
 
@@ -172,6 +173,26 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     others = [key for key in series if key not in shown]
     made += [Panel(key, key.replace("_", " "), PURPLE, series[key]) for key in others]
     return made
+
+
+def stands_still(panel: Panel) -> bool:
+    """Whether the whole curve is one number but for rounding, as of what is off in this run; of the
+    update's health only, and of more than one step.
+    """
+    if panel.color != PURPLE or panel.values.size < 2:
+        return False
+    largest = np.nanmax(np.abs(panel.values))
+    reach = np.nanmax(panel.values) - np.nanmin(panel.values)
+    exact = panel.key == "learning_rate"  # which is small, and whose every change is meant
+    return not exact and bool(largest < 1e-6 or reach <= 1e-4 * largest)
+
+
+def _told(still: Sequence[Panel]) -> list[str]:
+    """The lines below the panels about those that are not drawn."""
+    if not still:
+        return []
+    named = (f"{panel.title} {float(f'{np.nanmean(panel.values):.3f}'):g}" for panel in still)
+    return textwrap.wrap(f"did not change: {', '.join(named)}", width=130)
 
 
 def _passed_over(key: str) -> bool:

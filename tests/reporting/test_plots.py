@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from balcap_jax.reporting import plots
-from balcap_jax.reporting.plots import Panel, draw_curves, panels, smooth
+from balcap_jax.reporting.plots import Panel, draw_curves, panels, smooth, stands_still
 
 
 def test_smoothing_keeps_constants_and_does_not_lag():
@@ -91,3 +91,28 @@ def test_a_rare_number_is_drawn_over_the_steps_of_the_run():
 def test_curves_of_any_row_are_a_picture(tmp_path, row):
     draw_curves([{"step": 1} | row], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_stood_still_has_no_panel():
+    """What is 0 but for rounding, too; but not a reward, and not of a single step."""
+    rows = [
+        {"step": i, "reward/recall/mean": 0.5, "words": 40.0, "kl": 0.0, "drift": 1e-13 * i,
+         "ratio_max": 1.0 + 1e-6 * i, "loss": 0.1 * i, "entropy": 1e-4 * i,
+         "learning_rate": 1e-7 * i}
+        for i in range(1, 4)
+    ]  # fmt: skip
+    still = {panel.key for panel in panels(rows) if stands_still(panel)}
+    assert still == {"kl", "drift", "ratio_max"}
+    assert not any(stands_still(panel) for panel in panels(rows[:1]))
+
+
+def test_it_is_told_below_the_panels(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    said = []
+    monkeypatch.setattr(Figure, "supxlabel", lambda self, text: said.append(text))
+    rows = [{"step": i, "loss": 0.1 * i, "kl": 0.0, "ratio_max": 1.0} for i in range(3)]
+    draw_curves(rows, tmp_path / "curves.png")
+    draw_curves([row | {"kl": row["step"], "ratio_max": row["step"]} for row in rows],
+                tmp_path / "more.png")  # fmt: skip
+    assert said == ["step\ndid not change: kl 0, ratio max 1", "step"]
