@@ -24,6 +24,7 @@ from balcap_jax.bench.step_ours import Ours, plain_checksum
 from balcap_jax.bench.step_profile import rollout_parts, update_parts
 from balcap_jax.errors import UserError
 from balcap_jax.plan.workloads.presets import Preset, preset_of
+from balcap_jax.runs.cores import usable_cores
 
 PARTS = ("rollout", "update")
 # Larger than caches; a GPU needs more work to be busy.
@@ -142,7 +143,7 @@ def versions(against: str | None, more: Sequence[str] = ()) -> dict[str, str]:
     return {
         **{name: version(name) for name in names},
         "python": platform.python_version(),
-        "device": f"{kind}, {_cores()} cores" if device.platform == "cpu" else kind,
+        "device": f"{kind}, {usable_cores()} cores" if device.platform == "cpu" else kind,
         "load": f"{os.getloadavg()[0]:.1f}",
     }
 
@@ -312,10 +313,6 @@ def pairs_of(title: str, numbers: dict[str, float], form: str) -> Table:
 def _short(number: float, decimals: int) -> str:
     """With `decimals` after the point, with fewer where it is large."""
     return f"{number:.{decimals if number < 100 else min(decimals, 1)}f}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -4,7 +4,6 @@ As TRL's GRPO trainer runs it: each of the B G sequences has its own prompt and 
 and in the forward of the loss. Logits are made at the positions of the captions only.
 """
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.families import family_of
 from balcap_jax.models.hf.weights import save_pretrained
 from balcap_jax.plan.workloads.presets import LEARNING_RATE, Preset
+from balcap_jax.runs.cores import usable_cores
 
 Arrays = dict[str, np.ndarray]
 WEIGHTS, CAPTIONS, PROMPTS = "policy", "captions.npz", "prompts.npz"
@@ -46,7 +46,7 @@ class HuggingFace:
         from transformers import AutoModelForImageTextToText
 
         if not torch.cuda.is_available():
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            torch.set_num_threads(usable_cores())
         self.torch, self.preset = torch, preset
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForImageTextToText.from_pretrained(

@@ -4,7 +4,6 @@ and sizes, in turns.
 A step is everything between two batches: images to arrays, captions, rewards, advantages, update.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from balcap_jax.config.sections import (
 from balcap_jax.data.prompts.folder_parts import load_image_processor
 from balcap_jax.parallel.sharding import BatchRows, make_mesh
 from balcap_jax.plan.workloads.presets import LEARNING_RATE
+from balcap_jax.runs.cores import usable_cores
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.seams import Seams
 
@@ -213,7 +213,7 @@ def trl_trainer(
 
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(usable_cores())
     settings = GRPOConfig(
         output_dir=str(scratch / "trl"),
         per_device_train_batch_size=work.batch * work.group,

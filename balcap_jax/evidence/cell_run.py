@@ -13,6 +13,7 @@ from typing import Any
 
 from balcap_jax.errors import UserError
 from balcap_jax.evidence.files import CELL, RESULT, RUN, STARTS, read_json
+from balcap_jax.runs.cores import usable_cores
 from balcap_jax.runs.folder import RunLock
 
 DONE, MISTAKE, STOPPED, TAKEN = 0, 2, 3, 75  # exit codes
@@ -83,7 +84,7 @@ def _facts(cell: dict[str, Any], *packages: str) -> dict[str, Any]:
         "versions": {name: version(name) for name in names}
         | {"python": ".".join(map(str, sys.version_info[:3]))},
         "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
     }
 
 

@@ -22,6 +22,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.evidence.cell_run import DONE, STOPPED, TAKEN
 from balcap_jax.evidence.files import CELL, CELLS, EVIDENCE, LOG, RESULT, STARTS, read_json
 from balcap_jax.evidence.plan import Planned
+from balcap_jax.runs.cores import usable_cores
 from balcap_jax.runs.folder import disk_errors, write_json_atomic
 from balcap_jax.runs.jax_setup import computes_on_cpu
 from balcap_jax.runs.stopwatch import available_memory
@@ -67,7 +68,7 @@ def default_jobs() -> int:
         return 1
     memory = available_memory()
     most = 1 if memory is None else int(memory / _MEMORY)
-    return max(1, min(len(os.sched_getaffinity(0)), most))
+    return max(1, min(usable_cores(), most))
 
 
 def open_folder(out: Path, *, code: str) -> None:

@@ -1,6 +1,5 @@
 """One configuration on one slice: every program of its step compiled, and what comes of it."""
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from balcap_jax.plan.estimate import advice, memory_of, seconds_of, step_of, wir
 from balcap_jax.plan.models import Model, model_of
 from balcap_jax.plan.supply import supply_of
 from balcap_jax.plan.worker import Job, run_job
+from balcap_jax.runs.cores import usable_cores
 from balcap_jax.training.programs import reads_start
 
 _LONGEST_FIRST = ("update", "reference", "start", "rollout", "evaluation", "encode")
@@ -68,7 +68,7 @@ def compile_all(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The results in order; a process each, as many at a time as there are cores, at most two: a
     compiler takes gigabytes.
     """
-    at_a_time = min(2, len(os.sched_getaffinity(0)))
+    at_a_time = min(2, usable_cores())
     with ThreadPoolExecutor(at_a_time) as pool:
         order = sorted(range(len(jobs)), key=lambda i: _LONGEST_FIRST.index(jobs[i].program))
         running = {i: pool.submit(run_job, jobs[i]) for i in order}

@@ -181,10 +181,9 @@ def stands_still(panel: Panel) -> bool:
     """
     if panel.color != PURPLE or panel.values.size < 2:
         return False
-    largest = np.nanmax(np.abs(panel.values))
-    reach = np.nanmax(panel.values) - np.nanmin(panel.values)
-    exact = panel.key == "learning_rate"  # which is small, and whose every change is meant
-    return not exact and bool(largest < 1e-6 or reach <= 1e-4 * largest)
+    if panel.key == "learning_rate":  # which is small, and whose every change is meant
+        return False
+    return _is_constant(panel.values, rounding=1e-4) or bool(np.nanmax(np.abs(panel.values)) < 1e-6)
 
 
 def _told(still: Sequence[Panel]) -> list[str]:
@@ -207,9 +206,10 @@ def _reward_name(key: str) -> str | None:
     return key.removeprefix(_REWARD).removesuffix("/mean")
 
 
-def _is_constant(values: Float[np.ndarray, " n"]) -> bool:
-    lowest, highest = np.nanmin(values), np.nanmax(values)
-    return bool(highest - lowest <= 1e-6 * abs(highest))
+def _is_constant(values: Float[np.ndarray, " n"], *, rounding: float = 1e-6) -> bool:
+    """Whether they differ by no more than this share of the largest."""
+    reach = np.nanmax(values) - np.nanmin(values)
+    return bool(reach <= rounding * np.nanmax(np.abs(values)))
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> Float[np.ndarray, " n"] | None:

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -139,18 +139,14 @@ def edited_locally(path: AnyPath, *, every: float = 60.0) -> Iterator[AnyPath]:
     if not is_remote(path):
         yield path
         return
-    from balcap_jax.storage.lease import Lease  # noqa: PLC0415 - takes a second
-
     found: Any = path
-    lock = found.with_name(f".{found.name}.lock")
     with (
-        closing(Lease(lock, what=str(found))),
+        _locked_there(found),
         tempfile.TemporaryDirectory(prefix="balcap-") as folder,
     ):
         local = Path(folder) / found.name
         if found.is_file():
             found.download(local)
-        ended = threading.Event()
         sent = -1
 
         def send() -> None:
@@ -161,21 +157,11 @@ def edited_locally(path: AnyPath, *, every: float = 60.0) -> Iterator[AnyPath]:
                     found.write_bytes(text[: text.rfind(b"\n") + 1])
                     sent = len(text)
 
-        def keep() -> None:
-            while not ended.wait(every):
-                with suppress(OSError):  # told at the end, where it lasts
-                    send()
-
-        thread = threading.Thread(target=keep, daemon=True)
-        thread.start()
-        try:
+        with (
+            _sent_now_and_then(send, every=every, at_end=send),
+            _named(found, instead_of=local),
+        ):
             yield local
-        except UserError as error:
-            raise UserError(str(error).replace(str(local), str(found))) from error
-        finally:
-            ended.set()
-            thread.join()
-            send()
 
 
 @contextmanager
@@ -191,30 +177,63 @@ def edited_folder(path: AnyPath, *, every: float = 60.0) -> Iterator[AnyPath]:
     if not is_remote(path):
         yield path
         return
-    from balcap_jax.storage.lease import Lease  # noqa: PLC0415 - takes a second
-
     found: Any = path
-    lock = found.with_name(f".{found.name}.lock")
-    with closing(Lease(lock, what=str(found))), closing(Mirror(found, every=every)) as mirror:
+    with _locked_there(found), closing(Mirror(found, every=every)) as mirror:
         mirror.fetch()
-        ended = threading.Event()
 
-        def keep() -> None:
-            while not ended.wait(every):
-                with suppress(OSError):  # told at the end, where it lasts
-                    mirror.sync()
-
-        thread = threading.Thread(target=keep, daemon=True)
-        thread.start()
-        try:
-            yield mirror.local
-        except UserError as error:
-            raise UserError(str(error).replace(str(mirror.local), str(found))) from error
-        finally:
-            ended.set()
-            thread.join()
+        def end() -> None:
             mirror.sync(now=True)
             mirror.remove_gone()
+
+        with (
+            _sent_now_and_then(mirror.sync, every=every, at_end=end),
+            _named(found, instead_of=mirror.local),
+        ):
+            yield mirror.local
+
+
+@contextmanager
+def _locked_there(found: Any) -> Iterator[None]:
+    """The lease beside a file or folder of a bucket.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    from balcap_jax.storage.lease import Lease  # noqa: PLC0415 - takes a second
+
+    with closing(Lease(found.with_name(f".{found.name}.lock"), what=str(found))):
+        yield
+
+
+@contextmanager
+def _sent_now_and_then(
+    send: Callable[[], None], *, every: float, at_end: Callable[[], None]
+) -> Iterator[None]:
+    """`send` every so many seconds beside the block; `at_end` after it, however it ends."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(every):
+            with suppress(OSError):  # told at the end, where it lasts
+                send()
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        at_end()
+
+
+@contextmanager
+def _named(found: Any, *, instead_of: AnyPath) -> Iterator[None]:
+    """Mistakes in the block name what people know."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(instead_of), str(found))) from error
 
 
 def send_folder(local: AnyPath, folder: Any, *, last: str = "") -> None:

@@ -1,6 +1,5 @@
 """Checksums of arrays that do not depend on where their parts lie."""
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from balcap_jax.runs.cores import usable_cores
 
 # Steps of a mix that changes half of the result's bits for each changed bit (MurmurHash3).
 _MIX = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
@@ -104,16 +105,9 @@ def _sums_on_host(leaves: Sequence[np.ndarray]) -> list[int]:
     if len(starts) < 2:
         parts = [part(start) for start in starts]
     else:
-        with ThreadPoolExecutor(_cores()) as threads:
+        with ThreadPoolExecutor(usable_cores()) as threads:
             parts = list(threads.map(part, starts))
     return [sum(of_leaf) % 2**32 for of_leaf in zip(*parts, strict=True)] or [0] * len(flat)
-
-
-def _cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
