@@ -17,12 +17,12 @@ from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import selects
 from balcap_jax.models.yes_no import yes_no_logits
+from balcap_jax.parallel.compiled import on_mesh
 from balcap_jax.rl.train_state import TrainState, apply_gradients
 from balcap_jax.rl.update import (
     check_split,
     dropout_key,
     like_parameters,
-    on_mesh,
     summed_gradients,
 )
 
@@ -116,7 +116,7 @@ def make_supervised_update(
         # Out as it came in, or the next call would compile again.
         return like_parameters(mesh, state), metrics
 
-    return on_mesh(mesh, jax.jit(update, donate_argnums=0))
+    return on_mesh(mesh, update, donate_argnums=0)
 
 
 def make_supervised_sums(
@@ -127,7 +127,7 @@ def make_supervised_sums(
     def sums(params: dict, lesson: Lesson) -> Sums:
         return _micro_loss(params, lesson, policy=policy, chunk=chunk)[1]
 
-    return on_mesh(mesh, jax.jit(sums))
+    return on_mesh(mesh, sums)
 
 
 class AnswerPairs(NamedTuple):
@@ -168,7 +168,7 @@ def make_answer_pairs(
         wins = jnp.sum(jnp.where(pairs, (gaps + 1) / 2, 0.0))
         return AnswerPairs(wins, jnp.sum(pairs, dtype=jnp.float32))
 
-    return on_mesh(mesh, jax.jit(answer_pairs))
+    return on_mesh(mesh, answer_pairs)
 
 
 def _micro_loss(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,6 +20,7 @@ from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.packing import Packing, Room
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import overlaid, selects, trains_vision
+from balcap_jax.parallel.compiled import on_mesh
 from balcap_jax.parallel.sharding import (
     batch_shards,
     constrain_batch,
@@ -226,7 +227,7 @@ def make_update(
         # Out as it came in, or the next call would compile again.
         return like_parameters(mesh, state), metrics
 
-    return on_mesh(mesh, jax.jit(update, donate_argnums=0, static_argnums=2))
+    return on_mesh(mesh, update, donate_argnums=0, static_argnums=2)
 
 
 def dropout_key(
@@ -363,7 +364,7 @@ def make_reference_logprobs(
         found = join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
         return found if order is None else reordered(found, inverse(order))
 
-    return on_mesh(mesh, jax.jit(reference, static_argnums=2))
+    return on_mesh(mesh, reference, static_argnums=2)
 
 
 def _balanced(
@@ -375,17 +376,6 @@ def _balanced(
     counts = jnp.sum(batch.mask & batch.valid[..., None], axis=(1, 2), dtype=jnp.int32)
     order = balanced_order(counts, rows=batch_shards(mesh), micro_batches=micro_batches)
     return reordered(batch, order), order
-
-
-def on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """`function`, which is jitted, called on the mesh."""
-
-    @wraps(function)  # `__wrapped__` is the jitted function: to trace or to compile, on the mesh
-    def call(*args):
-        with jax.set_mesh(mesh):
-            return function(*args)
-
-    return call
 
 
 def like_parameters(mesh: Mesh, tree: Any) -> Any:

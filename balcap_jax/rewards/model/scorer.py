@@ -21,8 +21,8 @@ from balcap_jax.models.packing import Packing, Room, room_for
 from balcap_jax.models.padding import bucket
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.yes_no import read_by, yes_no_logits
+from balcap_jax.parallel.compiled import on_mesh
 from balcap_jax.parallel.sharding import batch_shards, shard_batch
-from balcap_jax.rl.update import on_mesh
 
 _BLANK_SIDE = 224  # pixels of the empty image
 _GREY = (128, 128, 128)
@@ -63,7 +63,7 @@ class StatementScorer:
         yes, no = self.questions.answers
         self._shards = shards
         forward = partial(_forward, policy=policy, yes=yes, no=no, rows=shards)
-        self._program = on_mesh(mesh, jax.jit(forward, static_argnums=4))
+        self._program = on_mesh(mesh, forward, static_argnums=4)
         self.forwards = self.tokens = 0
 
     @classmethod

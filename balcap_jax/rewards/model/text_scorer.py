@@ -15,8 +15,8 @@ from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.padding import bucket
 from balcap_jax.models.policy import DECODER, VisionLanguagePolicy
+from balcap_jax.parallel.compiled import on_mesh
 from balcap_jax.parallel.sharding import batch_shards, shard_batch
-from balcap_jax.rl.update import on_mesh
 
 _TEXTS = 32  # of a row of a pass, which has one row for each shard of the batch
 _TOKEN_STEP = 16  # texts are padded to multiples, each of which compiles once
@@ -46,7 +46,7 @@ class TextScorer:
         self._row = processor.text_row(prompt)
         self._rows = batch_shards(mesh)
         self._most = processor.config.text.max_position_embeddings
-        self._program = on_mesh(mesh, jax.jit(partial(_forward, policy=policy)))
+        self._program = on_mesh(mesh, partial(_forward, policy=policy))
 
     @classmethod
     def load(cls, folder: Path, *, mesh: Mesh, dtype: str, prompt: str) -> "TextScorer":
