@@ -8,7 +8,7 @@ refuted_by = "..."
 required = true
 
 [base]                      # settings of `balcap train` that all its cells share
-[cells.gdpo]                # settings of one; also `kind` and `seeds`, the most of them
+[cells.gdpo]                # settings of one; also `kind`, `seeds` and `waits`: see `Setting`
 [cells.grpo]
 rl.advantage = "grpo"
 
@@ -59,7 +59,7 @@ _FIELDS = (
 _OF_COMPARISON = ("title", "one", "other", "expected")
 _OF_CURVES = ("title", "cells", "series")
 _OF_SCATTER = ("title", "x", "y", "size")
-_OF_CELL = ("kind", "seeds")
+_OF_CELL = ("kind", "seeds", "waits")
 MOST_CAPTIONS = 8  # images whose captions a result keeps
 
 
@@ -110,12 +110,14 @@ class Setting(NamedTuple):
       kind: of `KINDS`.
       values: settings of `balcap train`, as a TOML file gives them, those of the base among them.
       seeds: the most seeds that it is run with; None: as many as are asked for.
+      waits: so many seeds of the others come before its first one.
       source: where it stands, for messages.
     """
 
     kind: str
     values: dict[str, Any]
     seeds: int | None
+    waits: int
     source: str
 
 
@@ -238,7 +240,7 @@ def _setting(path: Path, name: str, own: Any, base: Mapping[str, Any]) -> Settin
     source = f"{path}, cell {name}"
     if not isinstance(own, dict):
         raise UserError(f"{source} is no table of settings; write [cells.{name}].")
-    kind, seeds = own.get("kind", KINDS[0]), own.get("seeds")
+    kind, seeds, waits = own.get("kind", KINDS[0]), own.get("seeds"), own.get("waits", 0)
     if kind not in KINDS:
         raise UserError(
             f"{source} has the kind {kind!r}, known are "
@@ -246,8 +248,10 @@ def _setting(path: Path, name: str, own: Any, base: Mapping[str, Any]) -> Settin
         )
     if seeds is not None and not (isinstance(seeds, int) and seeds >= 1):
         raise UserError(f"{source} has seeds={seeds!r}, which must be at least 1; change it.")
+    if not (isinstance(waits, int) and waits >= 0):
+        raise UserError(f"{source} has waits={waits!r}, which must be 0 or more; change it.")
     values = {name: value for name, value in own.items() if name not in _OF_CELL}
-    return Setting(kind, _over(base, values), seeds, source)
+    return Setting(kind, _over(base, values), seeds, waits, source)
 
 
 def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Planned(NamedTuple):
 
 def plan_of(claims: Sequence[Claim], *, seeds: int, code: str) -> list[Planned]:
     """Every cell once: required claims before the others, and among them a first seed of all before
-    a second seed of any, since an effect that is there is mostly seen by few seeds.
+    a second seed of any, since an effect that is there is mostly seen by few seeds; a setting that
+    `waits` joins so many seeds later.
 
     Args:
       seeds: seeds 0, 1, ... of each setting, fewer where it says so.
@@ -35,16 +36,21 @@ def plan_of(claims: Sequence[Claim], *, seeds: int, code: str) -> list[Planned]:
     """
     cells: dict[str, Cell] = {}
     names: dict[str, list[str]] = {}
-    for required in (True, False):
-        for seed in range(seeds):
-            for claim in claims:
-                if claim.required != required:
-                    continue
-                for name, setting in claim.settings.items():
-                    if setting.seeds is not None and seed >= setting.seeds:
-                        continue
-                    cell = claim.cell(name, seed)
-                    key = cell.key(code)
-                    cells.setdefault(key, cell)
-                    names.setdefault(key, []).append(f"{claim.name}/{name}")
+    settings = [
+        (claim, name, setting)
+        for required in (True, False)
+        for claim in claims
+        if claim.required == required
+        for name, setting in claim.settings.items()
+    ]
+    order = [
+        (not claim.required, seed + setting.waits, claim, name, seed)
+        for claim, name, setting in settings
+        for seed in range(seeds if setting.seeds is None else min(seeds, setting.seeds))
+    ]
+    for *_, claim, name, seed in sorted(order, key=lambda place: place[:2]):
+        cell = claim.cell(name, seed)
+        key = cell.key(code)
+        cells.setdefault(key, cell)
+        names.setdefault(key, []).append(f"{claim.name}/{name}")
     return [Planned(key, cell, tuple(names[key])) for key, cell in cells.items()]

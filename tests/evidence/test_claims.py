@@ -135,12 +135,22 @@ def test_claims_are_chosen_by_number_or_name(tmp_path):
         chosen_claims(claims, ["9"])
 
 
+def test_a_setting_that_waits_comes_after_seeds_of_the_others(tmp_path):
+    waits = CLAIM.replace("seeds = 1", "seeds = 2\nwaits = 2")
+    plan = plan_of([read_claim(written(tmp_path, waits))], seeds=3, code="x")
+    assert [(*p.names, p.cell.seed) for p in plan] == [
+        ("first/gdpo", 0), ("first/gdpo", 1), ("first/gdpo", 2), ("first/grpo", 0),
+        ("first/grpo", 1),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("rl.advantage", "rl.advantag", "cell grpo: there is no setting rl.advantag"),
         ('"grpo"\nseeds', '"gropo"\nseeds', "cell grpo: rl.advantage='gropo'"),
         ("seeds = 1", "seeds = 0", "seeds=0, which must be at least 1"),
+        ("seeds = 1", "waits = -1", "waits=-1, which must be 0 or more"),
         ("seeds = 1", "seed = 1", "gives seed, which the runner gives"),
         (
             "seeds = 1",
