@@ -1,7 +1,6 @@
-"""The page of the evidence: tables between two marks of evidence.md, and a picture per claim."""
+"""The page of the evidence: of each claim its tables, pictures and captions."""
 
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +10,12 @@ import numpy as np
 from balcap_jax.evidence.claims import Claim, Comparison, Curves
 from balcap_jax.evidence.compare import RULE, Difference, difference, student_interval, verdict
 from balcap_jax.evidence.measures import MARGINS, label_of
+from balcap_jax.evidence.numbers import NUMBERS, write_numbers
+from balcap_jax.evidence.page import page_of, sections_of
 from balcap_jax.evidence.plots import draw_curves, draw_differences, draw_scatter
 from balcap_jax.evidence.results import DECODINGS, WINDOW, Found, facts_of, read_folder
 from balcap_jax.runs.folder import write_text_atomic
 
-BEGIN = "<!-- made by `balcap reproduce report`: do not edit between these marks -->"
-END = "<!-- end of what `balcap reproduce report` makes -->"
 _MEANS = (
     "b_capscore", "precision", "recall", "linguistic", "words", "rho", "commentary", "invented",
     "rho_low", "rho_high",
@@ -37,7 +36,8 @@ class Compared(NamedTuple):
 
 
 def report(out: Path, claims: Sequence[Claim], *, docs: Path, seeds: int) -> list[Path]:
-    """Writes `docs`/evidence.md, whose text outside of the marks stays, and `docs`/evidence/*.svg.
+    """Writes `docs`/evidence.md, whose text outside of the marks stays, with its pictures and
+    numbers under `docs`/evidence. What is there of claims without a cell in `out` stays, too.
 
     Returns:
       The files written.
@@ -46,43 +46,21 @@ def report(out: Path, claims: Sequence[Claim], *, docs: Path, seeds: int) -> lis
       UserError: `out` is no folder of `balcap reproduce`, or the disk is full.
     """
     code, found = read_folder(out, claims, seeds=seeds)
-    page, pictures = docs / "evidence.md", docs / "evidence"
-    lines, made = [*_head(found, code)], []
+    page, folder = docs / "evidence.md", docs / "evidence"
+    old = page.read_text("utf-8") if page.exists() else "# Evidence\n"
+    sections, made = sections_of(old), []
     for claim in claims:
-        of_claim = found[claim.name]
-        compared = [*compare(claim, of_claim)]
-        lines += _claim(claim, of_claim, compared)
-        if any(row.found.pairs > 1 for row in compared):
-            picture = pictures / f"{claim.name}.svg"
-            draw_differences(compared, picture)
-            made.append(picture)
-            lines += ["", f"![differences of claim {claim.number}](evidence/{picture.name})"]
-        for number, curves in enumerate(claim.curves):
-            picture = pictures / f"{claim.name}_curves_{number}.svg"
-            if any(len(of_claim[name].results) for name in curves.cells):
-                draw_curves(curves, of_claim, picture)
-                made.append(picture)
-                lines += ["", f"![{curves.title}](evidence/{picture.name})"]
-            lines += _overlaps(curves, of_claim)
-        for number, scatter in enumerate(claim.scatters):
-            if any(_known(cells, scatter.x) for cells in of_claim.values()):
-                picture = pictures / f"{claim.name}_scatter_{number}.svg"
-                draw_scatter(scatter, of_claim, picture)
-                made.append(picture)
-                lines += ["", f"![{scatter.title}](evidence/{picture.name})"]
-        lines += ["", *_side_by_side(claim, of_claim)]
-    old = page.read_text("utf-8") if page.exists() else "# Evidence\n\n" + BEGIN + END + "\n"
-    write_text_atomic(page, between_marks(old, "\n".join(lines)))
-    return [page, *made]
-
-
-def between_marks(page: str, text: str) -> str:
-    """`page` with `text` between its marks, or with both at its end where it has none."""
-    block = f"{BEGIN}\n\n{text.strip()}\n\n{END}"
-    if BEGIN not in page or END not in page:
-        return f"{page.rstrip()}\n\n{block}\n"
-    head, _, rest = page.partition(BEGIN)
-    return head + block + rest.partition(END)[2]
+        if any(cells.results for cells in found[claim.name].values()):
+            lines, pictures = _claim(claim, found[claim.name], folder, code=code)
+            sections[claim.number] = "\n".join(lines).strip()
+            made += pictures
+        else:
+            nothing = [*_title(claim), "No cell is there yet."]
+            sections.setdefault(claim.number, "\n".join(nothing))
+    numbers = folder / NUMBERS
+    write_numbers(numbers, found, code=code)
+    write_text_atomic(page, page_of(old, _head(), sections))
+    return [page, numbers, *made]
 
 
 def compare(claim: Claim, found: Mapping[str, Found]) -> Iterator[Compared]:
@@ -99,34 +77,40 @@ def compare(claim: Claim, found: Mapping[str, Found]) -> Iterator[Compared]:
                 yield Compared(comparison, measure, decoding, expected, made, said)
 
 
-def _head(found: Mapping[str, Mapping[str, Found]], code: str) -> list[str]:
-    facts = facts_of(found)
-    if not facts["cells"]:
-        return [f"No cell is there yet (code `{code}`).", ""]
+def _head() -> list[str]:
+    margins = "; ".join(f"{label_of(name)}: {margin:g}" for name, margin in MARGINS.items())
     return [
-        f"{facts['cells']} cells of the code `{code}`, computed {_range(facts['dates'])} in "
-        f"{facts['seconds'] / 3600:.1f} hours of their processes; {'; '.join(facts['versions'])}; "
-        f"{'; '.join(facts['devices'])}. Written {time.strftime('%Y-%m-%d')}.",
-        "",
         RULE,
         "",
-        "Margins: "
-        + "; ".join(f"{label_of(name)}: {margin:g}" for name, margin in MARGINS.items())
-        + ". Scores are of held-out images by the exact rewards, whatever training saw.",
-        "",
+        f"Margins: {margins}. Scores are of held-out images by the exact rewards, whatever "
+        f"training saw. The numbers of every cell are in [{NUMBERS}](evidence/{NUMBERS}).",
     ]
 
 
-def _claim(claim: Claim, found: Mapping[str, Found], compared: Sequence[Compared]) -> list[str]:
-    lines = [
+def _title(claim: Claim) -> list[str]:
+    return [
         f"## {claim.number}. {claim.title}",
         "",
         f"{claim.says} It would be refuted: {claim.refuted_by}",
         "",
     ]
-    if not any(cells.results for cells in found.values()):
-        return [*lines, "No cell is there yet."]
-    lines += [
+
+
+def _claim(
+    claim: Claim, found: Mapping[str, Found], folder: Path, *, code: str
+) -> tuple[list[str], list[Path]]:
+    """The section of a claim that has cells, and the pictures in it, which are drawn."""
+    compared, pictures = [*compare(claim, found)], []
+
+    def picture(name: str, title: str) -> Path:
+        pictures.append(folder / f"{claim.name}{name}.svg")
+        lines.extend(["", f"![{title}](evidence/{pictures[-1].name})"])
+        return pictures[-1]
+
+    lines = [
+        *_title(claim),
+        *_facts(found, code),
+        "",
         *_table(
             ["comparison", "of", "captions", "difference", "bootstrap 95 %", "Student 95 %",
              "d_z", "higher in", "expected", "verdict"],
@@ -139,7 +123,25 @@ def _claim(claim: Claim, found: Mapping[str, Found], compared: Sequence[Compared
     if missing:
         told = "; ".join(f"{name} seeds {_range(seeds)}" for name, seeds in missing.items())
         lines += ["", f"**Missing cells:** {told}."]
-    return lines
+    if any(row.found.pairs > 1 for row in compared):
+        draw_differences(compared, picture("", f"differences of claim {claim.number}"))
+    for number, curves in enumerate(claim.curves):
+        if any(len(found[name].results) for name in curves.cells):
+            draw_curves(curves, found, picture(f"_curves_{number}", curves.title))
+        lines += _overlaps(curves, found)
+    for number, scatter in enumerate(claim.scatters):
+        if any(_known(cells, scatter.x) for cells in found.values()):
+            draw_scatter(scatter, found, picture(f"_scatter_{number}", scatter.title))
+    return [*lines, "", *_side_by_side(claim, found)], pictures
+
+
+def _facts(found: Mapping[str, Found], code: str) -> list[str]:
+    facts = facts_of(found)
+    return [
+        f"{facts['cells']} cells of the code `{code}`, computed {_range(facts['dates'])} in "
+        f"{facts['seconds'] / 3600:.1f} hours of their processes; {'; '.join(facts['versions'])}; "
+        f"{'; '.join(facts['devices'])}."
+    ]
 
 
 def _compared_row(row: Compared) -> list[str]:

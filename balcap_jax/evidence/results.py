@@ -92,12 +92,11 @@ def _found(out: Path, claim: Claim, name: str, *, seeds: int, code: str) -> Foun
     return Found(results, tuple(missing))
 
 
-def facts_of(found: Mapping[str, Mapping[str, Found]]) -> dict[str, Any]:
-    """Of all cells, each counted once: how many, their seconds, dates and versions."""
+def facts_of(found: Mapping[str, Found]) -> dict[str, Any]:
+    """Of all cells of a claim, each counted once: how many, their seconds, dates and versions."""
     cells = {
         (result["cell"]["kind"], str(sorted(result["cell"]["settings"].items()))): result
-        for of_claim in found.values()
-        for of_setting in of_claim.values()
+        for of_setting in found.values()
         for result in of_setting.results.values()
     }
     results = list(cells.values())

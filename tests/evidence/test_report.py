@@ -1,5 +1,6 @@
 """The page of the evidence, of results made by hand."""
 
+import csv
 import json
 
 import pytest
@@ -8,7 +9,8 @@ from balcap_jax.cli import main as cli
 from balcap_jax.errors import UserError
 from balcap_jax.evidence.claims import read_claim
 from balcap_jax.evidence.files import CELLS, RESULT
-from balcap_jax.evidence.report import BEGIN, END, between_marks, report
+from balcap_jax.evidence.page import BEGIN, END, between_marks, sections_of
+from balcap_jax.evidence.report import report
 from balcap_jax.evidence.runner import open_folder
 
 CLAIM = """
@@ -90,7 +92,7 @@ def rows_of(page, start):
 
 
 def test_differences_intervals_and_verdicts_are_those_of_the_cells(out, claim):
-    page, *pictures = report(out, [claim], docs=out, seeds=4)
+    page, _, *pictures = report(out, [claim], docs=out, seeds=4)
     text = page.read_text()
     score, greedy, words, _ = rows_of(text, "as they are")
     # As in test_compare: mean 7/3, resampled means from 1 to 4, Student's half-width 3.79.
@@ -139,12 +141,51 @@ def test_a_page_without_marks_gets_them_at_its_end():
     assert between_marks("# Words\n", "table") == f"# Words\n\n{BEGIN}\n\ntable\n\n{END}\n"
 
 
+def test_the_numbers_of_each_cell_stand_beside_the_page(out, claim):
+    _, path, *_ = report(out, [claim], docs=out, seeds=4)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    told = [(row["claim"], row["setting"], row["seed"], row["code"]) for row in rows]
+    assert told == [("first", name, str(s), "x") for name in ("gdpo", "grpo") for s in range(3)]
+    scores = [row["after/sampled/b_capscore"] for row in rows]
+    assert scores == ["81", "80", "84", "79", "79", "80"]
+    assert {row["before/sampled/b_capscore"] for row in rows} == {"60"}
+    assert rows[0]["after/greedy/words"] == "51"
+    assert rows[0]["after/sampled/recall"] == "nan"  # what a result does not have
+    assert (rows[0]["versions"], rows[0]["seconds"]) == ("jax 0.10.2", "360")
+
+
+def test_claims_without_a_cell_keep_what_an_earlier_report_says_of_them(out, claim, tmp_path):
+    kept = "## 3. Another\n\nIts table."
+    page = out / "evidence.md"
+    page.write_text(f"# Evidence\n\n{BEGIN}\nOld head.\n\n## 1. Old\n\nOld.\n\n{kept}\n\n{END}\n")
+    (out / "evidence").mkdir()
+    (out / "evidence" / "cells.csv").write_text(
+        "claim,setting,seed,code\nthird,gdpo,0,y\nfirst,gdpo,9,y\n"
+    )
+    (tmp_path / "third.toml").write_text(
+        CLAIM.replace("number = 1", "number = 3")
+        .replace('"first"', '"third"')
+        # Cells of its own, of which none is there.
+        .replace("[cells.gdpo]", "[base]\nsteps = 4\n\n[cells.gdpo]")
+    )
+    third = read_claim(tmp_path / "third.toml")
+    page, numbers, *_ = report(out, [claim, third], docs=out, seeds=3)
+    text = page.read_text()
+    sections = sections_of(text)
+    assert list(sections) == [1, 3]
+    assert sections[3] == kept
+    assert "Old" not in text
+    rows = list(csv.DictReader(numbers.read_text().splitlines()))
+    assert [row["seed"] for row in rows if row["claim"] == "third"] == ["0"]
+    assert [row["seed"] for row in rows if row["claim"] == "first"] == ["0", "1", "2"] * 2
+
+
 def test_nothing_computed_is_said(tmp_path, claim):
     folder = tmp_path / "empty"
     open_folder(folder, code="x")
-    page, *pictures = report(folder, [claim], docs=folder, seeds=2)
+    page, _, *pictures = report(folder, [claim], docs=folder, seeds=2)
     text = page.read_text()
-    assert text.count("No cell is there yet") == 2  # of the study, and of the claim
+    assert text.count("No cell is there yet") == 1
     assert claim.says in text
     assert "|" not in text  # no table of nothing
     assert pictures == []
