@@ -1,6 +1,7 @@
 """The pictures of a run: its curves over the steps, and the lengths of its captions."""
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,7 +87,7 @@ def draw_curves(
         for ax in axes[len(drawn) :]:
             ax.set_axis_off()
         figure.supxlabel("\n".join(["step", *_told([x for x in found if stands_still(x)])]))
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def draw_lengths(
@@ -129,7 +130,7 @@ def draw_lengths(
         ax.set_xlabel(f"rho = words / words of the reference (last bin: {edges[-2]:.1f} and above)")
         ax.set_ylabel("share of captions")
         ax.legend(loc="upper right")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def smooth(values: Float[np.ndarray, " n"], *, width: float) -> Float[np.ndarray, " n"]:
@@ -257,8 +258,11 @@ def _shade_band(ax: "Axes", band: tuple[float, float], *, horizontal: bool) -> N
         ax.set_ylim(limits)
 
 
-def _save(figure: "Figure", path: AnyPath) -> None:
-    with disk_errors(path), written_locally(path) as local:
+def save_figure(figure: "Figure", path: AnyPath) -> None:
+    """Writes a PNG, whole or not at all."""
+    with disk_errors(path), written_locally(path) as local, warnings.catch_warnings():
+        # Words may be of any script; what the font lacks is a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         beside = local.with_name(f".{local.name}.new")
         figure.savefig(beside, format="png", dpi=130, facecolor="white")
         beside.replace(local)

@@ -14,6 +14,7 @@ from balcap_jax.reporting.pairs import pair_captions
 from balcap_jax.reporting.plots import draw_curves, draw_lengths
 from balcap_jax.reporting.row_files import read_captions, read_metrics, read_summary
 from balcap_jax.reporting.scores import label_of, summary_rows
+from balcap_jax.reporting.sheet import draw_captions
 from balcap_jax.rewards.capscore import b_capscore
 from balcap_jax.runs.folder import SUMMARY, existing_run, write_jsonl_atomic, write_text_atomic
 from balcap_jax.storage.paths import AnyPath
@@ -21,12 +22,14 @@ from balcap_jax.storage.paths import AnyPath
 if TYPE_CHECKING:
     from rich.table import Table
 
+_CAPTIONS = ("captions.png", "captions.html", "captions.md", "captions.jsonl")
+
 
 def report(run: str | AnyPath, *, band: tuple[float, float] = (0.5, 2.0)) -> list[AnyPath]:
     """Makes the pictures and galleries of `run` again from what it logged.
 
     curves.png from metrics.jsonl; where the held-out captions were judged before and after also
-    lengths.png, captions.html, captions.md and captions.jsonl.
+    lengths.png, captions.png, captions.html, captions.md and captions.jsonl.
 
     Args:
       run: the run's folder, such as runs/<name>.
@@ -127,16 +130,16 @@ def summary_table(summary: Mapping[str, Any]) -> "Table":
 def _report_captions(
     run: AnyPath, before: list[dict], after: list[dict], *, band: tuple[float, float]
 ) -> list[AnyPath]:
-    lengths, html, markdown, jsonl = (
-        run / name for name in ("lengths.png", "captions.html", "captions.md", "captions.jsonl")
-    )
+    lengths, *files = (run / name for name in ("lengths.png", *_CAPTIONS))
+    sheet, html, markdown, jsonl = files
     draw_lengths(
         *(np.array([row["rho"] for row in rows], np.float64) for rows in (before, after)),
         lengths,
         band=band,
     )
     pairs = pair_captions(before, after)
+    draw_captions(run, pairs, sheet)
     write_text_atomic(html, gallery_html(run, pairs, read_summary(run / SUMMARY)))
     write_text_atomic(markdown, gallery_markdown(run, pairs))
     write_jsonl_atomic(jsonl, pairs)
-    return [lengths, html, markdown, jsonl]
+    return [lengths, *files]

@@ -21,15 +21,16 @@ NAN = float("nan")
 
 def test_makes_every_file_again(run):
     made = report(run)
-    names = ["curves.png", "lengths.png", "captions.html", "captions.md", "captions.jsonl"]
+    pictures = ["curves.png", "lengths.png", "captions.png"]
+    names = [*pictures, "captions.html", "captions.md", "captions.jsonl"]
     assert [path.name for path in made] == names
-    for path in made[:2]:
+    for path in made[:3]:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("L"))
         assert image.format == "PNG"
         assert min(pixels.shape) > 300
         assert pixels.std() > 5  # something is drawn
-    rows = [json.loads(line) for line in made[4].read_text().splitlines()]
+    rows = [json.loads(line) for line in made[5].read_text().splitlines()]
     assert [row["id"] for row in rows] == ["scene-0", "scene-1"]
     assert rows[0]["before"]["caption"] == "A red circle, before."
     assert rows[0]["after"]["caption"] == "A red circle, after."
@@ -175,7 +176,7 @@ def test_a_run_of_own_rewards_is_reported(run):
         np.float32([[0.25]]), np.array([5]), np.array([2 / 3]), names=("short",)
     )
     write_json_atomic(run / "summary.json", {"before": side, "after": side})
-    assert len(report(run)) == 5
+    assert len(report(run)) == 6
     page = (run / "captions.html").read_text("utf-8")
     for text in ("short", "0.250", "+0.00"):
         assert text in page

@@ -124,4 +124,4 @@ def test_a_summary_without_both_sides_is_none(run):
     assert read_summary(path) is None
     path.unlink()
     assert read_summary(path) is None
-    assert len(report(run)) == 5
+    assert len(report(run)) == 6

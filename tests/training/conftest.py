@@ -16,7 +16,8 @@ def no_pictures() -> Iterator[None]:
     """Curves are files without content: drawing them takes longer than the steps of a run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_curves", lambda _, path, **__: path.write_bytes(b""))
-        patch.setattr(report, "draw_lengths", lambda *args, **_: args[-1].write_bytes(b""))
+        for name in ("draw_lengths", "draw_captions"):
+            patch.setattr(report, name, lambda *args, **_: args[-1].write_bytes(b""))
         yield
 
 

@@ -23,6 +23,7 @@ from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.plan.programs import Step
 from balcap_jax.reporting import report
 from balcap_jax.reporting.plots import draw_curves, draw_lengths
+from balcap_jax.reporting.sheet import draw_captions
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.runs.trace import traces_in
@@ -39,6 +40,7 @@ def unbroken(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_curves", draw_curves)
         patch.setattr(report, "draw_lengths", draw_lengths)
+        patch.setattr(report, "draw_captions", draw_captions)
         patch.setattr(utilisation, "peak_flops", lambda devices: PEAK * len(devices))
         patch.setattr(task_run, "peak_device_bytes", lambda devices: 3_000_000 + len(devices))
         return train(small(tmp_path_factory.mktemp("unbroken"), profile=(2, 3)))
@@ -56,8 +58,8 @@ def test_run_leaves_everything_it_promises(unbroken):
     assert 0 < summary["peak_memory_mb"] < 100_000
     for name in (
         "config.json", "metrics.jsonl", "samples.jsonl", "curves.png", "lengths.png",
-        "captions.html", "captions.jsonl", "evaluation/before.jsonl", "evaluation/after.jsonl",
-        "evaluation/images/000.png", "policy/model.safetensors",
+        "captions.png", "captions.html", "captions.jsonl", "evaluation/before.jsonl",
+        "evaluation/after.jsonl", "evaluation/images/000.png", "policy/model.safetensors",
     ):  # fmt: skip
         assert (unbroken / name).stat().st_size > 0, name
     assert list((unbroken / "tensorboard").iterdir())
