@@ -1,6 +1,6 @@
 """Pictures of the evidence as SVG: differences with their intervals, and curves over steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,14 +50,23 @@ def draw_differences(rows: Sequence["Compared"], path: Path) -> None:
             panel.axvline(0, color=GREY, linewidth=1)
             for place, of_title in enumerate(titles.values()):
                 _differences(of_title, place, panel)
+            panel.set_xlim(_span(titles.values(), margin=MARGINS[measure]))
             panel.set_yticks(range(len(titles)), list(titles))
             panel.set_ylim(len(titles) - 0.5, -0.5)
         panels[-1].set_xlabel(
-            "difference; dots: seeds; thick: bootstrap 95 %, thin: Student 95 %; grey: the margin"
+            "difference; dots: seeds; thick: bootstrap 95 %; thin: Student 95 %, may leave the "
+            "picture; grey: the margin"
         )
         for decoding, color in _OF_DECODING.items():
             panels[0].plot([], [], "D", color=color, markersize=4, label=decoding)
         panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+
+def _span(of_titles: Iterable[Sequence["Compared"]], *, margin: float) -> tuple[float, float]:
+    """Of an axis with all seeds, 0 and the margin; intervals of few seeds may be far longer."""
+    values = [value for rows in of_titles for row in rows for value in row.found.values]
+    low, high = min([-margin, *values]), max([margin, *values])
+    return low - 0.3 * (high - low), high + 0.3 * (high - low)
 
 
 def _differences(rows: Sequence["Compared"], place: int, panel: Any) -> None:

@@ -114,7 +114,7 @@ def _claim(
         *_table(
             ["comparison", "of", "captions", "difference", "bootstrap 95 %", "Student 95 %",
              "d_z", "higher in", "expected", "verdict"],
-            [_compared_row(row) for row in compared],
+            [_compared_row(row) for row in compared if row.found.pairs],
         ),
         "",
         *_means(found),

@@ -8,9 +8,11 @@ import pytest
 from balcap_jax.cli import main as cli
 from balcap_jax.errors import UserError
 from balcap_jax.evidence.claims import read_claim
+from balcap_jax.evidence.compare import difference
 from balcap_jax.evidence.files import CELLS, RESULT
 from balcap_jax.evidence.page import BEGIN, END, between_marks, sections_of
-from balcap_jax.evidence.report import report
+from balcap_jax.evidence.plots import _span
+from balcap_jax.evidence.report import Compared, report
 from balcap_jax.evidence.runner import open_folder
 
 CLAIM = """
@@ -218,3 +220,13 @@ def test_the_command_reports_a_folder(out, tmp_path, capsys):
     claims = ["--claims", str(tmp_path / "claim.toml"), "--docs", str(tmp_path / "docs")]
     assert cli.main(["reproduce", "report", str(out), *claims, "--seeds", "3"]) == 0
     assert str(tmp_path / "docs" / "evidence.md") in capsys.readouterr().out
+
+
+def test_the_axis_of_differences_holds_all_seeds_and_not_intervals_of_few(claim):
+    def row(*values):
+        found = difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+        return Compared(claim.comparisons[0], "words", "sampled", "equal", found, "")
+
+    low, high = _span([[row(3.0, 8.0)], [row(-1.0)]], margin=2.0)
+    assert (low, high) == (-2 - 3, 8 + 3)  # 0.3 of 10 on both sides
+    assert row(3.0, 8.0).found.student[1] > 30
