@@ -19,7 +19,8 @@ _ON_CPU = {
 def on_mesh(mesh: Mesh, function: Callable, **options: Any) -> Callable:
     """`function`, jitted with these `options`, called on the mesh.
 
-    Its `__wrapped__` is the jitted function: to trace or to compile, where the mesh is set.
+    Its `__wrapped__` is the jitted function, to trace or to compile where the mesh is set; that
+    one's is `function`, which alone can be part of another program: options are of whole ones.
     """
     platform = mesh.devices.flat[0].platform
     program = jax.jit(function, **options, compiler_options=compiler_options(platform))

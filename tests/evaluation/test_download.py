@@ -69,10 +69,9 @@ def test_a_fetch_that_was_cut_goes_on(world, hub, tmp_path, capsys):
     assert err.splitlines()[-1].startswith(
         f"balcap: error: The data set {REPOSITORY} cannot be fetched ("
     )
-    there = hub.fetched["natural.jsonl"]
     hub.broken.clear()
     assert evaluate(world, tmp_path, capsys)[0] == 0
-    assert hub.fetched["natural.jsonl"] == there == 1
+    assert hub.fetched["natural.jsonl"] == 1  # before the cut or, fetched beside it, after
 
 
 def test_without_a_network_it_is_one_sentence(world, hub, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Options of XLA by platform, and programs that are called on their mesh."""
 
+from inspect import unwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,12 @@ def asked_anew():
     compiler_options.cache_clear()
     yield
     compiler_options.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def real_options(monkeypatch):
+    """As in a run."""
+    monkeypatch.setattr(compiled, "compiler_options", compiler_options)
 
 
 def test_cpus_keep_sums_from_the_library_of_matmuls():
@@ -38,6 +46,7 @@ def test_an_xla_that_does_not_know_an_option_goes_without(monkeypatch, asked_ane
 
 def test_a_program_sees_its_mesh_and_its_options():
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    assert compiler_options("cpu")
     seen = []
 
     def scaled(x, factor):
@@ -49,3 +58,4 @@ def test_a_program_sees_its_mesh_and_its_options():
     assert seen == [2]
     with jax.set_mesh(mesh):  # the jitted function itself
         assert program.__wrapped__.lower(jnp.arange(3.0), 3).compile() is not None
+    assert unwrap(program) is scaled
