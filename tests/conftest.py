@@ -62,18 +62,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name not in LONG_ROOMS)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _sums_as_xla_likes():
-    """In this process; `test_compiled` and runs in processes of their own have the real options.
-    Sums by loops run faster and compile for a third longer, which is what tests do.
-    """
-    from balcap_jax.parallel import compiled
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "compiler_options", lambda platform: None)
-        yield
-
-
 @pytest.fixture(scope="session")
 def _bucket_server():
     from bucket_server import BucketServer
