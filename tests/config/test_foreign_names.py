@@ -1,6 +1,7 @@
 """Names of other frameworks lead to our settings, and no suggestion is worse than a wrong one."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,16 @@ def test_the_names_of_trl_are_those_of_trl():
     ours = {name for row in rows for name in row.trl.split()}
     assert ours - theirs == set()
     assert len(ours) > 50
+
+
+@pytest.mark.torch
+def test_the_page_on_switching_gives_trl_settings_it_takes(tmp_path):
+    trl = pytest.importorskip("trl", reason="needs the test extra")
+    page = (Path(__file__).parents[2] / "docs" / "switching.md").read_text(encoding="utf-8")
+    code = page.partition("args=GRPOConfig(")[2].partition("\n    ),")[0]
+    theirs = eval(f"dict({code})")  # noqa: S307 - our own page
+    args = trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **theirs)
+    assert (args.max_steps, args.multi_objective_aggregation) == (200, "normalize_then_sum")
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,3 @@ def test_its_settings_are_taken():
     code = PAGE.partition("bj.TrainConfig.of(")[2].partition("),\n    model=")[0]
     config = TrainConfig.of(eval(code.strip()))  # noqa: S307 - our own page
     assert (config.steps, config.rl.advantage, config.rl.kl_coef) == (200, "trl", 0)
-
-
-@pytest.mark.torch
-def test_its_settings_of_trl_are_taken(tmp_path):
-    trl = pytest.importorskip("trl", reason="needs the test extra")
-    code = PAGE.partition("args=GRPOConfig(")[2].partition("\n    ),")[0]
-    theirs = eval(f"dict({code})")  # noqa: S307 - our own page
-    args = trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **theirs)
-    assert (args.max_steps, args.multi_objective_aggregation) == (200, "normalize_then_sum")
