@@ -135,6 +135,7 @@ def test_quickstart(small, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_evaluate_and_compare(small, monkeypatch):
     monkeypatch.setenv("BALCAP_IMAGES", "6")
     notebook = ran("evaluate_and_compare")
@@ -168,6 +169,7 @@ def test_train_with_your_own_reward(small):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_lora_on_one_card(small, monkeypatch):
     monkeypatch.setenv("BALCAP_MODEL", "base")
     notebook = ran("lora_on_one_card")

@@ -36,6 +36,7 @@ def photo():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_forty_photos_of_12_megapixels_fit_in_little_memory(tmp_path):
     data = photo()

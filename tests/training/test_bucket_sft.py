@@ -73,6 +73,7 @@ def stopped_in_an_evaluation(config: SFTConfig, monkeypatch) -> int:
     return after
 
 
+@pytest.mark.long  # test_bucket_preemption has a run on rewards
 def test_it_is_preempted_and_goes_on_to_the_same_bits(bucket, tmp_path, monkeypatch, capsys):
     local = tmp_path / "data"
     local.mkdir()
