@@ -21,6 +21,7 @@ class Memory(NamedTuple):
       inputs: the batch.
       reference: the parameters of a reference policy of its own, which stay as well.
       judge: those of a judge on the same devices.
+      waiting: batches of later steps whose captions are with their judge.
     """
 
     parameters: float
@@ -30,6 +31,7 @@ class Memory(NamedTuple):
     inputs: float
     reference: float = 0.0
     judge: float = 0.0
+    waiting: float = 0.0
 
     @property
     def total(self) -> float:
@@ -39,7 +41,7 @@ class Memory(NamedTuple):
 def memory_of(result: Mapping[str, Any]) -> Memory:
     """Of one program; all of the state and of the batch is there whether or not it reads them."""
     state = (result["parameters"], result["optimizer"])
-    resident = (result["reference"], result["judge"])
+    resident = (result["reference"], result["judge"], result["waiting"])
     if "needs" in result:  # refused: only the sum is known, and it has no state that is not read
         read = result["parameters"] + (result["optimizer"] if result["program"] == "update" else 0)
         return Memory(*state, 0.0, max(result["needs"] - read, 0.0), result["batch"], *resident)

@@ -122,6 +122,12 @@ class Step:
             if hf is not None
         ]
 
+    def waiting_shapes(self) -> Batch:
+        """What a batch keeps on the devices while its captions wait for the judge
+        (`rollout.overlap_steps`): the prompts with their pixels, the features, the rollout.
+        """
+        return self.inputs.batch._replace(reference_logprobs=None, start_logprobs=None)
+
     def _inputs(self) -> Inputs:
         config, policy = self.config, self.policy
         B, G, C = (

@@ -10,9 +10,10 @@ from rich.table import Table
 from balcap_jax.plan.chips import GIB
 
 _BYTES = (
-    "parameters", "optimizer", "activations", "temporary", "inputs", "reference", "judge", "total",
+    "parameters", "optimizer", "activations", "temporary", "inputs", "reference", "judge",
+    "waiting", "total",
 )  # fmt: skip
-_OF_SOME = ("reference", "judge")  # that most runs have none of
+_OF_SOME = ("reference", "judge", "waiting")  # that most runs have none of
 _MESH = "mesh is data x fsdp x tensor"
 
 

@@ -118,6 +118,7 @@ def compile_job(job: Job) -> dict[str, Any]:
         "batch": bytes_per_device(batch),
         "reference": bytes_per_device(step.reference_shapes),
         "judge": bytes_per_device(step.judge_shapes(job.judge, fluency=job.fluency)),
+        "waiting": step.config.rollout.overlap_steps * bytes_per_device(step.waiting_shapes()),
         "model_flops": step.model_flops(job.program) / len(devices),
     }
     started = time.perf_counter()

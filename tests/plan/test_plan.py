@@ -52,6 +52,7 @@ UPDATE = {
     "batch": GIB / 2,
     "judge": 0,
     "reference": 0,
+    "waiting": 0,
     "arguments": 3 * GIB,
     "results": 0,
     "temporary": 5 * GIB,
@@ -82,7 +83,7 @@ PROGRAMS = tuple(RESULTS)
 def test_memory_adds_up():
     memory = memory_of(UPDATE)
     # 5 GiB of temporaries, 3 of them activations; the rest with a quarter of code.
-    assert memory == (1 * GIB, 2 * GIB, 3 * GIB, 2.25 * GIB, GIB / 2, 0, 0)
+    assert memory == (1 * GIB, 2 * GIB, 3 * GIB, 2.25 * GIB, GIB / 2, 0, 0, 0)
     assert memory.total == 8.75 * GIB
 
 
@@ -156,6 +157,22 @@ def test_a_reference_policy_is_in_memory_and_a_program():
     shown = shown_tables(judged(dict.fromkeys(RESULTS, counted)))
     assert "reference" in shown
     assert "reference" not in shown_tables(judged(RESULTS))
+
+
+def test_batches_whose_captions_wait_for_the_judge_are_in_memory():
+    step = step_of_config(rl=RLConfig(kl_coef=0.1))
+    prompts, features = step.inputs.batch.prompts, step.inputs.batch.features
+    each = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves((prompts, features)))
+    captions = 2 * 2 * 4 * (4 + 1 + 4) + 2 * 2 * (4 + 1)  # tokens, mask, logprobs; one number each
+    # Two devices share the batch; the reference's logprobs come when its turn has come.
+    assert bytes_per_device(step.waiting_shapes()) == (each + captions) // 2
+    counted = UPDATE | {"waiting": 3 * GIB}
+    assert memory_of(counted).total == memory_of(UPDATE).total + 3 * GIB
+    refused = counted | {"needs": 20 * GIB, "limit": 15.75 * GIB}
+    assert memory_of(refused).total == (20 + 0.5 + 3) * GIB
+    shown = shown_tables(judged(dict.fromkeys(RESULTS, counted)))
+    assert "waiting" in shown
+    assert "waiting" not in shown_tables(judged(RESULTS))
 
 
 def test_the_policy_without_its_adapters_is_a_reference_that_takes_no_memory():
