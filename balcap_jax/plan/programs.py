@@ -26,7 +26,8 @@ from balcap_jax.plan.workloads.presets import Preset
 from balcap_jax.plan.workloads.workload import RandomProcessor
 from balcap_jax.rl.train_state import TrainState, state_shapes, state_shardings
 from balcap_jax.rl.update import Batch
-from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
+from balcap_jax.rollout.decoding import Rollout
+from balcap_jax.rollout.sampling import caption_keys, sample
 from balcap_jax.runs.flops import count, without_remat
 from balcap_jax.training.programs import optimizer_of, reads_start, reference_of, update_of
 from balcap_jax.training.trained import param_shapes, trained_of, with_lora

@@ -142,6 +142,17 @@ class ConcurrentJudge(MeteredJudge, Protocol):
 
 
 @runtime_checkable
+class ExpectingJudge(ConcurrentJudge, Protocol):
+    """A judge that begins before the captions are there."""
+
+    def expect(
+        self, examples: Sequence[Example], captions: Sequence[Future[str]]
+    ) -> Future[Judgement]:
+        """As `start`, of captions to come: each is judged as soon as it is told."""
+        ...
+
+
+@runtime_checkable
 class FittedJudge(Judge, Protocol):
     """A judge that is fitted to the data of a run before its first step."""
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from balcap_jax.data.examples import Example
 from balcap_jax.data.prompts.processor import Processor
@@ -18,15 +18,17 @@ from balcap_jax.models.pixels import as_computed
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.parallel.processes import largest
 from balcap_jax.parallel.sharding import BatchRows, batch_shards, local_rows, replicate, shard_batch
+from balcap_jax.rollout.decoding import Decoder, Rollout
 from balcap_jax.rollout.sampling import (
-    Rollout,
     caption_keys,
     encode_images,
+    programs_on,
     sample,
-    sample_on,
     sizes_of_compaction,
 )
 from balcap_jax.runs.device_clock import DeviceClock
+
+_CHUNK = 32  # steps between two looks for captions that have ended
 
 
 class Generation(NamedTuple):
@@ -48,6 +50,10 @@ class Caption(NamedTuple):
 
     text: str
     ids: list[int]
+
+
+# Of a row of this host, a place in its group, and the caption that has ended there.
+Tell = Callable[[int, int, Caption], None]
 
 
 class Captioner:
@@ -97,8 +103,9 @@ class Captioner:
             "stop_tokens": processor.stop_tokens,
             "pad_token_id": processor.pad_token_id,
         }
-        platform = mesh.devices.flat[0].platform
-        self._sample = partial(sample_on(platform), policy, **self._sampling)
+        self._programs = programs_on(mesh.devices.flat[0].platform)
+        self._sample = partial(self._programs.sample, policy, **self._sampling)
+        self._decoder = Decoder(policy, **self._sampling)
 
     def sampler(self, policy: VisionLanguagePolicy) -> Callable[..., Rollout]:
         """`sample` of this policy with these settings, in one loop, to count its flops by."""
@@ -116,14 +123,17 @@ class Captioner:
         *,
         images: Sequence[int] | Int[np.ndarray, " b"] | None = None,
         prompts: Prompts | None = None,
+        tell: Tell | None = None,
     ) -> Generation:
-        """Starts a rollout and returns without waiting for it.
+        """Starts a rollout and returns without waiting for it, or tells its captions as they end.
 
         Args:
           key: key of the rollout, e.g. fold_in(run_key, step).
           images: a number per example for its key (see `caption_keys`); default: its place.
           examples, images: on several hosts, those of the rows that this one holds.
           prompts: of the examples, where they are made already.
+          tell: hears of each caption of this host as soon as it is seen to have ended, every so
+            many tokens, while the others go on; the rollout is done then.
 
         Raises:
           UserError: the number of examples does not divide by the data shards of the mesh.
@@ -136,11 +146,45 @@ class Captioner:
             )
             start = None if self._clock is None else self._clock.start()
             features = self._encode(params, prompts.images)
-            compact = sizes_of_compaction(keys.size, self.mesh)
-            rollout = self._sample(params, prompts, features, keys, compact=compact)
+            if tell is None:
+                compact = sizes_of_compaction(keys.size, self.mesh)
+                rollout = self._sample(params, prompts, features, keys, compact=compact)
+            else:
+                rollout = self._told(params, prompts, features, keys, tell=tell)
             if self._clock is not None:
                 self._clock.ran(start, rollout)
         return Generation(prompts, features, rollout)
+
+    def _told(
+        self,
+        params: dict,
+        prompts: Prompts,
+        features: Float[Array, "b m d"],
+        keys: Key[Array, "b g"],
+        *,
+        tell: Tell,
+    ) -> Rollout:
+        """The rollout in chunks; what has ended in one is told while the next one is computed."""
+        state, running = self._programs.begin(
+            self._decoder, params, prompts, features, keys, steps=_CHUNK
+        )
+        known: Bool[np.ndarray, "b g"] | None = None
+        while True:
+            left = int(running)  # of all hosts, which so take the same number of chunks
+            rollout = state.loop.rollout
+            parts = local_rows(self.mesh, (rollout.tokens, rollout.mask, rollout.ended))
+            tokens, mask, ended = map(np.array, parts)  # copies: the next chunk takes the memory
+            if left:
+                state, running = self._programs.go_on(self._decoder, state, steps=_CHUNK)
+            over = ended | (left == 0)
+            new = over if known is None else over & ~known
+            for (row, place), caption in zip(
+                np.argwhere(new), self._in_words(tokens[new], mask[new]), strict=True
+            ):
+                tell(int(row), int(place), caption)
+            known = over
+            if not left:
+                return rollout
 
     def regenerate(
         self,
@@ -184,10 +228,16 @@ class Captioner:
         """The captions of each image that this host holds; waits for the rollout."""
         tokens, mask = local_rows(self.mesh, (rollout.tokens, rollout.mask))
         B, G, C = tokens.shape
-        texts = self.processor.decode(tokens.reshape(B * G, C))
+        flat = self._in_words(tokens.reshape(B * G, C), mask.reshape(B * G, C))
+        return [flat[b * G : (b + 1) * G] for b in range(B)]
+
+    def _in_words(
+        self, tokens: Int[np.ndarray, "n c"], mask: Bool[np.ndarray, "n c"]
+    ) -> list[Caption]:
+        texts = self.processor.decode(tokens) if len(tokens) else []
         return [
-            [Caption(texts[b * G + g], tokens[b, g][mask[b, g]].tolist()) for g in range(G)]
-            for b in range(B)
+            Caption(text, row[real].tolist())
+            for text, row, real in zip(texts, tokens, mask, strict=True)
         ]
 
     def captions(

@@ -10,7 +10,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as NotYetError
 from contextlib import suppress
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from balcap_jax.rewards.callables import (
 from balcap_jax.rewards.rivals.rivals import Rivals, joined
 from balcap_jax.rewards.verdicts import (
     ConcurrentJudge,
+    ExpectingJudge,
     Judge,
     Judgement,
     MeteredJudge,
@@ -58,6 +59,23 @@ class Answered(NamedTuple):
     spent: dict[str, float]
     reasons: str
     calls: dict[str, tuple[float, float]]
+
+
+class Coming(NamedTuple):
+    """Captions that the judge waits for.
+
+    Attributes:
+      captions: one to tell for each example.
+      judgement: of all of them.
+    """
+
+    captions: list[Future[str]]
+    judgement: Future[Judgement]
+
+    def tell(self, number: int, caption: str) -> None:
+        """The judge may begin with this one; telling it twice is fine."""
+        with suppress(InvalidStateError):  # told before, or nobody waits for it any more
+            self.captions[number].set_result(caption)
 
 
 class JudgeQueue:
@@ -109,9 +127,24 @@ class JudgeQueue:
         """Names of the rewards that are not the judge's."""
         return (*self.rivals.names, *self.functions.names)
 
-    def hand_in(self, completions: Completions, state: TrainerState) -> Future[Answered]:
-        """The answer to come; errors of reward functions come out of it, too."""
-        future = self._begin(completions, state)
+    def expect(self, examples: Sequence[Example]) -> Coming | None:
+        """Captions to come, one of each example, which the judge takes one by one as they are told;
+        None where it takes only whole batches.
+        """
+        if not isinstance(self._judge, ExpectingJudge) or not examples:
+            return None
+        captions: list[Future[str]] = [Future() for _ in examples]
+        return Coming(captions, self._judge.expect(examples, captions))
+
+    def hand_in(
+        self, completions: Completions, state: TrainerState, coming: Coming | None = None
+    ) -> Future[Answered]:
+        """The answer to come; errors of reward functions come out of it, too.
+
+        Args:
+          coming: of these completions, where they were expected.
+        """
+        future = self._begin(completions, state, coming)
         if not self._background:
             with suppress(Exception):  # it comes out where the answer is waited for
                 self._wait(future)
@@ -197,9 +230,15 @@ class JudgeQueue:
         self._worker.close()
         self.functions.close()
 
-    def _begin(self, completions: Completions, state: TrainerState) -> Future[Answered]:
+    def _begin(
+        self, completions: Completions, state: TrainerState, coming: Coming | None = None
+    ) -> Future[Answered]:
         begun = None
-        if isinstance(self._judge, ConcurrentJudge) and completions.captions:
+        if coming is not None:
+            begun = coming.judgement
+            for number, caption in enumerate(completions.captions):
+                coming.tell(number, caption)
+        elif isinstance(self._judge, ConcurrentJudge) and completions.captions:
             begun = self._judge.start(completions.examples, completions.captions)
         return self._worker.submit(lambda: self._ask(completions, state, begun))
 

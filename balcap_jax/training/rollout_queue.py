@@ -21,10 +21,10 @@ from balcap_jax.data.loading import Loader
 from balcap_jax.parallel.processes import is_process_zero
 from balcap_jax.parallel.sharding import BATCH_AXES, BatchRows
 from balcap_jax.rewards.callables import Completions, TrainerState
-from balcap_jax.rollout.rollout import Captioner, Generation
-from balcap_jax.rollout.sampling import Rollout, rollout_shapes
+from balcap_jax.rollout.decoding import Rollout, rollout_shapes
+from balcap_jax.rollout.rollout import Caption, Captioner, Generation, Tell
 from balcap_jax.runs.stopwatch import Stopwatch
-from balcap_jax.training.judge_queue import Answered, JudgeQueue
+from balcap_jax.training.judge_queue import Answered, Coming, JudgeQueue
 
 
 class Pending(NamedTuple):
@@ -124,19 +124,29 @@ class RolloutQueue:
         config, watch = self._config, self._watch
         with watch.stage("data"):
             examples, prompts = self._loader.step(step)
+        judged = self._rows.judged_places
+        # Kept for a run that is resumed with more steps where this one has no more, and pays then.
+        pays = step < config.steps
+        coming = None
         with watch.stage("rollout"):
             if kept is None:
                 key = jax.random.fold_in(jax.random.key(config.seed), step)
+                if pays:
+                    coming = self._expect([examples[i] for i in judged])
                 generation = self._captioner.generate(
-                    params, examples, key, images=self._rows.local_rows, prompts=prompts
+                    params,
+                    examples,
+                    key,
+                    images=self._rows.local_rows,
+                    prompts=prompts,
+                    tell=None if coming is None else self._telling(coming),
                 )
             else:
                 generation = self._captioner.regenerate(params, examples, kept, prompts=prompts)
             sampled = self._captioner.sampled(generation.rollout)
-        judged = self._rows.judged_places
         examples, sampled = [examples[i] for i in judged], [sampled[i] for i in judged]
         captions = [[caption.text for caption in group] for group in sampled]
-        if step >= config.steps:  # kept for a run that is resumed with more steps, and pays then
+        if not pays:
             return Pending(examples, generation, captions, answer=None, sampled_at=at)
         with watch.stage("judge"):  # all of the judge's time without overlap, nothing with it
             completions = Completions(
@@ -144,5 +154,21 @@ class RolloutQueue:
                 captions=[caption.text for group in sampled for caption in group],
                 ids=[caption.ids for group in sampled for caption in group],
             )
-            answer = self._judge.hand_in(completions, self._state_at(step))
+            answer = self._judge.hand_in(completions, self._state_at(step), coming)
         return Pending(examples, generation, captions, answer, sampled_at=at)
+
+    def _expect(self, examples: Sequence[Example]) -> Coming | None:
+        """The groups of these examples, if the judge takes captions one by one."""
+        group = self._config.rollout.group_size
+        return self._judge.expect([example for example in examples for _ in range(group)])
+
+    def _telling(self, coming: Coming) -> Tell:
+        """Tells `coming` of the rows that this host judges."""
+        group = self._config.rollout.group_size
+        place_of = {int(row): place for place, row in enumerate(self._rows.judged_places)}
+
+        def tell(row: int, number: int, caption: Caption) -> None:
+            if row in place_of:  # others are judged by other hosts
+                coming.tell(place_of[row] * group + number, caption.text)
+
+        return tell

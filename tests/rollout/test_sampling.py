@@ -16,8 +16,10 @@ from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
 from balcap_jax.parallel.sharding import BATCH_AXES, make_mesh
 from balcap_jax.plan.hlo import Program
-from balcap_jax.rollout import sampling
-from balcap_jax.rollout.sampling import Rollout, caption_keys, draw, nucleus, sample
+from balcap_jax.rollout import drawing, sampling
+from balcap_jax.rollout.decoding import Decoder, Rollout
+from balcap_jax.rollout.drawing import draw, nucleus
+from balcap_jax.rollout.sampling import caption_keys, sample
 
 BANNED = (tiny.VISION_START, tiny.VISION_END, tiny.IMAGE, tiny.VIDEO)
 STOPS = (tiny.STOP, 7, 8)  # three of 48 words, so that some captions end and some are truncated
@@ -27,7 +29,7 @@ LENGTH = 12
 POLICY, PARAMS = tiny.policy()
 # Jitted once: outside jit the scan over the layers would be compiled at every call.
 encode = jax.jit(POLICY.encode_images)
-invert_cumulative = jax.jit(sampling.invert_cumulative, static_argnames="block")
+invert_cumulative = jax.jit(drawing.invert_cumulative, static_argnames="block")
 
 
 def run(prompts: Prompts, keys=None, *, policy=POLICY, by=sample, **options) -> Rollout:
@@ -42,6 +44,16 @@ def run(prompts: Prompts, keys=None, *, policy=POLICY, by=sample, **options) -> 
     }
     features = encode(PARAMS, prompts.images)
     return by(policy, PARAMS, prompts, features, keys, **{**defaults, **options})
+
+
+def in_chunks(policy, params, prompts, features, keys, *, programs=None, steps=5, **options):
+    """`sample` by `begin` and `go_on`."""
+    programs = programs or sampling.programs_on("cpu")
+    decoder = Decoder(policy, **options)
+    state, running = programs.begin(decoder, params, prompts, features, keys, steps=steps)
+    while int(running):
+        state, running = programs.go_on(decoder, state, steps=steps)
+    return state.loop.rollout
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +98,35 @@ def test_captions_that_go_on_among_fewer_are_the_same(compact, options):
     assert_same_captions(run(prompts, compact=compact, **options), whole)
 
 
+@pytest.mark.parametrize("steps", [1, 5, LENGTH, 99])
+def test_chunks_draw_the_same(rollout, steps):
+    assert 0 < int(rollout.ended.sum()) < rollout.ended.size
+    chunked = run(tiny.prompts(3), by=partial(in_chunks, steps=steps))
+    assert_same_captions(chunked, rollout)
+    again = run(tiny.prompts(3), by=partial(in_chunks, steps=steps))
+    jax.tree.map(np.testing.assert_array_equal, chunked, again)  # to the bit
+
+
+def test_chunks_end_with_the_last_caption():
+    """Where every token stops a caption, the first chunk is the last, and one step is made."""
+    options = {"max_new_tokens": LENGTH, "stop_tokens": tuple(range(48)), "pad_token_id": tiny.PAD,
+               "banned_tokens": BANNED}  # fmt: skip
+    prompts = tiny.prompts(2)
+    keys = caption_keys(jax.random.key(0), np.arange(2), group_size=3)
+    features = encode(PARAMS, prompts.images)
+    state, running = sampling.begin(
+        Decoder(POLICY, **options), PARAMS, prompts, features, keys, steps=4
+    )
+    assert (int(running), int(state.loop.step)) == (0, 1)
+
+
 def test_a_gpu_has_a_program_of_its_own_that_draws_the_same(rollout):
     """By options that every compiler knows; what it makes of them only a GPU shows."""
-    by = sampling.sample_on("gpu")
-    assert by is not sample
-    assert sampling.sample_on("cpu") is sampling.sample_on("tpu") is sample
-    assert_same_captions(run(tiny.prompts(3), by=by), rollout)
+    by = sampling.programs_on("gpu")
+    assert by.sample is not sample
+    assert sampling.programs_on("cpu").sample is sampling.programs_on("tpu").sample is sample
+    assert_same_captions(run(tiny.prompts(3), by=by.sample), rollout)
+    assert_same_captions(run(tiny.prompts(3), by=partial(in_chunks, programs=by)), rollout)
 
 
 def test_only_one_cpu_goes_on_with_fewer_captions():

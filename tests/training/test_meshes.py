@@ -16,7 +16,8 @@ from balcap_jax.models.inputs import Prompts
 from balcap_jax.parallel.sharding import make_mesh, param_shardings, replicate, shard_batch
 from balcap_jax.rl.train_state import TrainState, init_state, make_optimizer
 from balcap_jax.rl.update import Batch, make_update
-from balcap_jax.rollout.sampling import Rollout, caption_keys, sample
+from balcap_jax.rollout.decoding import Rollout
+from balcap_jax.rollout.sampling import caption_keys, sample
 from balcap_jax.training.checkpoint import Checkpoints
 
 B, G, C = 8, 2, 6

@@ -19,7 +19,7 @@ from balcap_jax.config.sections import (
     RolloutConfig,
 )
 from balcap_jax.errors import UserError
-from balcap_jax.rollout.sampling import Rollout
+from balcap_jax.rollout.decoding import Rollout
 from balcap_jax.runs.fields import without_wall_clock
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.training import programs

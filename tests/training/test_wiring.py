@@ -39,7 +39,7 @@ from balcap_jax.rewards.verdicts import Assertion, Verdict
 from balcap_jax.rl.train_state import TrainState
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout import rollout as rollout_room
-from balcap_jax.rollout.sampling import Rollout
+from balcap_jax.rollout.decoding import Rollout
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.training import programs
 from balcap_jax.training.trainer import train
@@ -175,10 +175,10 @@ def record(tmp: Path, **rollout) -> Recorded:
         def reference_units(self, example):
             return units_of(example.id)
 
-    sample_on, make_update = rollout_room.sample_on, programs.make_update
+    programs_on, make_update = rollout_room.programs_on, programs.make_update
 
-    def recording_sample_on(platform):
-        sample = sample_on(platform)
+    def recording_programs_on(platform):
+        sample = programs_on(platform).sample
 
         def recording_sample(policy, params, prompts, features, keys, **options):
             made = sample(policy, params, prompts, features, keys, **options)
@@ -186,7 +186,7 @@ def record(tmp: Path, **rollout) -> Recorded:
             sampled.append(Sampled(*jax.device_get(seen)))
             return made
 
-        return recording_sample
+        return programs_on(platform)._replace(sample=recording_sample)
 
     def make_recording_update(*args, **options):
         update = make_update(*args, **options)
@@ -201,7 +201,7 @@ def record(tmp: Path, **rollout) -> Recorded:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("balcap_jax.rewards.judges.SceneJudge", Scripted)
-        patch.setattr(rollout_room, "sample_on", recording_sample_on)
+        patch.setattr(rollout_room, "programs_on", recording_programs_on)
         patch.setattr(programs, "make_update", make_recording_update)
         run = train(settings(start, tmp, **rollout))
     return Recorded(

@@ -137,10 +137,27 @@ class LLMJudge:
         Calls of batches that were started earlier go first, and the deadline of a batch counts from
         the end of the one before it.
         """
-        jobs, batch = self._verdicts(examples, captions), self._batch(self._new_ledger())
+        return self._begun(self._verdicts(examples, captions))
+
+    def expect(
+        self, examples: Sequence[Example], captions: Sequence[Future[str]]
+    ) -> Future[Judgement]:
+        """As `start`, of captions to come: each is judged as soon as it is told, what is asked of
+        the references at once. The deadline counts from the last one, too.
+        """
+        jobs = [
+            lambda batch, e=example, c=caption: self._expected(batch, e, c)
+            for example, caption in zip(examples, captions, strict=True)
+        ]
+        return self._begun(jobs, coming=captions)
+
+    def _begun(
+        self, jobs: Sequence["_Job[Verdict]"], *, coming: Sequence[Future[str]] = ()
+    ) -> Future[Judgement]:
+        batch = self._batch(self._new_ledger())
 
         async def judged() -> Judgement:
-            verdicts = await self._gather(batch, jobs, what=_VERDICT, warn=True)
+            verdicts = await self._gather(batch, jobs, what=_VERDICT, warn=True, coming=coming)
             return Judgement(verdicts, batch.ledger.lap(), batch.reasons)
 
         found = self._loop.start(judged)
@@ -195,10 +212,18 @@ class LLMJudge:
         return _Batch(next(self._numbers), ledger, side=self.judge.image_side)
 
     async def _gather(
-        self, batch: "_Batch", jobs: Sequence["_Job[T]"], *, what: str, warn: bool
+        self,
+        batch: "_Batch",
+        jobs: Sequence["_Job[T]"],
+        *,
+        what: str,
+        warn: bool,
+        coming: Sequence[Future[str]] = (),
     ) -> list[T | None]:
         """The results of all jobs, which run at once; None for what failed or was late."""
         before, self._over = self._over, batch.over
+        waits = [before.wait()] if before is not None else []
+        waits += map(asyncio.wrap_future, coming)
         self._batches.append(batch)
         tasks = [asyncio.ensure_future(job(batch)) for job in jobs]
         try:
@@ -207,7 +232,7 @@ class LLMJudge:
                 tasks,
                 deadline=self.judge.deadline,
                 end=batch.end,
-                after=before,
+                after=asyncio.gather(*waits) if waits else None,
             )
         finally:
             self._batches.remove(batch)
@@ -228,6 +253,10 @@ class LLMJudge:
             _log.warning("no %s %d of %d: %s", what, lost, count, reasons)
 
     # ---- one question
+
+    async def _expected(self, batch: "_Batch", example: Example, caption: Future[str]) -> Verdict:
+        await self._reference_units(batch, example)
+        return await self._verdict(batch, example, await asyncio.wrap_future(caption))
 
     async def _verdict(self, batch: "_Batch", example: Example, caption: str) -> Verdict:
         units = await self._reference_units(batch, example)

@@ -59,25 +59,28 @@ class LoopThread:
             raise
 
     async def wait(
-        self, tasks: Sequence[asyncio.Task], *, timeout: float, after: asyncio.Event | None = None
+        self,
+        tasks: Sequence[asyncio.Task],
+        *,
+        timeout: float,
+        after: "asyncio.Future[Any] | None" = None,
     ) -> None:
         """Returns when all tasks are done, after `timeout` seconds, or when `close` is called.
 
         Args:
-          after: the seconds count from when it is set; default: from now.
+          after: the seconds count from when it is done; default: from now. Cancelled in the end.
         """
         assert self._wake is not None
         woken = asyncio.ensure_future(self._wake.wait())
         done = asyncio.gather(*tasks, return_exceptions=True)
-        turn = None if after is None else asyncio.ensure_future(after.wait())
         try:
-            if turn is not None:
-                await asyncio.wait((done, woken, turn), return_when="FIRST_COMPLETED")
+            if after is not None:
+                await asyncio.wait((done, woken, after), return_when="FIRST_COMPLETED")
             await asyncio.wait((done, woken), timeout=timeout, return_when="FIRST_COMPLETED")
         finally:
             woken.cancel()
-            if turn is not None:
-                turn.cancel()
+            if after is not None:
+                after.cancel()
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Wakes all that wait, lets them return, runs `last`, ends the thread; twice is fine."""

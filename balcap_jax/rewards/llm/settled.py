@@ -20,7 +20,7 @@ async def settle(
     *,
     deadline: float,
     end: Callable[[], Coroutine[Any, Any, None]],
-    after: asyncio.Event | None = None,
+    after: "asyncio.Future[Any] | None" = None,
 ) -> tuple[list[T | None], Counter[str]]:
     """The results of tasks, None for what failed or was late, and how often each reason was.
 
