@@ -6,6 +6,9 @@ leaves the host to the judge; all else is what `balcap train` runs. Of a judge o
 steps of 5 s:
 
     python tests/measure_overlap.py --latency 4 --concurrency 512 --device 5 --overlap 0 1 2 4
+
+Captions end one after the other while the device samples, and are told as they do; `--whole` hands
+them in together when the last one has ended.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 from judge_server import JudgeServer
 
 from balcap_jax.config.commands import TrainConfig
@@ -29,7 +33,7 @@ from balcap_jax.training.judge_load import JudgeLoad
 from balcap_jax.training.judge_queue import JudgeQueue
 from balcap_jax.training.rollout_queue import RolloutQueue
 
-IMAGES, GROUP = 32, 16
+IMAGES, GROUP, CHUNKS = 32, 16, 16
 
 
 class Data:
@@ -43,15 +47,20 @@ class Data:
 
 
 class Device:
-    """Samples captions in `seconds`."""
+    """Samples captions in `seconds`, an equal share of them ends in each of the chunks."""
 
     def __init__(self, seconds: float):
         self.seconds, self.count = seconds, 0
 
-    def generate(self, params, examples, key, *, images, prompts):
-        time.sleep(self.seconds)
+    def generate(self, params, examples, key, *, images, prompts, tell=None):
         self.count += 1
-        return types.SimpleNamespace(rollout=(self.count, examples))
+        rollout = self.count, examples
+        sampled = self.sampled(rollout)
+        for places in np.array_split(np.random.default_rng(0).permutation(IMAGES * GROUP), CHUNKS):
+            time.sleep(self.seconds / CHUNKS)
+            for row, place in (divmod(int(n), GROUP) for n in places if tell is not None):
+                tell(row, place, sampled[row][place])
+        return types.SimpleNamespace(rollout=rollout)
 
     def sampled(self, rollout):
         step, examples = rollout
@@ -62,7 +71,7 @@ class Device:
 
 
 def measure(
-    url: str, *, overlap: int, device_seconds: float, concurrency: int, steps: int
+    url: str, *, overlap: int, device_seconds: float, concurrency: int, steps: int, whole: bool
 ) -> tuple[float, float]:
     """(seconds per step, of which the device waited) over `steps` after those that fill the
     queue.
@@ -85,6 +94,8 @@ def measure(
         )
         watch = Stopwatch()
         judging = JudgeQueue(judge, background=overlap > 0)
+        if whole:
+            judging.expect = lambda examples: None
         queue = RolloutQueue(
             config,
             Data(),
@@ -125,13 +136,14 @@ if __name__ == "__main__":
     parser.add_argument("--device", type=float, help="seconds of a step; default: of the judging")
     parser.add_argument("--overlap", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--whole", action="store_true")
     given = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, given.latency), daemon=True)
     process.start()
     url = here.recv()
-    options = {"concurrency": given.concurrency, "steps": given.steps}
+    options = {"concurrency": given.concurrency, "steps": given.steps, "whole": given.whole}
     device = given.device
     if device is None:
         _, device = measure(url, overlap=0, device_seconds=0.0, **options)

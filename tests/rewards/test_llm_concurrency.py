@@ -7,6 +7,7 @@ import asyncio
 import json
 import selectors
 from collections import deque
+from concurrent.futures import Future
 
 import pytest
 from judge_server import completion, judge
@@ -17,7 +18,8 @@ from balcap_jax.rewards.llm.client import Client
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.llm.limits import Slots
 from balcap_jax.rewards.llm.replies import read
-from balcap_jax.rewards.verdicts import ConcurrentJudge
+from balcap_jax.rewards.verdicts import ConcurrentJudge, ExpectingJudge
+from balcap_jax.training.judge_queue import JudgeQueue
 
 LATENCY, STEP = 4.0, 5.0  # seconds of a call, and of the device
 SOURCE = SceneSource("train", 200)
@@ -134,6 +136,106 @@ def test_the_device_waits_for_the_judge(tmp_path, asked, overlap, concurrency, l
     share = waited_share(judge_of(tmp_path, concurrency=concurrency), overlap=overlap)
     print(f"overlap {overlap}, {concurrency} at once: the device waits {share:.1%}")
     assert low <= share <= high
+
+
+def on_policy_seconds(judge: LLMJudge, *, told: bool) -> float:
+    """From the first token of 64 captions, of which one ends every quarter of a second, to the last
+    verdict.
+    """
+    examples, captions = pairs_of(0, images=4, group=16)
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        began, coming = loop.time(), [Future() for _ in captions]
+        judgement = judge.expect(examples, coming) if told else None
+        for caption, text in zip(coming, captions, strict=True):
+            await asyncio.sleep(0.25)
+            caption.set_result(text)
+        judgement = judgement or judge.start(examples, captions)
+        found = await asyncio.wrap_future(judgement)
+        assert None not in found.verdicts
+        assert found.spent["calls"] == 68
+        return loop.time() - began
+
+    return on_its_loop(judge, run)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "told", "seconds"),
+    [
+        # 16 s of decoding. Of a whole batch 4 s for the units and 4 s for all captions; of captions
+        # that are told, 4 s for the last one.
+        (64, False, 24.0),
+        (64, True, 20.0),
+        # 16 calls at once: 4 for units, then 16, 16, 16 and 16 captions. Told as they end, four a
+        # second, no caption waits for another.
+        (16, False, 36.0),
+        (16, True, 20.0),
+        # Four at once make one call a second, and 68 of them take 68 s, of which decoding hides 16.
+        (4, False, 84.0),
+        (4, True, 69.0),
+    ],
+)
+def test_captions_that_are_told_as_they_end_are_judged_meanwhile(
+    tmp_path, asked, concurrency, told, seconds
+):
+    took = on_policy_seconds(judge_of(tmp_path, concurrency=concurrency), told=told)
+    print(f"{concurrency} at once, {'told as they end' if told else 'whole'}: {took:.0f} s")
+    assert took == pytest.approx(seconds, abs=1.0)
+
+
+def test_expected_captions_get_the_verdicts_of_a_call(tmp_path, asked):
+    """Told in any order; a caption without a word, and one that stands there twice."""
+    examples, captions = pairs_of(0, images=2, group=3)
+    captions[1], captions[4] = "", captions[3]
+    coming = [Future() for _ in captions]
+    judge = judge_of(tmp_path)
+    assert isinstance(judge, ExpectingJudge)
+
+    async def run():
+        judgement = judge.expect(examples, coming)
+        for number in (4, 0, 5, 2, 1, 3):
+            await asyncio.sleep(1)
+            coming[number].set_result(captions[number])
+        found = await asyncio.wrap_future(judgement)
+        return found, await asyncio.wrap_future(judge.start(examples, captions))
+
+    found, whole = on_its_loop(judge, run)
+    assert found.verdicts == whole.verdicts
+    assert found.spent["calls"] == len(asked) == 6  # of the whole batch the cache knew everything
+
+
+def test_the_deadline_of_expected_captions_counts_from_the_last_one(tmp_path, asked):
+    judge = judge_of(tmp_path, deadline=5.0)
+    examples, captions = pairs_of(0, images=1, group=3)
+    captions[2] = "A straggler."
+
+    async def run():
+        coming = [Future() for _ in captions]
+        judgement = judge.expect(examples, coming)
+        for caption, text in zip(coming, captions, strict=True):
+            await asyncio.sleep(20)  # longer than the deadline
+            caption.set_result(text)
+        return await asyncio.wrap_future(judgement), asyncio.get_running_loop().time()
+
+    found, now = on_its_loop(judge, run)
+    assert [verdict is None for verdict in found.verdicts] == [False, False, True]
+    assert found.reasons == "not answered within judge.deadline (1)"
+    assert now == pytest.approx(65)
+
+
+def test_a_judge_that_is_closed_while_captions_come_gives_no_verdicts(tmp_path):
+    judge = LLMJudge(JudgeConfig(kind="llm", model="m", cache=tmp_path / "cache.sqlite"))
+    example = SOURCE[0]
+    known = example._replace(units=("a circle",))  # nothing to ask before a caption
+    queue = JudgeQueue(judge, background=False)
+    coming = queue.expect([known, known])
+    queue.close()
+    found = coming.judgement.result(timeout=10)
+    assert found.verdicts == [None, None]
+    assert found.reasons == "the judge was closed (2)"
+    coming.tell(0, "A circle.")  # by a rollout that ends after all
+    coming.tell(0, "A circle.")
 
 
 def test_a_late_answer_holds_its_own_batch_alone(tmp_path, asked):

@@ -14,6 +14,7 @@ from balcap_jax.data.prompts.processor import Processor
 from balcap_jax.errors import UserError
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.parallel.sharding import make_mesh, replicated
+from balcap_jax.rollout import rollout as rollout_room
 from balcap_jax.rollout.rollout import Captioner
 
 POLICY, PARAMS = tiny.policy()
@@ -36,9 +37,14 @@ class TinyProcessor(Processor):
 PROCESSOR = TinyProcessor(tiny.CONFIG, None, None, "")
 
 
-def captioner(mesh, **options) -> Captioner:
+def captioner(mesh, *, processor=PROCESSOR, **options) -> Captioner:
     options = {"group_size": 2, "max_new_tokens": 5, **options}
-    return Captioner(POLICY, PROCESSOR, mesh, **options)
+    return Captioner(POLICY, processor, mesh, **options)
+
+
+def tiny_stops():
+    """Ten of 48 words end a caption."""
+    return dataclasses.replace(tiny.CONFIG, stop_tokens=tuple(range(10, 20)))
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,28 @@ def test_rollout_of_a_batch(eight):
     assert [len(group) for group in texts] == [2] * 8
     assert texts[3][1] == " ".join(map(str, np.asarray(tokens)[3, 1]))
     assert not np.isin(tokens, POLICY.config.banned_tokens).any()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_captions_are_told_as_they_end(one, eight, chunk, monkeypatch):
+    """Each once, the same as in one program, the ones that end early before the others."""
+    monkeypatch.setattr(rollout_room, "_CHUNK", chunk)
+    stopping = dataclasses.replace(PROCESSOR, config=tiny_stops())
+    for mesh in (one.mesh, eight.mesh):
+        by = captioner(mesh, processor=stopping, group_size=3)
+        told: list[tuple] = []
+        generation = by.generate(
+            PARAMS, EXAMPLES, jax.random.key(0), tell=lambda *caption, to=told: to.append(caption)
+        )
+        whole = by.sampled(by.generate(PARAMS, EXAMPLES, jax.random.key(0)).rollout)
+        assert by.sampled(generation.rollout) == whole
+        assert sorted((row, place) for row, place, _ in told) == [
+            (row, place) for row in range(8) for place in range(3)
+        ]
+        assert all(whole[row][place] == caption for row, place, caption in told)
+        chunks = [-(-len(caption.ids) // chunk) for *_, caption in told]
+        assert chunks == sorted(chunks)
+        assert len(set(chunks)) == -(-5 // chunk)  # some end in each chunk
 
 
 def test_captions_do_not_depend_on_batch_size_or_devices(one, eight):

@@ -14,6 +14,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.runs.folder import read_jsonl
 from balcap_jax.runs.logs import without_wall_clock
 from balcap_jax.training.judge_load import JudgeLoad
+from balcap_jax.training.judge_queue import Coming, JudgeQueue
 from balcap_jax.training.trainer import train
 
 KEY = "sk-3f9b-secret-of-the-test"
@@ -108,6 +109,28 @@ def test_overlap_learns_from_the_policy_that_sampled(ahead, on_policy):
     assert max(row["logprob_gap"] for row in old) < 1e-4
     assert new[0]["logprob_gap"] < 1e-4
     assert min(row["logprob_gap"] for row in new[1:]) > 1e-3
+
+
+def test_captions_that_leave_as_they_end_are_learned_from_as_a_batch_is(
+    server, on_policy, tmp_path, monkeypatch
+):
+    """In chunks of 4 of 12 tokens; the run beside it hands in whole batches."""
+    monkeypatch.setattr("balcap_jax.rollout.rollout._CHUNK", 4)
+    told, tell = [], Coming.tell
+    monkeypatch.setattr(Coming, "tell", lambda *a: (told.append(a[1]), tell(*a))[1])
+    chunked = train(asked(server, tmp_path / "chunked", overlap=0))
+    assert len(told) > 4 * 6  # as they end, and once more with their batch
+    monkeypatch.setattr(JudgeQueue, "expect", lambda *_: None)
+    whole = train(asked(server, tmp_path / "whole", overlap=0))
+    assert_same_captions(chunked, whole)
+    assert_same_captions(on_policy, whole)
+
+
+def assert_same_captions(a: Path, b: Path) -> None:
+    """Runs of two samplers, whose numbers are the same but for rounding."""
+    for one, other in zip(rows_of(a), rows_of(b), strict=True):
+        for name in ("reward/precision/mean", "reward/recall/mean", "words", "loss"):
+            assert one[name] == pytest.approx(other[name], abs=1e-4)
 
 
 def test_calls_that_cannot_keep_up_with_the_device_are_said_once(
