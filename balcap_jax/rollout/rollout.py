@@ -170,7 +170,8 @@ class Captioner:
         )
         known: Bool[np.ndarray, "b g"] | None = None
         while True:
-            left = int(running)  # of all hosts, which so take the same number of chunks
+            # Of all hosts, which so take the same number of chunks.
+            left = int(jax.device_get(running))
             rollout = state.loop.rollout
             parts = local_rows(self.mesh, (rollout.tokens, rollout.mask, rollout.ended))
             tokens, mask, ended = map(np.array, parts)  # copies: the next chunk takes the memory

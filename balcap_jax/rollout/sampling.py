@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from balcap_jax.models.decoder.decode_step import DecodeWeights
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.policy import VisionLanguagePolicy
-from balcap_jax.rollout.decoding import Decoder, Rollout, State, flat
+from balcap_jax.rollout.decoding import Captions, Decoder, Loop, Rollout, State, flat
 
 _FEWEST = 16  # captions that a smaller loop is compiled for
 _STATIC = (  # of `sample`
@@ -134,11 +135,26 @@ def begin(
     return state, _running(state)
 
 
-@partial(jax.jit, static_argnames=("decoder", "steps"), donate_argnames="state")
-def go_on(decoder: Decoder, state: State, *, steps: int) -> tuple[State, Int[Array, ""]]:
-    """The next `steps` steps behind `begin`; `state` is used up."""
-    state = decoder.decoded(state, until=state.loop.step + steps)
-    return state, _running(state)
+# The loop's arrays alone are used up: what else is in a state may be the policy's own weights.
+@partial(jax.jit, static_argnames=("decoder", "steps"), donate_argnames="loop")
+def _more(
+    decoder: Decoder, weights: DecodeWeights, captions: Captions, loop: Loop, *, steps: int
+) -> tuple[Loop, Int[Array, ""]]:
+    state = State(weights, captions, loop)
+    state = decoder.decoded(state, until=loop.step + steps)
+    return state.loop, _running(state)
+
+
+def go_on(
+    decoder: Decoder, state: State, *, steps: int, by: Callable[..., tuple[Loop, Array]] = _more
+) -> tuple[State, Int[Array, ""]]:
+    """The next `steps` steps behind `begin`; the loop of `state` is used up.
+
+    Args:
+      by: the jitted program.
+    """
+    loop, running = by(decoder, *state, steps=steps)
+    return state._replace(loop=loop), running
 
 
 def _running(state: State) -> Int[Array, ""]:
@@ -164,11 +180,14 @@ _PROGRAMS = Programs(sample, begin, go_on)
 _ON_GPU = Programs(
     jax.jit(sample.__wrapped__, static_argnames=_STATIC, compiler_options=_CUBLAS),
     jax.jit(begin.__wrapped__, static_argnames=_STEPS, compiler_options=_CUBLAS),
-    jax.jit(
-        go_on.__wrapped__,
-        static_argnames=_STEPS,
-        donate_argnames="state",
-        compiler_options=_CUBLAS,
+    partial(
+        go_on,
+        by=jax.jit(
+            _more.__wrapped__,
+            static_argnames=_STEPS,
+            donate_argnames="loop",
+            compiler_options=_CUBLAS,
+        ),
     ),
 )
 

@@ -53,7 +53,5 @@ if __name__ == "__main__":
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--count", type=int, default=10**9)
     flags = parser.parse_args()
-    auc, statements, scenes = measure(
-        flags.policy, flags.file, skip=flags.skip, count=flags.count
-    )
+    auc, statements, scenes = measure(flags.policy, flags.file, skip=flags.skip, count=flags.count)
     print(f"AUC within images {auc:.3f}: {statements} statements of {scenes} scenes")

@@ -107,6 +107,20 @@ def test_chunks_draw_the_same(rollout, steps):
     jax.tree.map(np.testing.assert_array_equal, chunked, again)  # to the bit
 
 
+def test_chunks_use_up_their_own_arrays_alone():
+    """The weights that the policy goes on with are no part of what a chunk takes over."""
+    prompts = tiny.prompts(2)
+    keys = caption_keys(jax.random.key(0), np.arange(2), group_size=3)
+    given = PARAMS, prompts, encode(PARAMS, prompts.images), keys
+    decoder = Decoder(POLICY, LENGTH, (), tiny.PAD)
+    before, _ = sampling.begin(decoder, *given, steps=3)
+    after, running = sampling.go_on(decoder, before, steps=3)
+    assert (int(running), int(after.loop.step)) == (6, 6)
+    assert all(x.is_deleted() for x in jax.tree.leaves(before.loop.cache))
+    kept = jax.tree.leaves((given, after))
+    assert not any(x.is_deleted() for x in kept if isinstance(x, jax.Array))
+
+
 def test_chunks_end_with_the_last_caption():
     """Where every token stops a caption, the first chunk is the last, and one step is made."""
     options = {"max_new_tokens": LENGTH, "stop_tokens": tuple(range(48)), "pad_token_id": tiny.PAD,
