@@ -22,6 +22,7 @@ PROGRAM = {
             "inputs",
             "reference",
             "judge",
+            "waiting",
             "total",
         ),
         123.45 * GIB,

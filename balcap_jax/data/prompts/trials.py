@@ -93,7 +93,8 @@ class Trials:
         if process is not None:
             process.kill()
             process.wait()
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # what it was not sent goes with it
+                process.stdin.close()
 
     def _start(self, job: Mapping[str, Any], what: str) -> None:
         if self._process is None:
