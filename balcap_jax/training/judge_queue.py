@@ -66,11 +66,11 @@ class Coming(NamedTuple):
 
     Attributes:
       captions: one to tell for each example.
-      judgement: of all of them.
+      judgement: of all of them; None where there is none, because other hosts judge all.
     """
 
     captions: list[Future[str]]
-    judgement: Future[Judgement]
+    judgement: Future[Judgement] | None
 
     def tell(self, number: int, caption: str) -> None:
         """The judge may begin with this one; telling it twice is fine."""
@@ -129,12 +129,12 @@ class JudgeQueue:
 
     def expect(self, examples: Sequence[Example]) -> Coming | None:
         """Captions to come, one of each example, which the judge takes one by one as they are told;
-        None where it takes only whole batches.
+        None where it takes only whole batches, on all hosts alike: they sample by one program.
         """
-        if not isinstance(self._judge, ExpectingJudge) or not examples:
+        if not isinstance(self._judge, ExpectingJudge):
             return None
         captions: list[Future[str]] = [Future() for _ in examples]
-        return Coming(captions, self._judge.expect(examples, captions))
+        return Coming(captions, self._judge.expect(examples, captions) if examples else None)
 
     def hand_in(
         self, completions: Completions, state: TrainerState, coming: Coming | None = None

@@ -8,18 +8,25 @@ import json
 import selectors
 from collections import deque
 from concurrent.futures import Future
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from judge_server import completion, judge
 
+from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.judge import JudgeConfig
+from balcap_jax.config.sections import RolloutConfig
 from balcap_jax.data.scene_source import SceneSource
 from balcap_jax.rewards.llm.client import Client
 from balcap_jax.rewards.llm.judge import LLMJudge
 from balcap_jax.rewards.llm.limits import Slots
 from balcap_jax.rewards.llm.replies import read
 from balcap_jax.rewards.verdicts import ConcurrentJudge, ExpectingJudge
+from balcap_jax.rollout.rollout import Caption
+from balcap_jax.runs.stopwatch import Stopwatch
 from balcap_jax.training.judge_queue import JudgeQueue
+from balcap_jax.training.rollout_queue import RolloutQueue
 
 LATENCY, STEP = 4.0, 5.0  # seconds of a call, and of the device
 SOURCE = SceneSource("train", 200)
@@ -236,6 +243,35 @@ def test_a_judge_that_is_closed_while_captions_come_gives_no_verdicts(tmp_path):
     assert found.reasons == "the judge was closed (2)"
     coming.tell(0, "A circle.")  # by a rollout that ends after all
     coming.tell(0, "A circle.")
+
+
+def test_a_host_that_judges_no_caption_samples_as_the_others_do(tmp_path):
+    """In chunks, or its programs would not be theirs; its judge is asked nothing."""
+    judge = LLMJudge(JudgeConfig(kind="llm", model="m", cache=tmp_path / "cache.sqlite"))
+    queue = JudgeQueue(judge, background=False)
+    asked = []
+
+    class Sampler:
+        def generate(self, params, examples, key, *, images, prompts, tell):
+            tell(0, 0, Caption("A circle.", [1]))  # of a row that another host judges
+            asked.append(tell)
+            return SimpleNamespace(rollout=None)
+
+        def sampled(self, rollout):
+            return [2 * [Caption("A circle.", [1])]]
+
+    waiting = RolloutQueue(
+        TrainConfig(steps=2, prompts_per_step=1, rollout=RolloutConfig(group_size=2)),
+        SimpleNamespace(source=SOURCE, step=lambda _: ([SOURCE[0]], None)),
+        Sampler(),
+        queue,
+        Stopwatch(),
+        rows=SimpleNamespace(local_rows=np.arange(1), judged_places=np.zeros(0, np.int64)),
+    )
+    pending = waiting.current(0, {})
+    assert len(asked) == 1
+    assert pending.answer.result(timeout=10).verdicts == []
+    queue.close()
 
 
 def test_a_late_answer_holds_its_own_batch_alone(tmp_path, asked):
