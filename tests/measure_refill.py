@@ -24,7 +24,7 @@ import numpy as np
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.rollout.rollout import Captioner
-from balcap_jax.rollout.sampling import sample, sizes_of_compaction
+from balcap_jax.rollout.sampling import encode_images, sizes_of_compaction
 from balcap_jax.training.opening import open_policy
 from balcap_jax.training.seams import Seams, open_data
 
@@ -83,10 +83,12 @@ def main(policy: str, rounds: int) -> None:
     def loop(images: int, group: int, steps: int) -> Callable[[], object]:
         """So many steps of so many columns, of which none ends."""
         wanted = jax.tree.map(lambda x: np.resize(x, (images, *x.shape[1:])), prompts[0])
-        features = captioner._encode(opened.params, wanted.images)
+        features = encode_images(opened.policy, opened.params, wanted.images)
         keys = jax.random.split(jax.random.key(0), (images, group))
-        settings = captioner._sampling | {"max_new_tokens": steps, "stop_tokens": ()}
-        return partial(sample, opened.policy, opened.params, wanted, features, keys, **settings)
+        sampler = captioner.sampler(opened.policy)
+        return partial(
+            sampler, opened.params, wanted, features, keys, max_new_tokens=steps, stop_tokens=()
+        )
 
     groups = {"grouped": (B, G)} | {str(n): (n, 1) for n in sizes}
     timed: dict[str, list[float]] = {}

@@ -168,7 +168,7 @@ class Captioner:
         state, running = self._programs.begin(
             self._decoder, params, prompts, features, keys, steps=_CHUNK
         )
-        known: Bool[np.ndarray, "b g"] | None = None
+        known: Bool[np.ndarray, "b g"] | np.bool_ = np.False_
         while True:
             # Of all hosts, which so take the same number of chunks.
             left = int(jax.device_get(running))
@@ -178,7 +178,7 @@ class Captioner:
             if left:
                 state, running = self._programs.go_on(self._decoder, state, steps=_CHUNK)
             over = ended | (left == 0)
-            new = over if known is None else over & ~known
+            new = over & ~known
             for (row, place), caption in zip(
                 np.argwhere(new), self._in_words(tokens[new], mask[new]), strict=True
             ):

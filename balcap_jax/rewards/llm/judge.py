@@ -145,11 +145,7 @@ class LLMJudge:
         """As `start`, of captions to come: each is judged as soon as it is told, what is asked of
         the references at once. The deadline counts from the last one, too.
         """
-        jobs = [
-            lambda batch, e=example, c=caption: self._expected(batch, e, c)
-            for example, caption in zip(examples, captions, strict=True)
-        ]
-        return self._begun(jobs, coming=captions)
+        return self._begun(self._verdicts(examples, captions), coming=captions)
 
     def _begun(
         self, jobs: Sequence["_Job[Verdict]"], *, coming: Sequence[Future[str]] = ()
@@ -167,7 +163,9 @@ class LLMJudge:
             found.set_result(Judgement([None] * len(jobs), batch.ledger.lap(), batch.reasons))
         return found
 
-    def _verdicts(self, examples: Sequence[Example], captions: Sequence[str]) -> list["_Job"]:
+    def _verdicts(
+        self, examples: Sequence[Example], captions: Sequence[str | Future[str]]
+    ) -> list["_Job"]:
         return [
             lambda batch, e=example, c=caption: self._verdict(batch, e, c)
             for example, caption in zip(examples, captions, strict=True)
@@ -254,12 +252,12 @@ class LLMJudge:
 
     # ---- one question
 
-    async def _expected(self, batch: "_Batch", example: Example, caption: Future[str]) -> Verdict:
-        await self._reference_units(batch, example)
-        return await self._verdict(batch, example, await asyncio.wrap_future(caption))
-
-    async def _verdict(self, batch: "_Batch", example: Example, caption: str) -> Verdict:
+    async def _verdict(
+        self, batch: "_Batch", example: Example, caption: str | Future[str]
+    ) -> Verdict:
         units = await self._reference_units(batch, example)
+        if isinstance(caption, Future):  # to come
+            caption = await asyncio.wrap_future(caption)
         if not prompts.clean(caption):
             return Verdict((), (False,) * len(units), *_EMPTY)
         found = await asyncio.gather(
