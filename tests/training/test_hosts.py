@@ -183,6 +183,27 @@ def test_costs_of_the_judge_are_those_of_all_hosts(tmp_path):
         assert again["calls"] == server.calls > first["calls"]
 
 
+@pytest.mark.long
+def test_a_host_that_judges_no_caption_keeps_step_with_the_one_that_asks(tmp_path):
+    """One photo a step, held by both hosts, which share each layer: one of them asks the judge as
+    captions end, and the other has nothing to ask, and computes the same chunks.
+    """
+    size = ("--prompts-per-step", "1", *FLAGS[2:], "--mesh.data", "1")
+    runs = {}
+    with JudgeServer() as server:
+        for count, folder in ((1, "one"), (2, "two")):
+            flags = (
+                "--out", str(tmp_path / folder), *size, "--mesh.tensor", str(count),
+                "--judge.kind", "llm", "--judge.model", "m", "--judge.base-url", server.url,
+                "--judge.cache", str(tmp_path / f"{folder}.sqlite"), "--steps", "3",
+                "--rollout.max-new-tokens", "40",  # in two chunks
+            )  # fmt: skip
+            with Hosts(tmp_path / f"logs_{folder}", count, *flags) as hosts:
+                assert hosts.wait() == [0] * count, hosts.said()
+            runs[folder] = tmp_path / folder / "balcap"
+    assert_same_steps(runs["two"], runs["one"], steps=3)
+
+
 @pytest.mark.parametrize(
     "signal_", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)]
 )
