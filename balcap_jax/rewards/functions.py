@@ -13,21 +13,24 @@ in the columns must not look like a bad caption.
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
-
-import numpy as np
 
 from balcap_jax.config.sections import REWARDS
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.capscore import harmonic_mean
 from balcap_jax.rewards.captions import rewards_of
+from balcap_jax.rewards.function_inputs import (
+    decoded,
+    labels_of,
+    listed,
+    plain,
+    rows_of,
+    shown,
+    text_of,
+    texts_of,
+    truth_of,
+)
 from balcap_jax.rewards.lexical.judge import judge, photo
-from balcap_jax.runs import safe_json
-
-_COLUMNS = ("references", "captions", "reference", "caption")
-# Where a ground truth of verl has its references.
-_TRUTHS = ("target", "targets", *_COLUMNS, "ground_truth", "answer", "answers", "solution")
 
 
 def lexical_precision(
@@ -87,16 +90,16 @@ def compute_score(
       UserError: the caption is no text, or ground truth or boxes are in no known form.
     """
     del data_source, kwargs
-    extra = _decoded(_plain(extra_info))
+    extra = decoded(plain(extra_info))
     if extra is not None and not isinstance(extra, Mapping):
         raise UserError(
-            f"extra_info is {_shown(extra)}, which must be a dictionary such as "
+            f"extra_info is {shown(extra)}, which must be a dictionary such as "
             '{"boxes": ["dog"]}; give one or None.'
         )
     found = _scores(
-        _text(solution_str, where="solution_str"),
-        _texts(_truth(ground_truth), where="ground_truth"),
-        _labels((extra or {}).get("boxes"), where='extra_info["boxes"]'),
+        text_of(solution_str, where="solution_str"),
+        texts_of(truth_of(ground_truth), where="ground_truth"),
+        labels_of((extra or {}).get("boxes"), where='extra_info["boxes"]'),
     )
     values = {name: math.nan if value is None else value for name, value in found.items()}
     return {"score": values["b_capscore"], **{name: values[name] for name in REWARDS}}
@@ -115,10 +118,10 @@ def compute_scores(
       UserError: as `compute_score`, or the arguments have not one length.
     """
     del data_sources, kwargs
-    solution_strs = _listed(solution_strs, "solution_strs")
-    ground_truths = _listed(ground_truths, "ground_truths")
+    solution_strs = listed(solution_strs, "solution_strs")
+    ground_truths = listed(ground_truths, "ground_truths")
     infos = [None] * len(solution_strs)
-    infos = infos if extra_infos is None else _listed(extra_infos, "extra_infos")
+    infos = infos if extra_infos is None else listed(extra_infos, "extra_infos")
     sizes = {len(solution_strs), len(ground_truths), len(infos)}
     if len(sizes) > 1:
         raise UserError(
@@ -146,46 +149,7 @@ _VERDICT_REWARDS = dict(
 
 
 def _rewards(completions: Sequence, columns: Mapping[str, Any]) -> list[dict[str, float | None]]:
-    completions = _listed(completions, "completions")
-    count = len(completions)
-    given = {name: _column(columns.get(name), name, count) for name in (*_COLUMNS, "boxes")}
-    rows = []
-    for i, completion in enumerate(completions):
-        found = (
-            _texts(given[name][i], where=f'row {i} of the column "{name}"') for name in _COLUMNS
-        )
-        references = next((texts for texts in found if texts), ())
-        labels = _labels(given["boxes"][i], where=f'row {i} of the column "boxes"')
-        rows.append(_scores(_text(completion, where=f"completion {i}"), references, labels))
-    return rows
-
-
-def _listed(values: Any, name: str) -> Sequence:
-    """An argument of one entry per completion.
-
-    Raises:
-      UserError: it is a single text, or nothing that has places.
-    """
-    values = _plain(values)
-    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__getitem__"):
-        raise UserError(
-            f"{name} is {_shown(values)}, which must be a list with an entry for each completion; "
-            "give it so."
-        )
-    return values
-
-
-def _column(value: Any, name: str, count: int) -> Sequence:
-    """A column as one entry per completion; None for each where there is no such column."""
-    if value is None:
-        return [None] * count
-    value = _plain(value)
-    if isinstance(value, str | Mapping) or not hasattr(value, "__len__") or len(value) != count:
-        raise UserError(
-            f'the column "{name}" is {_shown(value)}, which must be a list with one entry for each '
-            f"of the {count} completions; give it so."
-        )
-    return value
+    return [_scores(*row) for row in rows_of(completions, columns)]
 
 
 def _scores(
@@ -197,128 +161,3 @@ def _scores(
     found = {name: float(value) for name, value in zip(REWARDS, rewards, strict=True)}
     found["b_capscore"] = float(harmonic_mean(rewards))
     return {name: None if math.isnan(value) else value for name, value in found.items()}
-
-
-def _text(completion: Any, *, where: str) -> str | None:
-    """A completion as text: TRL gives chat messages for chat prompts. None for a turn that says
-    nothing, because it only calls a tool.
-
-    Raises:
-      UserError: it is neither.
-    """
-    value = _plain(completion)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        value = [value]
-    if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
-        content = value[-1].get("content")
-        if isinstance(content, str):
-            return content
-        if content is None and ("role" in value[-1] or "content" in value[-1]):
-            return None
-        if isinstance(content, list) and all(map(_is_part, content)):
-            return "".join(part["text"] for part in content if part.get("type") == "text")
-    raise UserError(
-        f"{where} is {_shown(value)}, which must be a text or a list of messages like "
-        '{"role": "assistant", "content": "A dog."}; give it so.'
-    )
-
-
-def _is_part(value: Any) -> bool:
-    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
-        return False
-    return value["type"] != "text" or isinstance(value.get("text"), str)
-
-
-def _truth(value: Any) -> Any:
-    """The references of a ground truth of verl, out of the dictionary that may hold them.
-
-    Raises:
-      UserError: a dictionary has them under no known name.
-    """
-    value = _decoded(_plain(value))
-    if not isinstance(value, Mapping):
-        return value
-    for name in _TRUTHS:
-        if not _is_missing(value.get(name)):
-            return _decoded(value[name])
-    if value.keys() & set(_TRUTHS):
-        return None
-    raise UserError(
-        f"ground_truth is {_shown(value)}, a dictionary without references; put them under "
-        '"target", as a text or a list of texts.'
-    )
-
-
-def _decoded(value: Any) -> Any:
-    """What stands in a JSON text, as data sets in Parquet keep dictionaries and lists: no caption
-    is one.
-    """
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        with suppress(ValueError):
-            return safe_json.loads(value)
-    return value
-
-
-def _texts(value: Any, *, where: str) -> tuple[str, ...]:
-    """References from a text, a list or an array of texts; none for None, NaN and blank ones.
-
-    Raises:
-      UserError: it is in none of these forms.
-    """
-    value = _plain(_decoded(value))
-    if _is_missing(value):
-        return ()
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(
-        isinstance(text, str) or _is_missing(text) for text in texts
-    ):
-        raise UserError(
-            f"{where} is {_shown(value)}, which must be a text or a list of texts; give the "
-            "references so."
-        )
-    return tuple(text for text in texts if isinstance(text, str) and text.strip())
-
-
-def _labels(value: Any, *, where: str) -> tuple[str, ...]:
-    """Labels from a list of boxes; none for None.
-
-    Raises:
-      UserError: a box is in no known form.
-    """
-    value = _plain(_decoded(value))
-    if _is_missing(value):
-        return ()
-    if isinstance(value, Mapping) and isinstance(_plain(value.get("label")), list):
-        value = _plain(value["label"])  # a list of objects, as `datasets` keeps it
-    labels = [_label(box) for box in value] if isinstance(value, list) else [None]
-    if not all(isinstance(label, str) and label.strip() for label in labels):
-        raise UserError(
-            f'{where} is {_shown(value)}, which must be a list of labels, of {{"label": ...}} or '
-            "of [label, left, top, right, bottom]; give the boxes so."
-        )
-    return tuple(labels)
-
-
-def _label(box: Any) -> Any:
-    box = _plain(box)
-    if isinstance(box, Mapping):
-        return box.get("label")
-    return box[0] if isinstance(box, list) and box else box
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and columns of tables, also those of one text, and tuples as lists and texts."""
-    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "iloc"):
-        value = value.tolist()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
