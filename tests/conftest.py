@@ -62,6 +62,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name not in LONG_ROOMS)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_to_compile():
+    """In this process; `test_compiled`, `test_attention_backends` and runs in processes of their
+    own have the real options. Sums by loops, and layers one by one, run faster and compile longer,
+    which is what tests do.
+    """
+    from balcap_jax.models import policy
+    from balcap_jax.parallel import compiled
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "compiler_options", lambda platform: None)
+        patch.setattr(policy, "MOST_BY_LAYER", 0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def _bucket_server():
     from bucket_server import BucketServer

@@ -55,6 +55,7 @@ from balcap_jax.parallel.sharding import (
 
 DECODER = ("language_model", "lm_head")  # paths in `params`
 RESIDUALS = ("float32", "bfloat16")  # dtypes of the residual stream
+MOST_BY_LAYER = 8  # layers that are not compiled as a loop, where that is faster
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class VisionLanguagePolicy(ABC):
             raise UserError(
                 f"residual={self.residual!r} must be one of {', '.join(RESIDUALS)}; choose one."
             )
-        if self.attention != "auto":  # that needs a look at the devices, and always fits
+        if self.attention not in ("auto", "xla"):  # they need a look at the devices, and always fit
             _ = self.attends
 
     @cached_property
@@ -279,7 +280,7 @@ class VisionLanguagePolicy(ABC):
 
         def body(x, weights):
             layer = self.definitions["language_model.layers"](scatter_gradients(weights))
-            q, kv = layer.project(x, angles)
+            q, kv = layer.project(x, angles, self.attends.rotate)
             if packing is None:
                 attended = self.attends.group(q, kv, prefix_mask, G)
             else:
@@ -292,7 +293,9 @@ class VisionLanguagePolicy(ABC):
         else:
             x = self._embed_packed(params, prompts.tokens, inputs, features, packing)
         layers = params["language_model"]["layers"]
-        x, _ = jax.lax.scan(rematerialise(self.remat, body), constrain_stream(x), layers)
+        x, _ = jax.lax.scan(
+            rematerialise(self.remat, body), constrain_stream(x), layers, unroll=self._by_layer
+        )
         if packing is None:
             own = parts_of_group(x, prefix_mask.shape[1], G)[1]
         else:
@@ -314,7 +317,7 @@ class VisionLanguagePolicy(ABC):
             count=last,
         )
         layer = self.definitions["language_model.layers"](take_layer(layers, last))
-        _, of_last = layer.project(x, self.prompt_angles(prompts.positions))
+        _, of_last = layer.project(x, self.prompt_angles(prompts.positions), self.attends.rotate)
         per_layer = [*(take_layer(stacked, i) for i in range(last)), of_last]
         return tuple(Slots.of(KV(*kv)) for kv in per_layer)
 
@@ -406,11 +409,22 @@ class VisionLanguagePolicy(ABC):
 
         def body(x, i):
             layer = self.definitions["language_model.layers"](take_layer(layers, i))
-            q, kv = layer.project(x, angles)
+            q, kv = layer.project(x, angles, self.attends.rotate)
             return layer.finish(x, attend_causal(q, *kv, mask)), kv
 
         x = constrain_stream(self._embed_prompt(params, tokens, features))
         return jax.lax.scan(rematerialise(self.remat, body), x, jnp.arange(count))
+
+    @property
+    def _by_layer(self) -> bool:
+        """Whether the layers of an update are compiled one after the other, not as a loop.
+
+        A loop copies what it keeps for the backward pass into arrays of all layers and out again: a
+        sixth of an update on a CPU. Compiling takes time by their number, and where something is
+        computed again, only a loop keeps the compiler from keeping it.
+        """
+        few = self.config.text.num_hidden_layers <= MOST_BY_LAYER
+        return few and self.remat == "none" and self.attends.by_layer
 
     def _embed(self, params: Params, tokens: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
         """The residual stream's beginning; rounded to `dtype` whatever the weights are, so that the

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from inspect import unwrap
 from typing import Any, NamedTuple
 
 import jax
@@ -169,4 +170,4 @@ class Learner:
 
     def _update_of(self, policy: VisionLanguagePolicy, room: Room | None) -> Callable[..., Any]:
         update = update_of(self._config, policy, self._programs.optimizer, self._mesh)
-        return partial(update.__wrapped__, room=room)
+        return partial(unwrap(update), room=room)

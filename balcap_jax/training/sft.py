@@ -8,6 +8,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ class SupervisedRun(TaskRun):
             "epoch": (self.step + 1) * self.config.batch_size / len(self.source),
         }
         self.utilisation.ran(
-            "update", "update", lambda p: self._update_of(p).__wrapped__, self.state, lesson
+            "update", "update", lambda p: unwrap(self._update_of(p)), self.state, lesson
         )
         row |= self._times_and_memory(tokens=int(row["tokens"]))
         return row, None

@@ -11,8 +11,8 @@ from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.runs.device_rates import peak_flops
 from balcap_jax.runs.flops import count, without_remat
 
-# Makes a program of a policy that computes in the plain way, since kernels hide their flops; one of
-# `on_mesh` without that, as its `__wrapped__`: the mesh is set already.
+# Makes a function of a policy that computes in the plain way, since kernels hide their flops; a
+# program of `on_mesh` unwrapped: the mesh is set, and what XLA is told does not count.
 MakeProgram = Callable[[VisionLanguagePolicy], Callable[..., Any]]
 
 

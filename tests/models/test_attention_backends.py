@@ -17,13 +17,18 @@ import tiny
 import tpu_compiler
 
 from balcap_jax.errors import UserError
-from balcap_jax.models.attention.backends import Attention, choose, cudnn, splash, xla
+from balcap_jax.models import policy as policies
+from balcap_jax.models.attention.backends import Attention, choose, cpu, cudnn, splash, xla
 from balcap_jax.models.attention.plain import KV, join_group, parts_of_group
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.packing import Packing, Room
 from balcap_jax.parallel.sharding import make_mesh
 
-FAST = {"cudnn": cudnn(implementation="xla"), "splash": splash(interpret=True)}
+FAST = {
+    "cpu": cpu(),
+    "cudnn": cudnn(implementation="xla"),
+    "splash": splash(interpret=True),
+}
 fast_backend = pytest.mark.parametrize("name", FAST)
 
 
@@ -153,9 +158,7 @@ def test_rows(name, length):
 @cache
 def gradient_and_logprobs(name):
     """Of the tiny policy with this attention; the plain one is computed once."""
-    model, params = tiny.policy(attention="xla")
-    if name in FAST:
-        model = dataclasses.replace(model, attention=FAST[name])
+    model, params = tiny.policy(attention=FAST.get(name, xla()))
     prompts, completions = tiny.prompts(2, prefix=18, patches=28), tiny.completions(2)
 
     def objective(params):
@@ -175,9 +178,42 @@ def test_logprobs_and_gradients_of_a_policy(name):
     jax.tree.map(partial(close, relative=2e-5), gradient, expected)
 
 
+def test_layers_that_are_compiled_one_by_one_compute_what_a_loop_does(monkeypatch):
+    """On CPUs, where they are few and nothing is computed twice."""
+    model, params = tiny.policy()
+    prompts, completions = tiny.prompts(2, prefix=18, patches=28), tiny.completions(2)
+    features = model.encode_images(params, prompts.images)
+
+    def of(model):
+        def objective(params):
+            logprobs, _ = completion_logprobs(model, params, prompts, features, completions)
+            return jnp.sum(jnp.sin(logprobs)), logprobs
+
+        return jax.jit(jax.grad(objective, has_aux=True)).lower(params)
+
+    def loops(model) -> int:
+        return of(model).as_text().count("stablehlo.while")
+
+    remat, elsewhere = (
+        dataclasses.replace(model, **other) for other in ({"remat": "full"}, {"attention": xla()})
+    )
+    expected, plain = of(model).compile()(params)
+    those_of_a_loop = [loops(m) for m in (model, remat, elsewhere)]
+    monkeypatch.setattr(policies, "MOST_BY_LAYER", 8)
+    gradient, logprobs = of(model).compile()(params)
+    close(logprobs, plain, 1e-5)
+    jax.tree.map(partial(close, relative=2e-5), gradient, expected)
+    # Forwards and backwards; what is computed again, and other devices, keep theirs.
+    assert [loops(m) for m in (model, remat, elsewhere)] == [
+        those_of_a_loop[0] - 2, *those_of_a_loop[1:]
+    ]  # fmt: skip
+    monkeypatch.setattr(policies, "MOST_BY_LAYER", 1)
+    assert loops(model) == those_of_a_loop[0]
+
+
 @fast_backend
 def test_prefill(name):
-    model, params = tiny.policy()
+    model, params = tiny.policy(attention=xla())
     prompts = tiny.prompts(2)
     features = normal(2, 8, 32)
     fast = dataclasses.replace(model, attention=FAST[name])

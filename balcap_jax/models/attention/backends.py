@@ -17,6 +17,7 @@ from balcap_jax.errors import UserError
 from balcap_jax.models.attention import cudnn as cudnn_attention
 from balcap_jax.models.attention import plain
 from balcap_jax.models.attention.packed import attend_tiles, through_slots
+from balcap_jax.models.decoder.rotary import rotate, rotate_by_matmul
 
 NAMES = ("auto", "xla", "cudnn", "splash")
 
@@ -32,6 +33,9 @@ class Attention(NamedTuple):
       packed: the same of packed tokens, which `packing.Packing` says the places of.
       segments: `attend_segments` of ids that count up from 0, padded on the right.
       rows: `attend_rows`.
+      rotate: `rotary.rotate`, of the decoder's queries and keys.
+      by_layer: a few layers are compiled one after the other, where a loop over them would cost
+        more than it saves.
     """
 
     causal: Callable
@@ -39,11 +43,22 @@ class Attention(NamedTuple):
     packed: Callable
     segments: Callable
     rows: Callable
+    rotate: Callable = rotate
+    by_layer: bool = False
 
 
 def xla() -> Attention:
     """Runs everywhere, and is what the others are compared with."""
     return _of(plain)._replace(packed=attend_tiles)
+
+
+def cpu() -> Attention:
+    """`xla`, as XLA's compiler for CPUs makes the best of it."""
+    return xla()._replace(
+        packed=partial(attend_tiles, attend=plain.attend_by_columns),
+        rotate=rotate_by_matmul,
+        by_layer=True,
+    )
 
 
 def cudnn(*, implementation: str = cudnn_attention.CUDNN) -> Attention:
@@ -95,8 +110,6 @@ def choose(
     """
     if name not in NAMES:
         raise UserError(f"attention={name!r} must be one of {', '.join(NAMES)}; choose one.")
-    if name == "xla":
-        return xla()
     device = jax.devices()[0] if device is None else device
     unfit = {
         "cudnn": _unfit_for_cudnn(device, dtype, head_dims),
@@ -104,10 +117,12 @@ def choose(
     }
     if name == "auto":
         name = next((known for known, reason in unfit.items() if not reason), "xla")
-    elif unfit[name]:
+    elif unfit.get(name):
         raise UserError(
             f"attention={name!r} {unfit[name]}; set it to 'auto', which takes what fits."
         )
+    if name == "xla" and device.platform == "cpu":
+        return cpu()
     return {"xla": xla, "cudnn": cudnn, "splash": splash}[name]()
 
 

@@ -34,9 +34,18 @@ def through_slots(attend_group: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def attend_tiles(
-    q: Float[Array, "r n q h"], kv: KV, prefix_mask: Bool[Array, "b p"], packing: Packing
+    q: Float[Array, "r n q h"],
+    kv: KV,
+    prefix_mask: Bool[Array, "b p"],
+    packing: Packing,
+    *,
+    attend: Callable[..., tuple[Array, Array]] = attend,
 ) -> Float[Array, "r n q h"]:
-    """`plain.attend_group` of tokens that are packed."""
+    """`plain.attend_group` of tokens that are packed.
+
+    Args:
+      attend: `plain.attend`, or another that does the same, of the tiles of completions.
+    """
     (B, P), own, width = prefix_mask.shape, packing.room.own, packing.tile
     rows, tiles = packing.rows, own // width
 

@@ -20,6 +20,8 @@ OUTPUT = "attention"
 
 # Attention of any kind among the patches of a vision tower: q, k, v [b s n h] -> [b s n h].
 Attend = Callable[[Array, Array, Array], Array]
+# Rotary embedding by such as `rotary.rotate`: [b t n h], angles -> [b t n h].
+Rotate = Callable[[Array, Array], Array]
 
 
 class KV(NamedTuple):
@@ -51,6 +53,38 @@ def attend(
         out.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H),
         log_sum.transpose(0, 2, 1, 3).reshape(B, T, N),
     )
+
+
+def attend_by_columns(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s k h"],
+    v: Float[Array, "b s k h"],
+    mask: Bool[Array, "b t s"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
+    """`attend` for CPUs: the scores of a query are a column.
+
+    Maxima and sums over keys are then sums of rows, which CPUs do in vectors, and of the four
+    matmuls forwards and backwards that read scores or keys the other way round, two are left.
+    """
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    queries = q.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    scores = jnp.einsum("bksh,bkmh->bksm", k, queries, preferred_element_type=jnp.float32)
+    seen = jnp.broadcast_to(mask.swapaxes(1, 2)[..., None], (B, S, T, N // K))
+    scores = jnp.where(seen.reshape(B, 1, S, -1), scores * H**-0.5, MASKED)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=2))
+    weights = jnp.exp(scores - top[:, :, None])
+    total = jnp.sum(weights, axis=2)
+    out = jnp.einsum(
+        "bksm,bksh->bkmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+
+    def by_queries(x: Float[Array, "b k m *x"]) -> Float[Array, "b t n *x"]:
+        x = jnp.moveaxis(x.reshape(B, K, T, N // K, *x.shape[3:]), 1, 2)
+        return x.reshape(B, T, N, *x.shape[4:])
+
+    return by_queries(out / total[..., None]), by_queries(top + jnp.log(total))
 
 
 def attend_by_heads(

@@ -7,11 +7,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from balcap_jax.models.attention.plain import KV
+from balcap_jax.models.attention.plain import KV, Rotate
 from balcap_jax.models.config import DecoderConfig
 from balcap_jax.models.decoder.layers import GatedMLP, Linear, RMSNorm
 from balcap_jax.models.decoder.remat import STREAM
-from balcap_jax.models.decoder.rotary import rotate
 from balcap_jax.parallel.sharding import constrain_heads, constrain_stream
 
 
@@ -56,9 +55,9 @@ class DecoderLayer(nnx.Module):
         )
 
     def project(
-        self, x: Float[Array, "*b t d"], angles: Float[Array, "*#b t half"]
+        self, x: Float[Array, "*b t d"], angles: Float[Array, "*#b t half"], rotate: Rotate
     ) -> tuple[Float[Array, "*b t n h"], KV]:
-        """Queries, and keys with values, rotary embedding applied."""
+        """Queries, and keys with values, rotary embedding applied by `rotate`."""
         attn = self.self_attn
         # Rounded once: the gradients of the three are added before `tensor` sums them.
         x = self.input_layernorm(x).astype(attn.q_proj.dtype)
