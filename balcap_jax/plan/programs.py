@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
-from balcap_jax.models.attention.backends import choose
+from balcap_jax.models.attention.backends import choose, xla
 from balcap_jax.models.config import PolicyConfig
 from balcap_jax.models.decoder.lora import without_adapters
 from balcap_jax.models.families import FAMILIES, make_policy
@@ -255,7 +255,7 @@ class Step:
 
     def model_flops(self, program: str) -> int:
         """Of the whole batch, without what is computed twice to save memory; attention in full."""
-        plain = dataclasses.replace(self.policy, attention="xla", remat="none")
+        plain = dataclasses.replace(self.policy, attention=xla(), remat="none")
         with without_remat():
             traced = self.trace(program, policy=plain)
         return count(traced.jaxpr.jaxpr, trips=self.config.rollout.max_new_tokens)

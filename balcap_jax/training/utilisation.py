@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from balcap_jax.models.attention.backends import xla
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.runs.device_rates import peak_flops
 from balcap_jax.runs.flops import count, without_remat
@@ -31,7 +32,7 @@ class Utilisation:
         self, mesh: Mesh, policy: VisionLanguagePolicy, *, tell: Callable[[str], None]
     ) -> None:
         self._mesh, self._tell = mesh, tell
-        self._plain = dataclasses.replace(policy, attention="xla", remat="none")
+        self._plain = dataclasses.replace(policy, attention=xla(), remat="none")
         self._peak = peak_flops(list(mesh.devices.flat))
         self._counted: dict[Hashable, tuple[int, int]] = {}
         self._flops: dict[str, float] = {}

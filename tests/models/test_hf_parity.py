@@ -12,6 +12,7 @@ import torch_gradient
 
 import balcap_jax
 from balcap_jax.models.attention.plain import attend_causal, attend_rows, attend_segments
+from balcap_jax.models.decoder.rotary import rotate, rotate_by_matmul
 from balcap_jax.models.hf.weights import load_pretrained
 from balcap_jax.models.qwen2_5_vl.vision import patch_angles
 from balcap_jax.models.qwen2_5_vl.windows import attend_windows, index_windows
@@ -258,5 +259,6 @@ def test_decoder_layer(traced, i):
         layer_of(params["language_model"]["layers"], i)
     )
     x = jnp.asarray(hidden.detach().numpy())
-    q, kv = layer.project(x, angles)
-    close(layer.finish(x, attend_causal(q, *kv, prompts.mask)), out)
+    for way in (rotate, rotate_by_matmul):
+        q, kv = layer.project(x, angles, way)
+        close(layer.finish(x, attend_causal(q, *kv, prompts.mask)), out)

@@ -12,7 +12,7 @@ import torch_gradient
 
 import balcap_jax
 from balcap_jax.models.attention.plain import attend_causal, attend_rows
-from balcap_jax.models.decoder.rotary import RopeScaling
+from balcap_jax.models.decoder.rotary import RopeScaling, rotate, rotate_by_matmul
 from balcap_jax.models.hf.weights import load_pretrained, save_pretrained
 from balcap_jax.models.llava.policy import Llava
 from balcap_jax.models.policy import take_layer
@@ -242,10 +242,11 @@ def test_decoder_layer(traced, i):
     layer = policy.definitions["language_model.layers"](
         take_layer(params["language_model"]["layers"], i)
     )
-    q, kv = layer.project(jnp.asarray(hidden), policy.prompt_angles(np.arange(length)[None, None]))
-    close(
-        layer.finish(jnp.asarray(hidden), attend_causal(q, *kv, jnp.ones((1, length), bool))), out
-    )
+    angles = policy.prompt_angles(np.arange(length)[None, None])
+    for way in (rotate, rotate_by_matmul):
+        q, kv = layer.project(jnp.asarray(hidden), angles, way)
+        attended = attend_causal(q, *kv, jnp.ones((1, length), bool))
+        close(layer.finish(jnp.asarray(hidden), attended), out)
 
 
 # ---- folders

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Float, Int
 
 from balcap_jax.inference import generate
-from balcap_jax.models.attention.backends import choose
+from balcap_jax.models.attention.backends import choose, xla
 from balcap_jax.models.decoder.layers import Params
 from balcap_jax.models.hf.inputs import split_prompts
 from balcap_jax.models.logprobs import policy_logprobs
@@ -116,7 +116,7 @@ class Ours:
 
     def _in(self, dtype: str) -> VisionLanguagePolicy:
         """The policy that computes in `dtype`, with the plain attention."""
-        return dataclasses.replace(self.policy, dtype=jnp.dtype(dtype), attention="xla")
+        return dataclasses.replace(self.policy, dtype=jnp.dtype(dtype), attention=xla())
 
     def _batch(
         self, captions: Int[np.ndarray, "g c"], old_logprobs: Float[np.ndarray, "g c"]
