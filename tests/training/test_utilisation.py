@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from balcap_jax.models.attention.backends import xla
 from balcap_jax.models.families import make_policy
 from balcap_jax.parallel.sharding import make_mesh
 from balcap_jax.training import utilisation
@@ -43,7 +44,7 @@ def test_by_hand(monkeypatch):
     mfu.ran("rollout", "loop", make, a, b, times=2, trips=7)
     mfu.ran("update", "loop", make, a, b)
     assert len(seen) == 1  # one tracing for all runs of these shapes
-    assert seen == [("xla", "none")]
+    assert seen == [(xla(), "none")]
     row = mfu.take({"seconds/rollout": 4.0, "seconds/update": 0.5, "seconds/step": 5.0})
     rollout, update = 2 * (MATMUL + 7 * square), MATMUL
     assert row == pytest.approx(
