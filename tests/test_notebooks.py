@@ -150,6 +150,7 @@ def test_evaluate_and_compare(small, monkeypatch):
     assert "trained:" in said[-1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_train_with_your_own_reward(small):
     notebook = ran("train_with_your_own_reward")

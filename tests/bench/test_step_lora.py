@@ -32,6 +32,7 @@ def preset(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_adapters_hold_less_than_whole_weights(monkeypatch):
     monkeypatch.setattr(step_lora, "RANK", 1)

@@ -210,6 +210,7 @@ def test_all_of_a_config_file_with_one_report(world, server, tmp_path, capsys, w
     assert "No benchmark has data; give one of" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow  # six processes of their own, four of which are killed: half a minute
 def test_kill_9_in_each_benchmark_loses_nothing_and_replay_needs_no_server(tmp_path):
     images, at_once = 8, 4

@@ -191,6 +191,7 @@ print(processor.tokenizer("A red circle.")["input_ids"])
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_fresh_processes_online_and_then_offline(hub, cache, tmp_path):
     """As users do it, by the environment: HF_ENDPOINT, the cache's place, HF_HUB_OFFLINE."""

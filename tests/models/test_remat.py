@@ -47,6 +47,7 @@ def test_loss_and_gradients_are_the_same(plain, name):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(float(jnp.abs(b).max()), 1e-3))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_falls_from_name_to_name():
     """Eight layers, so that what they keep outweighs one layer at work."""

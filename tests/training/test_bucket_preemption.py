@@ -21,13 +21,8 @@ SAVED = {"rollout": told_at.AT - 1, "judge": told_at.AT - 1}
 
 # Whole processes, that each import, compile and train; all of them take over a minute.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param(moment.__name__, marks=() if moment is told_at.judge else pytest.mark.long)
-        for moment in told_at.MOMENTS
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("moment", [moment.__name__ for moment in told_at.MOMENTS])
 def test_sigterm_at_any_moment_loses_one_step_at_most(bucket, tmp_path, moment):
     run = as_path(bucket.url) / "runs" / "balcap"
     flags = (*FLAGS, "--checkpoint.every", 1000, *EXTRA.get(moment, ()))

@@ -44,6 +44,8 @@ def test_image_features_are_the_same_to_the_bit(family):
     np.testing.assert_array_equal(np.asarray(encode(kept, images), np.float32), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_an_update_is_the_same_to_the_bit():
     """With features of its own, made of the frozen tower."""
     policy, params = tiny.policy(dtype=jnp.bfloat16)

@@ -172,6 +172,7 @@ def load_prompts(policy):
     return {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_supervised_training_of_adapters(tmp_path):
     config = SFTConfig(

@@ -77,6 +77,7 @@ def test_the_fit_of_the_judge_is_written_down_and_told(run, one_device, capsys, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_has_the_same_fit_and_the_same_end(run, one_device, tmp_path, monkeypatch):
     copy = tmp_path / "judged"
     shutil.copytree(run, copy)

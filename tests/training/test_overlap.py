@@ -130,6 +130,8 @@ def test_a_longer_run_is_one_that_was_made_at_once(whole, tmp_path):
     assert_same_run(resume(short), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_that_failed_is_made_again(whole, tmp_path, monkeypatch):
     """It is saved while the rollout of its own is among those that wait."""
 
@@ -147,6 +149,8 @@ def test_a_step_that_failed_is_made_again(whole, tmp_path, monkeypatch):
     assert_same_run(resume(tmp_path / "balcap"), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_of_before_there_were_several_goes_on(tmp_path, monkeypatch):
     """It holds one rollout, bare, and does not say what that was sampled with."""
     expected = train(config_of(tmp_path / "new", overlap=1, steps=4))

@@ -82,6 +82,8 @@ def test_a_watched_reward_is_shown_and_teaches_nothing(tmp_path):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_draws_the_same_questions(server, tmp_path):
     ahead = {"rollout.overlap_steps": 1}
     whole = train(asked(server, tmp_path / "whole", steps=3, **ahead))
@@ -123,6 +125,8 @@ def test_a_judge_that_stopped_responding_stops_the_run_which_is_saved(server, tm
     assert [row["reward/qa_utility/no_signal"] for row in rows_of(tmp_path / "balcap")] == [0, 0]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_zeros_in_place_of_failures_are_for_studies_alone(server, tmp_path):
     """Some calls fail: without signal those captions have no weight, as zeros they do."""
     server.fault = lambda number: "500" if number % 16 < 2 else None

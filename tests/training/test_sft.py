@@ -121,6 +121,7 @@ def test_validation_falls_and_is_logged_with_samples(run):
     assert (run / "curves.png").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_tower_that_has_learned_to_see_is_saved_before_the_first_step(tmp_path, one_device):
     config = dataclasses.replace(
@@ -352,6 +353,8 @@ def test_packaged_base_policy():
     assert len(policy.config.banned_tokens) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_questions_are_learned_and_their_area_is_told(tmp_path, one_device):
     asked = [{"question": "red", "answer": "yes"}, {"question": "blue", "answer": "no"}]
     data = [

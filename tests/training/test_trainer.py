@@ -127,6 +127,7 @@ class Ends(Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_within_a_trace_leaves_it_readable(unbroken, tmp_path, capsys):
     config = small(tmp_path, profile=(2, 4))
