@@ -33,6 +33,7 @@ from balcap_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from balcap_jax.plan.models import PIXELS
 from balcap_jax.plan.workloads.presets import PRESETS
 from balcap_jax.plan.workloads.word_folder import write_processor_files
+from balcap_jax.rl.balance import Parts
 from balcap_jax.training.rooms import Rooms, least_room, real_share
 
 OPENED = 1000  # photos of the file at most
@@ -168,7 +169,7 @@ def count_batches(
         shapes.add((P, S, W))
         counts = np.interp(rng.random((sizes.batch, GROUP)), SHARES, TOKENS).astype(np.int64)
         given = counts, np.ones(counts.shape, bool), prefix
-        options = dict(length=LENGTH, prefix_length=P, rows=sizes.shards, micro_batches=1)
+        options = dict(length=LENGTH, prefix_length=P, parts=Parts(sizes.shards))
         least = least_room(*given, **options)
         room = None if least is None else rooms.choose(least)
         tokens_of_step = int(counts.sum() + prefix.sum())

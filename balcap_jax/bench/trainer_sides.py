@@ -30,6 +30,7 @@ from balcap_jax.data.prompts.folder_parts import load_image_processor
 from balcap_jax.parallel.sharding import BatchRows, make_mesh
 from balcap_jax.plan.workloads.presets import LEARNING_RATE
 from balcap_jax.runs.cores import usable_cores
+from balcap_jax.training.cores_as_devices import share_out_cores
 from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.seams import Seams
 
@@ -79,10 +80,14 @@ class Turns(NamedTuple):
 
 
 class OneDevice(TrainingLoop):
-    """A run that leaves all devices but one alone, as the other side does."""
+    """A run that leaves all accelerators but one alone, and has all cores of a CPU, as the other
+    side.
+    """
 
     def _open_mesh(self) -> None:
-        self.mesh = make_mesh(devices=jax.devices()[:1])
+        share_out_cores(self.config)
+        devices = jax.devices()
+        self.mesh = make_mesh(devices=devices if devices[0].platform == "cpu" else devices[:1])
         self.rows = BatchRows.of(self.mesh, self.images_per_step)
 
 

@@ -18,7 +18,8 @@ from balcap_jax.bench.step import pairs_of, table_of, versions
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.packing import Room
-from balcap_jax.parallel.sharding import batch_shards, make_mesh, shard_batch
+from balcap_jax.parallel.sharding import make_mesh, shard_batch
+from balcap_jax.rl.balance import Parts
 from balcap_jax.rl.train_state import TrainState, init_state
 from balcap_jax.rl.update import Batch
 from balcap_jax.runs.device_clock import DeviceClock
@@ -79,8 +80,7 @@ def run(config: TrainConfig, *, steps: int, rollouts: int) -> dict[str, Any]:
     programs = make_programs(config, opened.policy, opened.processor, mesh, clock=clock)
     sizes = {
         "length": config.rollout.max_new_tokens,
-        "rows": batch_shards(mesh),
-        "micro_batches": config.rl.micro_batches,
+        "parts": Parts.of(mesh, config.rl.micro_batches),
     }
     made = []
     for i in range(rollouts):
@@ -120,7 +120,7 @@ def run(config: TrainConfig, *, steps: int, rollouts: int) -> dict[str, Any]:
 
 
 def _lesson(
-    programs: Any, params: dict, examples: list, mesh: Any, *, seed: int, sizes: dict[str, int]
+    programs: Any, params: dict, examples: list, mesh: Any, *, seed: int, sizes: dict[str, Any]
 ) -> Lesson:
     generation = programs.captioner.generate(params, examples, jax.random.key(seed))
     rollout = generation.rollout

@@ -119,10 +119,18 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def mesh_in_context() -> AbstractMesh | None:
+    """Inside jit: the mesh of `jax.set_mesh`; None without one, and where each device computes for
+    itself (`on_own_rows`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or AxisType.Manual in mesh.axis_types else mesh
+
+
 def tensor_shards() -> int:
     """Inside jit: in how many parts the mesh in context splits heads, MLP and vocabulary."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["tensor"]
+    mesh = mesh_in_context()
+    return 1 if mesh is None else mesh.shape["tensor"]
 
 
 class BatchRows(NamedTuple):
@@ -307,9 +315,9 @@ def local_rows(mesh: Mesh, tree: Any) -> Any:
 def constrain_batch(tree: Any, *, axis: int = 0) -> Any:
     """Inside jit: the arrays with `axis` split over the batch axes of the mesh in context.
 
-    The mesh is the one of `jax.set_mesh`; without one nothing is asked for.
+    Without a mesh nothing is asked for.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if mesh_in_context() is None:
         return tree
     spec = P(*[None] * axis, BATCH_AXES)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
@@ -321,8 +329,8 @@ def constrain(x: Any, *axes: str | tuple[str, ...] | None) -> Any:
     An axis that does not divide its dimension is left out: so key-value heads that are fewer than
     `tensor` are whole on every device. Nothing is asked for on one device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_in_context()
+    if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, P(*_fitting(mesh, axes, x.shape)))
 
@@ -343,8 +351,8 @@ def image_axes(batch: int) -> tuple[str, ...]:
     The tower is small and images know nothing of each other, so that splitting its matmuls over
     `tensor` would cost more than it gives.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return ALL_AXES if not mesh.empty and batch % mesh.size == 0 else BATCH_AXES
+    mesh = mesh_in_context()
+    return ALL_AXES if mesh is not None and batch % mesh.size == 0 else BATCH_AXES
 
 
 def constrain_images(tree: Any) -> Any:
@@ -419,6 +427,27 @@ def _axes_of(name: str, leaf: Any) -> tuple[Any, ...]:
     return tuple(spec)[-leaf.ndim :] if leaf.ndim else ()
 
 
+def on_own_rows(function: Callable) -> Callable:
+    """Inside jit: `function(params, *arrays)` of [b ...] arrays and results, which each device of
+    the mesh in context computes for its own rows, with no other in between: a loop takes as many
+    steps as they need. The parameters are brought to every device.
+    """
+    mesh = mesh_in_context()
+    if mesh is None or mesh.size == 1:
+        return function
+    rows = P(BATCH_AXES)
+
+    def call(params: Any, *arrays: Any) -> Any:
+        return jax.shard_map(
+            function,
+            in_specs=(P(), *[rows] * len(arrays)),
+            out_specs=rows,
+            check_vma=False,  # loops begin with constants, which no device owns
+        )(params, *arrays)
+
+    return call
+
+
 def over_batch(function: Callable, *, dtype: DTypeLike) -> Callable:
     """Inside jit: `function(weight, *arrays)`, every device with its own prompts and the weight
     [out, size] brought together over `fsdp` once, its gradient spread again once.
@@ -431,8 +460,8 @@ def over_batch(function: Callable, *, dtype: DTypeLike) -> Callable:
     """
 
     def call(weight: jax.Array, *arrays: jax.Array) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        shards = 1 if mesh.empty else batch_shards(mesh)
+        mesh = mesh_in_context()
+        shards = 1 if mesh is None else batch_shards(mesh)
         if shards == 1 or len(arrays[0]) % shards:
             return function(weight, *arrays)
 

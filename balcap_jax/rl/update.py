@@ -27,7 +27,7 @@ from balcap_jax.parallel.sharding import (
     gather_for_update,
     param_shardings,
 )
-from balcap_jax.rl.balance import balanced_order, inverse, reordered
+from balcap_jax.rl.balance import Parts
 from balcap_jax.rl.losses import PolicyLoss, mean_of, policy_loss
 from balcap_jax.rl.train_state import TrainState, apply_gradients, split_trainable
 
@@ -190,7 +190,8 @@ def make_update(
     """
     patterns = policy.parts["decoder"] if trained is None else tuple(trained)
     frozen_head = not selects(patterns, policy.head_path)
-    plain = Scorer(policy, temperature, banned_tokens, chunk, frozen_head, rows=batch_shards(mesh))
+    parts = Parts.of(mesh, micro_batches)
+    plain = Scorer(policy, temperature, banned_tokens, chunk, frozen_head, rows=parts.rows)
     objective = partial(
         policy_loss,
         clip_low=clip_low,
@@ -204,7 +205,7 @@ def make_update(
         scorer = dataclasses.replace(plain, room=room)
         check_split(batch.tokens.shape[0], micro_batches, mesh)
         if room is not None:
-            batch, _ = _balanced(batch, mesh, micro_batches)
+            batch, _ = _balanced(batch, parts)
         if trains_vision(policy, state.params, patterns):
             batch = batch._replace(features=None)
         gradients, totals = summed_gradients(
@@ -352,30 +353,29 @@ def make_reference_logprobs(
     Images are encoded with the tower in `params` where `Batch.features` is None. `room`: as of the
     update.
     """
-    plain = Scorer(policy, temperature, banned_tokens, chunk, rows=batch_shards(mesh))
+    parts = Parts.of(mesh, micro_batches)
+    plain = Scorer(policy, temperature, banned_tokens, chunk, rows=parts.rows)
 
     def reference(params: dict, batch: Batch, room: Room | None = None):
         scorer = dataclasses.replace(plain, room=room)
         check_split(batch.tokens.shape[0], micro_batches, mesh)
         order = None
         if room is not None:
-            batch, order = _balanced(batch, mesh, micro_batches)
-        parts = split_micro_batches(batch, micro_batches)
-        found = join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], parts))
-        return found if order is None else reordered(found, inverse(order))
+            batch, order = _balanced(batch, parts)
+        micro_batch = split_micro_batches(batch, micro_batches)
+        found = join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], micro_batch))
+        return found if order is None else parts.reordered(found, parts.inverse(order))
 
     return on_mesh(mesh, reference, static_argnums=2)
 
 
-def _balanced(
-    batch: Batch, mesh: Mesh, micro_batches: int
-) -> tuple[Batch, Int[Array, "r m"] | None]:
-    """The batch in the order of `balanced_order`, which `room_for` counts with; and that order."""
-    if micro_batches == 1:
+def _balanced(batch: Batch, parts: Parts) -> tuple[Batch, Int[Array, "r m"] | None]:
+    """The batch in the order of `parts`, which `least_room` counts with; and that order."""
+    if parts.alone:
         return batch, None
     counts = jnp.sum(batch.mask & batch.valid[..., None], axis=(1, 2), dtype=jnp.int32)
-    order = balanced_order(counts, rows=batch_shards(mesh), micro_batches=micro_batches)
-    return reordered(batch, order), order
+    order = parts.order(counts)
+    return parts.reordered(batch, order), order
 
 
 def like_parameters(mesh: Mesh, tree: Any) -> Any:

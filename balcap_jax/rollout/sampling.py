@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from balcap_jax.models.decoder.decode_step import DecodeWeights
 from balcap_jax.models.inputs import AnyArray, ImagePatches, Prompts
 from balcap_jax.models.policy import VisionLanguagePolicy
+from balcap_jax.parallel.sharding import on_own_rows
 from balcap_jax.rollout.decoding import Captions, Decoder, Loop, Rollout, State, flat
 
 _FEWEST = 16  # captions that a smaller loop is compiled for
@@ -86,9 +87,8 @@ def sample(
       compact: numbers of captions, falling. As soon as no more than that are running, the loop goes
         on with so many columns, which costs less where a step's time goes with their number (see
         `sizes_of_compaction`). What is drawn is the same but for the rounding of matmuls of other
-        sizes. Of arrays that are on one device.
+        sizes. On several devices each does so with its own captions, and needs all parameters.
     """
-    B, G = keys.shape
     decoder = Decoder(
         policy,
         max_new_tokens=max_new_tokens,
@@ -99,9 +99,21 @@ def sample(
         banned_tokens=banned_tokens,
         greedy=greedy,
     )
-    state = decoder.start(params, prompts, features, keys)
     if not compact:
-        return decoder.decoded(state).loop.rollout
+        return decoder.decoded(decoder.start(params, prompts, features, keys)).loop.rollout
+    compacted = on_own_rows(partial(_compacted, decoder, compact))
+    return compacted(params, prompts, features, keys)
+
+
+def _compacted(
+    decoder: Decoder,
+    compact: tuple[int, ...],
+    params: dict,
+    prompts: Prompts,
+    features: Float[AnyArray, "b m d"],
+    keys: Key[Array, "b g"],
+) -> Rollout:
+    (B, G), state = keys.shape, decoder.start(params, prompts, features, keys)
     whole, places, group = flat(state.loop.rollout), jnp.arange(B * G), G
     for size, then in zip((B * G, *compact), (*compact, 0), strict=True):
         if size < B * G:
@@ -198,15 +210,17 @@ def programs_on(platform: str) -> Programs:
 
 
 def sizes_of_compaction(captions: int, mesh: Mesh) -> tuple[int, ...]:
-    """`compact` for so many captions: a half, a quarter and an eighth, of 16 at least.
+    """`compact` for so many captions: a half, a quarter and an eighth of a device's, 16 at least.
 
-    On one CPU a step takes time by the number of captions. On other devices, where it is bound by
-    reading weights, it would hardly be shorter, and several would have to share out the rest;
-    nothing was measured there, so there is none.
+    On a CPU a step takes time by the number of captions. On other devices, where it is bound by
+    reading weights, it would hardly be shorter; nothing was measured there, so there is none. Nor
+    where devices share a copy of the policy.
     """
-    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+    alone = mesh.shape["data"] == mesh.size
+    if not alone or mesh.devices.flat[0].platform != "cpu":
         return ()
-    return tuple(captions // parts for parts in (2, 4, 8) if captions // parts >= _FEWEST)
+    own = captions // mesh.size
+    return tuple(own // parts for parts in (2, 4, 8) if own // parts >= _FEWEST)
 
 
 def _put(whole: Rollout, places: Int[Array, " n"], some: Rollout) -> Rollout:

@@ -3,14 +3,17 @@
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 from contextlib import suppress
 
 import jax
 
 from balcap_jax.runs.compilation import use_persistent_cache
+from balcap_jax.runs.cores import usable_cores
 
 # glibc's malloc.h: what `mallopt` sets.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_XLA_DEVICES = "xla_force_host_platform_device_count"
 _MOST = 2**31 - 1  # bytes at the end of the heap that are kept
 
 
@@ -28,6 +31,19 @@ def set_up_memory() -> None:
     """`keep_freed_memory` where it helps, on CPUs."""
     if computes_on_cpu():
         keep_freed_memory()
+
+
+def open_cores(parts: int) -> None:
+    """Where JAX will find CPUs alone, devices for as many of the cores as share out `parts` evenly.
+
+    Nothing changes where JAX has opened its devices, or where someone has said how many there are.
+    """
+    told = jax.config.jax_num_cpu_devices > 0 or _XLA_DEVICES in os.environ.get("XLA_FLAGS", "")
+    if told or not computes_on_cpu():
+        return
+    count = max(n for n in range(1, max(usable_cores(), 1) + 1) if parts % n == 0)
+    with suppress(RuntimeError):  # JAX has opened them
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def computes_on_cpu() -> bool:

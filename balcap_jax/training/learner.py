@@ -15,7 +15,8 @@ from balcap_jax.models.decoder.lora import without_adapters
 from balcap_jax.models.packing import Room
 from balcap_jax.models.policy import VisionLanguagePolicy
 from balcap_jax.models.selection import trains_vision
-from balcap_jax.parallel.sharding import BatchRows, batch_shards, shard_batch
+from balcap_jax.parallel.sharding import BatchRows, shard_batch
+from balcap_jax.rl.balance import Parts
 from balcap_jax.rl.train_state import TrainState
 from balcap_jax.rl.update import Batch
 from balcap_jax.rollout.rollout import Generation
@@ -97,8 +98,7 @@ class Learner:
         sizes = {
             "length": generation.rollout.mask.shape[-1],
             "prefix_length": generation.prompts.mask.shape[-1],
-            "rows": batch_shards(self._mesh),
-            "micro_batches": self._config.rl.micro_batches,
+            "parts": Parts.of(self._mesh, self._config.rl.micro_batches),
         }
         counts = whole.token_counts, whole.valid, prefix
         room = least_room(*counts, **sizes) if self._config.rl.packing else None

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from balcap_jax.models.packing import Room, room_for
-from balcap_jax.rl.balance import balanced_order
+from balcap_jax.rl.balance import Parts
 
 # A smaller room than one that is there is compiled once so many steps have wanted it. Compiling
 # takes as long as a few dozen steps save.
@@ -61,24 +61,16 @@ def least_room(
     *,
     length: int,
     prefix_length: int,
-    rows: int,
-    micro_batches: int,
+    parts: Parts,
 ) -> Room | None:
-    """`room_for` the captions with a signal, of all hosts.
-
-    Args:
-      rows: in how many parts the mesh splits a batch.
-      micro_batches: parts that run one after the other.
-    """
+    """`room_for` the captions with a signal, of all hosts."""
     own = np.where(valid, token_counts, 0).sum(axis=1)
-    order = np.tile(np.arange(len(own) // rows), (rows, 1))
-    if micro_batches > 1:
-        order = balanced_order(own, rows=rows, micro_batches=micro_batches)
+    order = None if parts.alone else parts.order(own)
 
     def of_rows(counts: Int[np.ndarray, " b"]) -> Int[np.ndarray, "r i m"]:
-        ordered = np.take_along_axis(counts.reshape(rows, -1), order, axis=1)
+        ordered = counts if order is None else parts.ordered(counts, order)
         # As `split_micro_batches` splits them.
-        return ordered.reshape(rows, -1, micro_batches).swapaxes(1, 2)
+        return ordered.reshape(parts.rows, -1, parts.micro_batches).swapaxes(1, 2)
 
     return room_for(
         of_rows(own),
@@ -97,8 +89,7 @@ def real_share(
     *,
     length: int,
     prefix_length: int,
-    rows: int,
-    micro_batches: int,
+    parts: Parts,
 ) -> float:
     """Real tokens by tokens that the update computes: those of prompts, and of captions with a
     signal, by all places of rows; or of slots, where nothing is packed.
@@ -107,5 +98,5 @@ def real_share(
     real = int(np.where(valid, token_counts, 0).sum()) + int(prefix_counts.sum())
     computed = B * (prefix_length + G * length)
     if room is not None:
-        computed = sum(room) * rows * micro_batches
+        computed = sum(room) * parts.rows * parts.micro_batches
     return real / computed

@@ -19,6 +19,7 @@ from balcap_jax.models.selection import EVERYTHING, overlaid
 from balcap_jax.parallel.sharding import batch_shards, make_mesh, shard_batch
 from balcap_jax.plan.costs import costs_of
 from balcap_jax.plan.hlo import Program
+from balcap_jax.rl.balance import Parts
 from balcap_jax.rl.train_state import init_state
 from balcap_jax.rl.update import make_reference_logprobs, make_update
 from balcap_jax.training.rooms import least_room
@@ -72,8 +73,7 @@ def room_of(batch, mesh, micro_batches):
         np.asarray(batch.prompts.mask).sum(axis=1),
         length=C,
         prefix_length=batch.prompts.mask.shape[1],
-        rows=batch_shards(mesh),
-        micro_batches=micro_batches,
+        parts=Parts.of(mesh, micro_batches),
     )
 
 
@@ -111,6 +111,12 @@ def compare(family, *, mesh=ONE, trained=None, remat="none", kl_coef=0.0, micro_
     assert largest > 1e-2
 
 
+@pytest.fixture
+def apart(monkeypatch):
+    """As between accelerators: a prompt stays on its device."""
+    monkeypatch.setattr(Parts, "of", lambda mesh, micro: Parts(batch_shards(mesh), micro))
+
+
 def test_with_kl_and_micro_batches():
     compare("qwen2_5_vl", kl_coef=0.3, micro_batches=2)
 
@@ -121,6 +127,7 @@ def test_with_a_tower_that_trains_and_rematerialisation():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("apart")
 def test_adapters_on_eight_devices():
     compare("qwen2_5_vl", mesh=make_mesh(**EIGHT), trained=ADAPTERS)
 
@@ -170,6 +177,7 @@ def test_the_order_of_completions_changes_nothing():
     assert np.isnan(metrics["loss"])
 
 
+@pytest.mark.usefixtures("apart")
 def test_packing_sends_nothing_between_devices_that_padding_does_not():
     """Tokens are packed on the device that has their prompt."""
     policy, params = policy_of("qwen2_5_vl", (), "none")

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from balcap_jax.models.inputs import Prompts
 from balcap_jax.models.logprobs import completion_logprobs
 from balcap_jax.models.qwen2_5_vl.policy import Qwen2_5_VL
-from balcap_jax.parallel.sharding import BATCH_AXES, make_mesh
+from balcap_jax.parallel.sharding import BATCH_AXES, make_mesh, replicate, shard_batch
 from balcap_jax.plan.hlo import Program
 from balcap_jax.rollout import drawing, sampling
 from balcap_jax.rollout.decoding import Decoder, Rollout
@@ -98,6 +98,41 @@ def test_captions_that_go_on_among_fewer_are_the_same(compact, options):
     assert_same_captions(run(prompts, compact=compact, **options), whole)
 
 
+def test_each_device_goes_on_with_fewer_of_its_own_captions():
+    """Six prompts on three devices, whose captions end at different steps."""
+    prompts = tiny.prompts(6)
+    whole = run(prompts)
+    ends = np.asarray(whole.mask.sum(axis=-1)).reshape(3, -1)
+    assert len({tuple(sorted(own)) for own in ends.tolist()}) == 3
+    mesh = make_mesh(devices=jax.devices()[:3])
+    keys = caption_keys(jax.random.key(3), np.arange(6), group_size=4)
+
+    def on_devices(policy, params, *arrays, **options):
+        with jax.set_mesh(mesh):
+            return sample(policy, replicate(mesh, params), *shard_batch(mesh, arrays), **options)
+
+    for options in ({}, {"greedy": 1, "temperature": 0.7, "top_p": 0.9}):
+        apart = run(prompts, keys, by=on_devices, compact=(5, 2), **options)
+        assert_same_captions(apart, run(prompts, **options))
+        assert apart.tokens.sharding.is_equivalent_to(NamedSharding(mesh, P(BATCH_AXES)), 3)
+
+
+def test_devices_that_go_on_with_fewer_captions_do_not_wait_for_each_other():
+    mesh = make_mesh(devices=jax.devices()[:2])
+    prompts, keys = tiny.prompts(4), caption_keys(jax.random.key(3), np.arange(4), group_size=4)
+    options = {"max_new_tokens": LENGTH, "stop_tokens": STOPS, "pad_token_id": tiny.PAD}
+    given = (*shard_batch(mesh, (prompts, encode(PARAMS, prompts.images), keys)),)
+    with jax.set_mesh(mesh):
+        params = replicate(mesh, PARAMS)
+        together, apart = (
+            sample.lower(POLICY, params, *given, **options, compact=compact).compile().as_text()
+            for compact in ((), (4,))
+        )
+    assert "all-reduce" in together  # whether any device has a caption that goes on
+    assert "all-reduce" not in apart
+    assert "all-gather" not in apart
+
+
 @pytest.mark.parametrize("steps", [1, 5, LENGTH, 99])
 def test_chunks_draw_the_same(rollout, steps):
     assert 0 < int(rollout.ended.sum()) < rollout.ended.size
@@ -143,12 +178,15 @@ def test_a_gpu_has_a_program_of_its_own_that_draws_the_same(rollout):
     assert_same_captions(run(tiny.prompts(3), by=partial(in_chunks, programs=by)), rollout)
 
 
-def test_only_one_cpu_goes_on_with_fewer_captions():
-    one = make_mesh(devices=jax.devices()[:1])
+def test_cpus_go_on_with_fewer_captions():
+    one, two = make_mesh(devices=jax.devices()[:1]), make_mesh(devices=jax.devices()[:2])
     assert sampling.sizes_of_compaction(64, one) == (32, 16)
     assert sampling.sizes_of_compaction(400, one) == (200, 100, 50)
     assert sampling.sizes_of_compaction(31, one) == ()
-    assert sampling.sizes_of_compaction(64, make_mesh(devices=jax.devices()[:2])) == ()
+    assert sampling.sizes_of_compaction(128, two) == (32, 16)
+    for split in ({"data": 1, "fsdp": 2}, {"data": 1, "tensor": 2}):
+        shared = make_mesh(devices=jax.devices()[:2], **split)
+        assert sampling.sizes_of_compaction(128, shared) == ()
 
 
 def test_each_token_is_drawn_by_a_number_of_its_own():

@@ -1,5 +1,6 @@
 """What is set before JAX opens its devices."""
 
+import os
 import subprocess
 import sys
 
@@ -49,6 +50,44 @@ def test_memory_that_is_kept_is_not_cleared_again():
     each = 64 * 2**20 // 4096
     assert faults("left") > 5 * each
     assert faults("kept") < each
+
+
+# The devices of a process with three cores, or as many as were asked for before.
+CORES = """
+import os, sys
+import jax
+from balcap_jax.runs import jax_setup
+
+jax_setup.usable_cores = lambda: 3
+if sys.argv[2] == "opened":
+    jax.devices()
+elif sys.argv[2] == "said":
+    jax.config.update("jax_num_cpu_devices", 5)
+jax_setup.open_cores(int(sys.argv[1]))
+print(len(jax.devices()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "before", "flags", "devices"),
+    [
+        (6, "", "", 3),
+        (8, "", "", 2),
+        (7, "", "", 1),
+        (6, "opened", "", 1),
+        (6, "said", "", 5),
+        (6, "", "--xla_force_host_platform_device_count=4", 4),
+    ],
+)
+def test_cores_become_devices_unless_they_are_there(parts, before, flags, devices):
+    done = subprocess.run(
+        [sys.executable, "-c", CORES, str(parts), before],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+    assert int(done.stdout) == devices
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from collections import Counter
 import numpy as np
 
 from balcap_jax.models.packing import Room
+from balcap_jax.rl.balance import Parts
 from balcap_jax.training.rooms import PATIENCE, Rooms, least_room, real_share
 
-SIZES = {"length": 8, "prefix_length": 4, "rows": 1, "micro_batches": 1}
+SIZES = {"length": 8, "prefix_length": 4, "parts": Parts()}
 COUNTS = np.array([[3, 8], [2, 5]]), np.array([[True, True], [False, True]]), np.array([4, 3])
 
 
@@ -23,7 +24,7 @@ def test_the_real_share_by_hand():
     """3 + 8 + 5 tokens of captions and 7 of prompts, of 2 (4 + 2 8) slots or of 20 + 7 places."""
     assert real_share(*COUNTS, None, **SIZES) == 23 / 40
     assert real_share(*COUNTS, Room(20, 7), **SIZES) == 23 / 27
-    split = SIZES | {"rows": 2, "micro_batches": 2}
+    split = SIZES | {"parts": Parts(2, 2)}
     assert real_share(*COUNTS, Room(10, 4), **split) == 23 / (4 * 14)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from balcap_jax.models.attention import plain
 from balcap_jax.models.attention.plain import KV, OUTPUT
-from balcap_jax.parallel.sharding import BATCH_AXES, image_axes
+from balcap_jax.parallel.sharding import BATCH_AXES, image_axes, mesh_in_context
 
 # Least and largest side of the kernel's blocks of queries and keys.
 LANES, BLOCK = 128, 512
@@ -164,8 +164,8 @@ def _over_mesh(run: Any, axes: tuple[str, ...], *, batch: int, heads: int, kv_he
     computed by all. Of key-value heads that are fewer than `tensor` every device has all, and takes
     the one that its queries share.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_in_context()
+    if mesh is None or mesh.size == 1:
         return run
     rows = axes if batch % int(np.prod([mesh.shape[axis] for axis in axes])) == 0 else None
     parts = 1 if "tensor" in axes else mesh.shape["tensor"]
