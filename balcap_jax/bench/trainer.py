@@ -23,7 +23,6 @@ from balcap_jax.bench.trainer_sides import (
     has_vllm,
     in_turns,
     our_run,
-    our_step,
     train_with_trl,
 )
 from balcap_jax.config.sections import DataConfig
@@ -135,7 +134,7 @@ def _our_peak(work: Work, scratch: Path) -> int:
     ours = our_run(work, scratch, steps=MEMORY_STEPS)
     try:
         for _ in range(MEMORY_STEPS):
-            our_step(ours)
+            ours.make_step()
         on_device = jax.devices()[0].memory_stats() or {}
         return on_device.get("peak_bytes_in_use") or peak_bytes()
     finally:

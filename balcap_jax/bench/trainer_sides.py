@@ -12,9 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from balcap_jax.bench import free_rewards
+from balcap_jax.bench.one_device import OneDevice
 from balcap_jax.bench.step_hf import peft_config
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.config.reward import RewardConfig
@@ -27,11 +26,8 @@ from balcap_jax.config.sections import (
     RolloutConfig,
 )
 from balcap_jax.data.prompts.folder_parts import load_image_processor
-from balcap_jax.parallel.sharding import BatchRows, make_mesh
 from balcap_jax.plan.workloads.presets import LEARNING_RATE
 from balcap_jax.runs.cores import usable_cores
-from balcap_jax.training.cores_as_devices import share_out_cores
-from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.seams import Seams
 
 AGGREGATION = "normalize_then_sum"  # TRL's name of GDPO; our preset "trl" repeats it exactly
@@ -79,19 +75,7 @@ class Turns(NamedTuple):
     balcap_cpu: list[float]
 
 
-class OneDevice(TrainingLoop):
-    """A run that leaves all accelerators but one alone, and has all cores of a CPU, as the other
-    side.
-    """
-
-    def _open_mesh(self) -> None:
-        share_out_cores(self.config)
-        devices = jax.devices()
-        self.mesh = make_mesh(devices=devices if devices[0].platform == "cpu" else devices[:1])
-        self.rows = BatchRows.of(self.mesh, self.images_per_step)
-
-
-def our_run(work: Work, scratch: Path, *, steps: int) -> TrainingLoop:
+def our_run(work: Work, scratch: Path, *, steps: int) -> OneDevice:
     """A run as `Trainer` makes it, of which only steps are made; to be closed."""
     rows = [{"image": image, "prompt": prompt, "caption": "w100"} for image, prompt in work.photos]
     lora = LoraConfig(rank=work.lora, alpha=2.0 * work.lora) if work.lora else LoraConfig()
@@ -116,12 +100,6 @@ def our_run(work: Work, scratch: Path, *, steps: int) -> TrainingLoop:
     return OneDevice(config, scratch / "ours", Seams(train_rows=rows[:-1], eval_rows=rows[-1:]))
 
 
-def our_step(run: TrainingLoop) -> None:
-    """The next step of `our_run`, without log and checkpoint."""
-    run.train_step()
-    run.step += 1
-
-
 def in_turns(work: Work, scratch: Path, *, steps: int, vllm: bool = False) -> Turns:
     """TRL's loop is the one that runs: after each of its steps comes one of ours."""
     turns = Turns([], [], [], [], [])
@@ -131,7 +109,7 @@ def in_turns(work: Work, scratch: Path, *, steps: int, vllm: bool = False) -> Tu
         turns.trl.append(seconds)
         turns.trl_cpu.append(of_processors)
         made, start = ours.compilations.programs, _clocks()
-        our_step(ours)
+        ours.make_step()
         seconds, of_processors = _since(start)
         turns.balcap.append(seconds)
         turns.balcap_cpu.append(of_processors)

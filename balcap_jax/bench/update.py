@@ -1,33 +1,36 @@
-"""`balcap bench update`: updates of packed tokens beside padded ones, on captions of a real run.
+"""`balcap bench update`: updates of packed tokens beside padded ones, in a run of its own.
 
-The base policy captions scenes with the settings of the default run; both updates learn from these
-captions in turns, each with weights of its own that it moves.
+The run is the default one, without log and held-out images. Every update is computed twice in
+turns: packed, as the run goes on, and padded, on weights that learn beside it.
 """
 
 import json as json_text
 import statistics
+import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from rich.console import Console
 
+from balcap_jax.bench.one_device import OneDevice
 from balcap_jax.bench.step import pairs_of, table_of, versions
 from balcap_jax.config.commands import TrainConfig
 from balcap_jax.errors import UserError
 from balcap_jax.models.packing import Room
-from balcap_jax.parallel.sharding import make_mesh, shard_batch
 from balcap_jax.rl.balance import Parts
-from balcap_jax.rl.train_state import TrainState, init_state
+from balcap_jax.rl.train_state import TrainState
 from balcap_jax.rl.update import Batch
-from balcap_jax.runs.device_clock import DeviceClock
-from balcap_jax.training.opening import open_policy
-from balcap_jax.training.programs import make_programs
-from balcap_jax.training.rooms import Rooms, least_room, real_share
-from balcap_jax.training.seams import Seams, open_data
-from balcap_jax.training.trained import trained_of
+from balcap_jax.training.rooms import real_share
+from balcap_jax.training.seams import Seams
 
 SIDES = ("padded", "packed")
 
@@ -37,114 +40,94 @@ class Side:
     """One way to compute updates.
 
     Attributes:
-      seconds: of each update that compiled nothing.
+      seconds: of each update that compiled nothing on either side.
       cpu_seconds: of processors that the same took, which other work on the machine prolongs less.
-      compiled: seconds of those that did.
+      compiled: seconds of those that compiled something here.
       losses: before each update.
+      shares: of the tokens that each update computed, those that are real.
     """
 
-    state: TrainState
-    seconds: list[float]
-    cpu_seconds: list[float]
-    compiled: list[float]
-    losses: list[float]
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    compiled: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A rollout to learn from, and what a run would know of its lengths."""
+class BothWays(OneDevice):
+    """A run whose updates are computed a second time, on padded slots."""
 
-    batch: Batch
-    least: Room | None
-    counts: tuple[np.ndarray, np.ndarray, np.ndarray]
+    def _make_programs(self) -> optax.GradientTransformation:
+        optimizer = super()._make_programs()
+        self.sides = {name: Side() for name in SIDES}
+        self.rooms_met: set[Room | None] = set()
+        self._padded: TrainState | None = None
+        both = partial(self._update, self.programs.update)
+        self.programs = self.programs._replace(update=both)
+        return optimizer
+
+    def _update(
+        self, update: Callable[..., Any], state: TrainState, batch: Batch, room: Room | None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if self._padded is None:
+            self._padded = jax.tree.map(jnp.copy, state)
+        given = {"padded": (self._padded, batch, None), "packed": (state, batch, room)}
+        new = [name for name in SIDES if given[name][2] not in self.rooms_met]
+        made = {}
+        for name in SIDES[:: -1 if self.step % 2 else 1]:
+            side, start, cpu = self.sides[name], time.perf_counter(), time.process_time()
+            made[name] = update(*given[name])
+            side.losses.append(float(made[name][1]["loss"]))
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+            if name in new:
+                side.compiled.append(seconds)
+            elif not new:
+                side.seconds.append(seconds)
+                side.cpu_seconds.append(cpu_seconds)
+            side.shares.append(self._real_share(batch, given[name][2]))
+        self.rooms_met |= {None, room}
+        self._padded, _ = made["padded"]
+        return made["packed"]
+
+    def _real_share(self, batch: Batch, room: Room | None) -> float:
+        mask, valid, prompts = jax.device_get((batch.mask, batch.valid, batch.prompts.mask))
+        return real_share(
+            mask.sum(axis=-1),
+            valid,
+            prompts.sum(axis=-1),
+            room,
+            length=mask.shape[-1],
+            prefix_length=prompts.shape[-1],
+            parts=Parts.of(self.mesh, self.micro_batches),
+        )
 
 
-def run(config: TrainConfig, *, steps: int, rollouts: int) -> dict[str, Any]:
+def run(config: TrainConfig, *, steps: int) -> dict[str, Any]:
     """Everything measured, as plain numbers.
 
     Args:
       config: of the run whose updates these are.
-      steps: updates by each side.
-      rollouts: batches of captions, which are learned from again and again.
+      steps: of the run.
 
     Raises:
-      UserError: `steps` or `rollouts` below 1.
+      UserError: `steps` below 1.
     """
-    if min(steps, rollouts) < 1:
-        raise UserError(f"steps={steps} and rollouts={rollouts} must be at least 1; raise them.")
-    config = replace(config, steps=steps)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    source, _ = open_data(config, Seams())
-    opened = open_policy(config, mesh)
-    clock = DeviceClock()
-    programs = make_programs(config, opened.policy, opened.processor, mesh, clock=clock)
-    sizes = {
-        "length": config.rollout.max_new_tokens,
-        "parts": Parts.of(mesh, config.rl.micro_batches),
-    }
-    made = []
-    for i in range(rollouts):
-        examples = [source[i * config.prompts_per_step + j] for j in range(config.prompts_per_step)]
-        made.append(_lesson(programs, opened.params, examples, mesh, seed=i, sizes=sizes))
-    clock.close()
-
-    def side() -> Side:
-        trained = trained_of(config, opened.policy)
-        state = init_state(mesh, opened.params, programs.optimizer, trained=trained)
-        return Side(state, [], [], [], [])
-
-    sides, rooms, shares, seen = {name: side() for name in SIDES}, Rooms(), [], set()
-    for i in range(steps):
-        lesson = made[i % rollouts]
-        room = None if lesson.least is None else rooms.choose(lesson.least)
-        prefix_length = lesson.batch.prompts.mask.shape[1]
-        shares.append(real_share(*lesson.counts, room, prefix_length=prefix_length, **sizes))
-        for name in SIDES[:: -1 if i % 2 else 1]:
-            taken = room if name == "packed" else None
-            one, start, cpu = sides[name], time.perf_counter(), time.process_time()
-            one.state, metrics = programs.update(one.state, lesson.batch, taken)
-            one.losses.append(float(metrics["loss"]))
-            seconds = time.perf_counter() - start
-            first = (taken, prefix_length) not in seen
-            if first:
-                one.compiled.append(seconds)
-            else:
-                one.seconds.append(seconds)
-                one.cpu_seconds.append(time.process_time() - cpu)
-            seen.add((taken, prefix_length))
-    padded_share = statistics.mean(
-        real_share(*x.counts, None, prefix_length=x.batch.prompts.mask.shape[1], **sizes)
-        for x in made
-    )
-    return _report(sides, rooms, {"padded": padded_share, "packed": statistics.mean(shares)})
+    if steps < 1:
+        raise UserError(f"steps={steps} must be at least 1; raise it.")
+    with tempfile.TemporaryDirectory() as scratch:
+        config = replace(config, out=Path(scratch), name="run", steps=steps, loggers=())
+        with closing(BothWays(config, config.out / config.name, Seams())) as both:
+            for _ in range(steps):
+                both.make_step()
+    return _report(both.sides, both.rooms_met)
 
 
-def _lesson(
-    programs: Any, params: dict, examples: list, mesh: Any, *, seed: int, sizes: dict[str, Any]
-) -> Lesson:
-    generation = programs.captioner.generate(params, examples, jax.random.key(seed))
-    rollout = generation.rollout
-    mask, prompts = jax.device_get((rollout.mask, generation.prompts.mask))
-    rng = np.random.default_rng(seed)
-    batch = Batch(
-        prompts=generation.prompts,
-        tokens=rollout.tokens,
-        mask=rollout.mask,
-        old_logprobs=rollout.logprobs,
-        advantages=shard_batch(mesh, rng.standard_normal(mask.shape[:2], np.float32)),
-        valid=shard_batch(mesh, np.ones(mask.shape[:2], bool)),
-        features=generation.features,
-    )
-    counts = mask.sum(axis=-1), np.ones(mask.shape[:2], bool), prompts.sum(axis=-1)
-    least = least_room(*counts, prefix_length=prompts.shape[1], **sizes)
-    return Lesson(batch, least, counts)
-
-
-def _report(sides: dict[str, Side], rooms: Rooms, shares: dict[str, float]) -> dict[str, Any]:
-    report: dict[str, Any] = {"versions": versions(None), "rooms": rooms.made, "sides": {}}
+def _report(sides: dict[str, Side], rooms: set[Room | None]) -> dict[str, Any]:
+    made = sorted(room for room in rooms if room is not None)
+    report: dict[str, Any] = {"versions": versions(None), "rooms": made, "sides": {}}
     for name, side in sides.items():
         report["sides"][name] = {
-            "real_share": shares[name],
+            "real_share": statistics.median(side.shares),
             "seconds": side.seconds,
             "compiled": side.compiled,
             "programs": len(side.compiled),
@@ -170,9 +153,9 @@ def _report(sides: dict[str, Side], rooms: Rooms, shares: dict[str, float]) -> d
     return report
 
 
-def run_and_print(*, steps: int = 100, rollouts: int = 20, json: bool = False) -> None:
+def run_and_print(*, steps: int = 100, json: bool = False) -> None:
     """`balcap bench update`: a table, or one line of JSON for programs."""
-    report = run(TrainConfig(), steps=steps, rollouts=rollouts)
+    report = run(TrainConfig(), steps=steps)
     if json:
         print(json_text.dumps(report))  # noqa: T201 - exactly one line, whatever its width
         return

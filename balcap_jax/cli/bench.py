@@ -152,12 +152,11 @@ class ImagesBenchFlags(Settings):
 class UpdateBenchFlags(Settings):
     """Times of updates of packed tokens beside padded ones, on captions of the default run."""
 
-    steps: int = 100  # Updates by each side, in turns.
-    rollouts: int = 20  # Batches of captions of the base policy that they learn from.
+    steps: int = 100  # Of the run, each with an update by both sides in turns.
     json: bool = False  # One line of JSON instead of tables.
 
     def check(self) -> None:
-        self._at_least(1, "steps", "rollouts")
+        self._at_least(1, "steps")
 
 
 def bench(arguments: list[str]) -> None:
@@ -287,7 +286,7 @@ def _update(arguments: list[str]) -> None:
 
     from balcap_jax.bench.update import run_and_print
 
-    run_and_print(steps=flags.steps, rollouts=flags.rollouts, json=flags.json)
+    run_and_print(steps=flags.steps, json=flags.json)
 
 
 _BENCHMARKS = {

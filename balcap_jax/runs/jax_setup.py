@@ -9,7 +9,7 @@ from contextlib import suppress
 import jax
 
 from balcap_jax.runs.compilation import use_persistent_cache
-from balcap_jax.runs.cores import usable_cores
+from balcap_jax.runs.cores import even_shares, usable_cores
 
 # glibc's malloc.h: what `mallopt` sets.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -41,9 +41,8 @@ def open_cores(parts: int) -> None:
     told = jax.config.jax_num_cpu_devices > 0 or _XLA_DEVICES in os.environ.get("XLA_FLAGS", "")
     if told or not computes_on_cpu():
         return
-    count = max(n for n in range(1, max(usable_cores(), 1) + 1) if parts % n == 0)
     with suppress(RuntimeError):  # JAX has opened them
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", even_shares(parts, usable_cores()))
 
 
 def computes_on_cpu() -> bool:
