@@ -335,7 +335,9 @@ def _is_rate(text: str) -> bool:
 class MeshConfig(Settings):
     """Devices along each axis; the product is the number of devices."""
 
-    data: int = -1  # Copies of the policy, each with its share of the images; -1: all the rest.
+    # Copies of the policy, each with its share of the images; -1: all the rest. Without an
+    # accelerator, and with a small policy, -1 makes a device of each core (docs/speed.md).
+    data: int = -1
     fsdp: int = 1  # Devices that one copy's parameters are spread over; -1: all the rest.
     tensor: int = 1  # Devices that one layer's matmuls are split over; -1: all the rest.
     # Times at which an update brings the parameters together that fsdp spreads: for each "layer",
