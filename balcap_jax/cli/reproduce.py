@@ -59,7 +59,7 @@ def reproduce(arguments: list[str]) -> None:
         f"{len(came.done)} of {len(plan)} cells are done, {len(came.left)} are left, "
         f"{len(came.taken)} are with another runner, {len(came.failed)} failed"
     )
-    for path in report(config.out, claims, docs=config.docs or config.out, seeds=config.seeds):
+    for path in report(config.out, chosen, docs=config.docs or config.out, seeds=config.seeds):
         print(path)
     if came.failed:
         raise SystemExit(_EXIT_NOTHING)
@@ -68,10 +68,10 @@ def reproduce(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     config = parse(EvidenceReportConfig, arguments, "reproduce report")
 
-    from balcap_jax.evidence.claims import read_claims, shipped_claims
+    from balcap_jax.evidence.claims import chosen_claims, read_claims, shipped_claims
     from balcap_jax.evidence.report import report
 
-    claims = read_claims(config.claims or shipped_claims())
+    claims = chosen_claims(read_claims(config.claims or shipped_claims()), config.only)
     docs = config.docs or config.folder
     for path in report(config.folder, claims, docs=docs, seeds=config.seeds):
         print(path)

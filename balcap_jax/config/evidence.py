@@ -62,6 +62,9 @@ class EvidenceReportConfig(Settings):
     seeds: int = 5  # Number of seeds that there should be.
     # Files of claims in place of those of configs/evidence.
     claims: tuple[Path, ...] = ()
+    # Claims, by number or name, whose sections are written; default: all that have a cell. What is
+    # there of others stays, though they may share a cell with these.
+    only: tuple[str, ...] = ()
 
     def check(self) -> None:
         self._at_least(1, "seeds")

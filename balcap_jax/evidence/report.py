@@ -37,7 +37,8 @@ class Compared(NamedTuple):
 
 def report(out: Path, claims: Sequence[Claim], *, docs: Path, seeds: int) -> list[Path]:
     """Writes `docs`/evidence.md, whose text outside of the marks stays, with its pictures and
-    numbers under `docs`/evidence. What is there of claims without a cell in `out` stays, too.
+    numbers under `docs`/evidence. What is there of other claims, and of claims without a cell in
+    `out`, stays, too.
 
     Returns:
       The files written.

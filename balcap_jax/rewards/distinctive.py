@@ -25,9 +25,7 @@ from balcap_jax.rewards.function_inputs import Row, rows_of
 from balcap_jax.rewards.lexical.judge import judge, photo
 
 _NAMES = ("precision", "recall")
-MOST_OTHERS = (
-    16  # photos that a caption is judged by beside its own: what more would tell is little
-)
+MOST_OTHERS = 16  # photos that a caption is judged by beside its own: more would tell little more
 
 
 def distinctive_precision(
@@ -50,6 +48,13 @@ def distinctive_recall(
     return _distinctive(completions, columns, "recall")
 
 
+def steps_to_others(count: int, *, most: int = MOST_OTHERS) -> range:
+    """How far the other photos that a caption is judged by are from its own, in a circle of
+    `count` photos: at most so many, spread over all. None where there is one photo.
+    """
+    return range(1, count, max(1, (count - 1) // (most - 1)))[:most]
+
+
 def _distinctive(
     completions: Sequence, columns: Mapping[str, Any], name: str
 ) -> list[float | None]:
@@ -60,9 +65,9 @@ def _distinctive(
     def of(row: Row) -> float | None:
         if row.caption is None or not row.references:
             return None
-        # Those that follow in the call, so that a row's value is a function of the call alone.
+        # By the call alone, so that a row has one value.
         own = place[row.references, row.labels]
-        others = [photos[(own + k) % len(photos)] for k in range(1, len(photos))][:MOST_OTHERS]
+        others = [photos[(own + k) % len(photos)] for k in steps_to_others(len(photos))]
         if not others:
             return None
         k = _NAMES.index(name)

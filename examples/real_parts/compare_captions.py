@@ -19,6 +19,7 @@ from balcap_jax.config.sections import REWARDS
 from balcap_jax.errors import UserError
 from balcap_jax.rewards.capscore import harmonic_mean
 from balcap_jax.rewards.captions import rewards_of
+from balcap_jax.rewards.distinctive import steps_to_others
 from balcap_jax.rewards.lexical.judge import judge, photo
 
 OTHERS = 17  # photos that a caption is judged by beside its own, spread over all
@@ -36,7 +37,6 @@ class Scores(NamedTuple):
 def scores_of(captions: Sequence[str], references: Sequence[tuple[str, ...]]) -> Scores:
     """By the rules of the offline judge."""
     count = len(captions)
-    steps = range(1, count, max(1, (count - 1) // (OTHERS - 1)))
 
     def by(shift: int) -> Float[np.ndarray, "n 3"]:
         return rewards_of(
@@ -44,6 +44,7 @@ def scores_of(captions: Sequence[str], references: Sequence[tuple[str, ...]]) ->
             REWARDS,
         )
 
+    steps = steps_to_others(count, most=OTHERS)
     return Scores(by(0), np.mean([by(k) for k in steps], axis=0), len(set(captions)))
 
 

@@ -182,6 +182,24 @@ def test_claims_without_a_cell_keep_what_an_earlier_report_says_of_them(out, cla
     assert [row["seed"] for row in rows if row["claim"] == "first"] == ["0", "1", "2"] * 2
 
 
+def test_a_claim_that_only_shares_cells_stays_as_it_is(out, tmp_path, capsys):
+    """Its section may be of a folder that has all of its cells."""
+    docs, shared = tmp_path / "docs", tmp_path / "shared.toml"
+    shared.write_text(CLAIM.replace("number = 1", "number = 3").replace('"first"', '"third"'))
+    files = ["--claims", str(tmp_path / "claim.toml"), str(shared), "--docs", str(docs)]
+    command = ["reproduce", "report", str(out), *files, "--seeds", "3"]
+    assert cli.main(command) == 0
+    page, numbers = docs / "evidence.md", docs / "evidence" / "cells.csv"
+    text, rows = page.read_text(), numbers.read_text()
+    page.write_text(text.replace("## 1.", "## 1. Old:").replace("## 3.", "## 3. Old:"))
+    numbers.write_text(rows.replace("first,gdpo", "first,old").replace("third,gdpo", "third,old"))
+    assert cli.main([*command, "--only", "first"]) == 0
+    assert page.read_text() == text.replace("## 3.", "## 3. Old:")
+    assert numbers.read_text() == rows.replace("third,gdpo", "third,old")
+    assert cli.main([*command, "--only", "second"]) == 2
+    assert "there is no claim 'second'" in capsys.readouterr().err
+
+
 def test_nothing_computed_is_said(tmp_path, claim):
     folder = tmp_path / "empty"
     open_folder(folder, code="x")

@@ -5,7 +5,7 @@ import pytest
 
 from balcap_jax.errors import UserError
 from balcap_jax.rewards import distinctive_precision, distinctive_recall, functions
-from balcap_jax.rewards.distinctive import MOST_OTHERS
+from balcap_jax.rewards.distinctive import MOST_OTHERS, steps_to_others
 from balcap_jax.rewards.function_names import load_function
 
 DOG = ["A brown dog runs on a beach.", "A dog is running in the sand."]
@@ -68,22 +68,23 @@ def test_without_another_photo_or_references_there_is_no_signal(function):
         function(completions=["A dog."], references="A dog.")
 
 
-def test_of_many_photos_the_next_ones_count():
+def test_of_many_photos_some_count_that_are_spread_over_all():
     rows = [[f"A {thing} on a table."] for thing in _THINGS]
+    steps = steps_to_others(len(rows))
     assert len(rows) > MOST_OTHERS + 1
-    captions = ["A cup."] * len(rows)
-    found = distinctive_precision(completions=captions, references=rows)
-    near = [*range(MOST_OTHERS + 1)]
-    some = distinctive_precision(
-        completions=["A cup."] * len(near), references=[rows[i] for i in near]
-    )
-    assert found[0] == pytest.approx(some[0])
-    assert (
-        found[-1]
-        == pytest.approx(  # the last one goes on with the first
-            distinctive_precision(completions=["A cup."] * 17, references=[rows[-1], *rows[:16]])[0]
-        )
-    )
+    assert len(steps) == MOST_OTHERS
+    found = distinctive_precision(completions=["A cup."] * len(rows), references=rows)
+    for own in (0, len(rows) - 1):  # the last one goes on with the first
+        near = [rows[(own + step) % len(rows)] for step in (0, *steps)]
+        few = distinctive_precision(completions=["A cup."] * len(near), references=near)
+        assert found[own] == pytest.approx(few[0])
+
+
+def test_others_by_hand():
+    assert [*steps_to_others(1)] == []
+    assert [*steps_to_others(4)] == [1, 2, 3]
+    assert [*steps_to_others(100, most=4)] == [1, 34, 67]
+    assert [*steps_to_others(100, most=3)] == [1, 50, 99]
 
 
 _THINGS = (

@@ -43,16 +43,9 @@ def attend(
       The attended values and the log-sum-exp of the scores, both float32: enough to merge with
       attention over other keys.
     """
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    grouped = q.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4)
-    out, log_sum = attend_by_heads(
-        grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), mask[:, None, :, None]
-    )
-    return (
-        out.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H),
-        log_sum.transpose(0, 2, 1, 3).reshape(B, T, N),
-    )
+    grouped, k, v = _heads_first(q, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    out, log_sum = attend_by_heads(grouped, k, v, mask[:, None, :, None])
+    return _queries_first(out), _queries_first(log_sum)
 
 
 def attend_by_columns(
@@ -66,12 +59,11 @@ def attend_by_columns(
     Maxima and sums over keys are then sums of rows, which CPUs do in vectors, and of the four
     matmuls forwards and backwards that read scores or keys the other way round, two are left.
     """
-    B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    queries = q.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    grouped, k, v = _heads_first(q, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    (B, K, T, R, H), S = grouped.shape, k.shape[2]
+    queries = grouped.reshape(B, K, T * R, H)
     scores = jnp.einsum("bksh,bkmh->bksm", k, queries, preferred_element_type=jnp.float32)
-    seen = jnp.broadcast_to(mask.swapaxes(1, 2)[..., None], (B, S, T, N // K))
+    seen = jnp.broadcast_to(mask.swapaxes(1, 2)[..., None], (B, S, T, R))
     scores = jnp.where(seen.reshape(B, 1, S, -1), scores * H**-0.5, MASKED)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=2))
     weights = jnp.exp(scores - top[:, :, None])
@@ -79,12 +71,9 @@ def attend_by_columns(
     out = jnp.einsum(
         "bksm,bksh->bkmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-
-    def by_queries(x: Float[Array, "b k m *x"]) -> Float[Array, "b t n *x"]:
-        x = jnp.moveaxis(x.reshape(B, K, T, N // K, *x.shape[3:]), 1, 2)
-        return x.reshape(B, T, N, *x.shape[4:])
-
-    return by_queries(out / total[..., None]), by_queries(top + jnp.log(total))
+    out = (out / total[..., None]).reshape(grouped.shape)
+    log_sum = (top + jnp.log(total)).reshape(B, K, T, R)
+    return _queries_first(out), _queries_first(log_sum)
 
 
 def attend_by_heads(
@@ -100,6 +89,17 @@ def attend_by_heads(
         "bktrs,bksh->bktrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     return out / total, log_sum
+
+
+def _heads_first(q: Float[Array, "b t n h"], kv_heads: int) -> Float[Array, "b k t r h"]:
+    """Queries by the key-value head that they share."""
+    return jnp.moveaxis(q.reshape(*q.shape[:2], kv_heads, -1, q.shape[-1]), 1, 2)
+
+
+def _queries_first(x: Float[Array, "b k t r *x"]) -> Float[Array, "b t n *x"]:
+    """The way back, n = k r."""
+    x = jnp.moveaxis(x, 1, 2)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
 def softmax_parts(
