@@ -16,6 +16,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _XLA_DEVICES = "xla_force_host_platform_device_count"
 _MOST = 2**31 - 1  # bytes at the end of the heap that are kept
 
+_made_of_cores = False  # whether `open_cores` has said how many devices there are
+
 
 def set_up_jax() -> None:
     """For every command that computes, before it asks for devices; twice is fine.
@@ -43,6 +45,13 @@ def open_cores(parts: int) -> None:
         return
     with suppress(RuntimeError):  # JAX has opened them
         jax.config.update("jax_num_cpu_devices", even_shares(parts, usable_cores()))
+        global _made_of_cores  # noqa: PLW0603 - as the devices, which are of the process
+        _made_of_cores = True
+
+
+def cores_are_devices() -> bool:
+    """Whether the devices of this process are there by `open_cores`."""
+    return _made_of_cores
 
 
 def computes_on_cpu() -> bool:

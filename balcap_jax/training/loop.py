@@ -24,7 +24,6 @@ from balcap_jax.rl.reward_scales import RewardScales
 from balcap_jax.rollout.rollout import Generation
 from balcap_jax.runs.progress import waiting
 from balcap_jax.training import experience
-from balcap_jax.training.cores_as_devices import share_out_cores
 from balcap_jax.training.evaluate import evaluate, write_evaluation
 from balcap_jax.training.failure_window import FailureWindow
 from balcap_jax.training.interrupts import Stopped
@@ -64,10 +63,6 @@ class TrainingLoop(TaskRun):
         return self.config.rl.micro_batches
 
     # ---- opening
-
-    def _open_mesh(self) -> None:
-        share_out_cores(self.config)
-        super()._open_mesh()
 
     def _open_data(self) -> None:
         """Data, judge and reward functions; the settings get the kind of judge that they mean."""

@@ -41,6 +41,7 @@ from balcap_jax.training.adapter_run import base_digest, in_bfloat16, restored_s
 from balcap_jax.training.callbacks import Callbacks
 from balcap_jax.training.checkpoint import Checkpoints, Restored
 from balcap_jax.training.checkpoint_record import PARAMETERS
+from balcap_jax.training.cores_as_devices import devices_of
 from balcap_jax.training.interrupts import Interrupts, Stopped
 from balcap_jax.training.opening import Opened, open_policy
 from balcap_jax.training.same_run import check_same_run, look_at_data
@@ -195,8 +196,9 @@ class TaskRun(ABC):
         self._open_task()
 
     def _open_mesh(self) -> None:
-        mesh = self.config.mesh
-        self.mesh = make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
+        mesh, parts = self.config.mesh, self.images_per_step // self.micro_batches
+        devices = devices_of(self.config, parts=max(parts, 1))
+        self.mesh = make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=devices)
         check_split(self.images_per_step, self.micro_batches, self.mesh)
         self.rows = BatchRows.of(self.mesh, self.images_per_step)
 

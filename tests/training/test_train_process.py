@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from balcap_jax.runs.cores import even_shares, usable_cores
 from balcap_jax.runs.folder import read_jsonl
 
 COMMAND = (
@@ -26,6 +27,12 @@ def start(out: Path, *flags: str) -> subprocess.Popen:
         text=True,
         env=environment,
     )
+
+
+def on_one_core() -> None:
+    """Of a process that begins: a run goes on with another number of devices."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 
 
 def wait_for_rows(run: Path, count: int, process: subprocess.Popen) -> None:
@@ -50,6 +57,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 0, said
     assert f"balcap train --resume {run}" in said
+    assert f"devices: {even_shares(2, usable_cores())} x cpu" in said
     saved = len(read_jsonl(run / "metrics.jsonl"))
 
     process = start(tmp_path, "--steps", "100000")
@@ -62,10 +70,13 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     steps = saved + 2
     done = subprocess.run(
         [sys.executable, "-m", "balcap_jax", "train", "--resume", str(run), "--steps", str(steps)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=240,
+        preexec_fn=on_one_core,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
+    assert "devices: 1 x cpu" in done.stdout
     rows = read_jsonl(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
