@@ -152,7 +152,7 @@ class ImagesBenchFlags(Settings):
 class UpdateBenchFlags(Settings):
     """Times of updates of packed tokens beside padded ones, on captions of the default run."""
 
-    steps: int = 100  # Of the run, each with an update by both sides in turns.
+    steps: int = 100  # Steps of the run, each with an update by both sides in turns.
     json: bool = False  # One line of JSON instead of tables.
 
     def check(self) -> None:

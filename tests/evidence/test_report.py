@@ -195,7 +195,8 @@ def test_a_claim_that_only_shares_cells_stays_as_it_is(out, tmp_path, capsys):
     numbers.write_text(rows.replace("first,gdpo", "first,old").replace("third,gdpo", "third,old"))
     assert cli.main([*command, "--only", "first"]) == 0
     assert page.read_text() == text.replace("## 3.", "## 3. Old:")
-    assert numbers.read_text() == rows.replace("third,gdpo", "third,old")
+    expected = rows.replace("third,gdpo", "third,old")
+    assert sorted(numbers.read_text().splitlines()) == sorted(expected.splitlines())
     assert cli.main([*command, "--only", "second"]) == 2
     assert "there is no claim 'second'" in capsys.readouterr().err
 
