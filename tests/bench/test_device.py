@@ -136,6 +136,7 @@ def test_a_step_beside_hugging_face(tiny_presets):
     assert found["tiny peak memory"] == "2.00 GB; HF 2.00 GB"
 
 
+@pytest.mark.long
 @pytest.mark.slow  # a run of the packaged policy
 def test_a_run(monkeypatch):
     rows = device_parts.training(2, images=8, heldout=2, tokens=6)

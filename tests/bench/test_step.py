@@ -194,6 +194,7 @@ def tiny_preset(monkeypatch):
     monkeypatch.setattr(step, "MATRIX", {"cpu": 64})
 
 
+@pytest.mark.slow
 def test_json_is_one_line(tiny_preset, capsys):
     assert cli.main("bench step --rounds 2 --profile --json".split()) == 0
     [line] = capsys.readouterr().out.splitlines()

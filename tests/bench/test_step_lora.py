@@ -63,6 +63,7 @@ def test_beside_peft(capsys):
 
 
 @pytest.mark.torch
+@pytest.mark.long
 @pytest.mark.slow  # TRL takes long to import
 def test_whole_steps_beside_those_of_trl(capsys):
     pytest.importorskip("trl", reason="the test extra has trl")

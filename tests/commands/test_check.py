@@ -81,7 +81,7 @@ def by_status(report):
     ("name", "dtypes"),
     [
         ("qwen2_5_vl", ("float32",)),
-        ("llava", ("float32",)),
+        pytest.param("llava", ("float32",), marks=pytest.mark.slow),
         pytest.param("llava", ("float32", "bfloat16"), marks=pytest.mark.slow),
         pytest.param("llava dinov2", ("float32",), marks=pytest.mark.slow),
     ],

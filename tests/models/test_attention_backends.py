@@ -178,6 +178,7 @@ def test_logprobs_and_gradients_of_a_policy(name):
     jax.tree.map(partial(close, relative=2e-5), gradient, expected)
 
 
+@pytest.mark.slow
 def test_layers_that_are_compiled_one_by_one_compute_what_a_loop_does(monkeypatch):
     """On CPUs, where they are few and nothing is computed twice."""
     model, params = tiny.policy()

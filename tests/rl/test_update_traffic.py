@@ -119,6 +119,7 @@ def gathers_of_mlp(collectives) -> list[tuple[int, float]]:
     ]
 
 
+@pytest.mark.slow
 def test_weights_brought_together_once_are_sent_less_often():
     """On CPUs: each stack once per step, where it was layer by layer at least forwards and
     backwards in each micro-batch.

@@ -27,6 +27,7 @@ SMALL = (
     "--prompts-per-step", "2", "--data.heldout", "2", "--evaluation.batch-size", "2",
     "--rollout.group-size", "2", "--rollout.max-new-tokens", "6", "--checkpoint.every", "1",
     "--loggers", "--sample-every", "3", "--rollout.overlap-steps", "3",
+    "--mesh.data", "1",  # the bits of several devices are in test_trainer
 )  # fmt: skip
 
 

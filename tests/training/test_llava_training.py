@@ -20,7 +20,10 @@ FROZEN = ("vision_tower", "multi_modal_projector")
 @pytest.mark.parametrize(
     # That frozen parts stay is seen in a run by test_train_folders.py.
     "train_vision",
-    [pytest.param(False, marks=[pytest.mark.slow, pytest.mark.long]), True],
+    [
+        pytest.param(False, marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param(True, marks=pytest.mark.slow),
+    ],
 )
 def test_one_update_of_a_rollout(train_vision, tmp_path):
     """Sampled, updated on two devices, exported and read again."""

@@ -51,6 +51,7 @@ def run(tmp_path_factory, one_device):
         yield train(config(tmp_path_factory.mktemp("judged")))
 
 
+@pytest.mark.slow
 def test_metrics_tell_what_was_asked_and_what_the_audit_found(run):
     rows = read_jsonl(run / "metrics.jsonl")
     assert len(rows) == 2
@@ -63,6 +64,7 @@ def test_metrics_tell_what_was_asked_and_what_the_audit_found(run):
     assert any(row["audit/precision"] != row["reward/precision/mean"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_fit_of_the_judge_is_written_down_and_told(run, one_device, capsys, tmp_path):
     record = json.loads((run / "summary.json").read_text())["judge"]
     assert record["kind"] == "model"

@@ -248,6 +248,7 @@ def test_a_run_goes_on_in_python_and_the_command_line_says_where(trained, tmp_pa
     assert "--" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_functions_alone_need_no_judge_and_no_references(tmp_path):
     calls = []
 
