@@ -113,6 +113,7 @@ def test_what_a_step_says(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == {"rows": [told]}  # at once
 
 
+@pytest.mark.long
 @pytest.mark.slow  # compiles a rollout and an update
 def test_a_step_beside_its_floors(tiny_presets):
     rows = device_parts.steps("tiny", rounds=1)
@@ -127,6 +128,7 @@ def test_a_step_beside_its_floors(tiny_presets):
     assert float(losses["plain_loss"]) == pytest.approx(float(losses["balcap_loss"]), abs=2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.slow  # as above
 @pytest.mark.torch
 def test_a_step_beside_hugging_face(tiny_presets):

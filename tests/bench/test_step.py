@@ -140,6 +140,7 @@ def test_work_of_an_update(side):
     assert found.flops > 0
 
 
+@pytest.mark.slow
 def test_parts_add_up(side):
     parts = rollout_parts(side, 10.0, rounds=1)
     assert parts["encode"] + parts["prefill"] + 4 * parts["decode_step"] == pytest.approx(10.0)
@@ -162,8 +163,9 @@ def test_each_sequence_has_its_own_image():
         assert own["image_grid_thw"].tolist() == [[1, 6, 4]]
 
 
+@pytest.mark.slow
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["qwen2_5_vl", pytest.param("llava", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava"])
 def test_hugging_face_computes_the_same(name, tmp_path):
     """Two updates, so that gradients, clipping and AdamW agree as well; LLaVA in micro-batches."""
     pytest.importorskip("torch", reason="the test extra has torch")

@@ -45,6 +45,7 @@ def test_adapters_hold_less_than_whole_weights(monkeypatch):
     assert set(report["seconds"]) == {"full", "lora"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.torch
 def test_beside_peft(capsys):

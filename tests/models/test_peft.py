@@ -248,6 +248,7 @@ def gradients(pair, request, tmp_path):
     return Gradients(pair, request.param, tmp_path / "adapter")
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("gradients", [EVERYWHERE], indirect=True, ids=["everywhere"])
 def test_gradients_of_the_policy_loss_are_those_of_peft(gradients, pair, tmp_path):
@@ -281,6 +282,7 @@ def kept_gradient():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("gradients", [EVERYWHERE], indirect=True, ids=["everywhere"])
 def test_gradients_of_the_supervised_loss_are_those_of_peft(gradients, pair, tmp_path):

@@ -28,6 +28,8 @@ from balcap_jax.training.loop import TrainingLoop
 from balcap_jax.training.rollout_queue import RolloutQueue
 from balcap_jax.training.trainer import train
 
+pytestmark = pytest.mark.slow  # runs of several steps
+
 OVERLAP, STEPS = 4, 7
 
 
