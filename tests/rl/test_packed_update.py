@@ -117,6 +117,7 @@ def apart(monkeypatch):
     monkeypatch.setattr(Parts, "of", lambda mesh, micro: Parts(batch_shards(mesh), micro))
 
 
+@pytest.mark.one_jax
 def test_with_kl_and_micro_batches():
     compare("qwen2_5_vl", kl_coef=0.3, micro_batches=2)
 
@@ -149,6 +150,7 @@ def test_in_all_combinations(family, options):
     compare(family, **options)
 
 
+@pytest.mark.one_jax
 def test_the_order_of_completions_changes_nothing():
     policy, params = policy_of("qwen2_5_vl", (), "none")
     update = make_update(policy, OPTIMIZER, ONE, banned_tokens=BANNED)
@@ -178,6 +180,7 @@ def test_the_order_of_completions_changes_nothing():
 
 
 @pytest.mark.usefixtures("apart")
+@pytest.mark.one_jax
 def test_packing_sends_nothing_between_devices_that_padding_does_not():
     """Tokens are packed on the device that has their prompt."""
     policy, params = policy_of("qwen2_5_vl", (), "none")

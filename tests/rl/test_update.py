@@ -84,7 +84,11 @@ def _stepped(gradients, trainable):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, OTHER, {"loss_normaliser": "dr_grpo", "temperature": 1.4}],
+    [
+        {},
+        pytest.param(OTHER, marks=pytest.mark.one_jax),
+        pytest.param({"loss_normaliser": "dr_grpo", "temperature": 1.4}, marks=pytest.mark.one_jax),
+    ],
     ids=["dapo", "grpo", "dr_grpo"],
 )
 def test_the_gradient_is_that_of_the_plain_objective(batch, options):
@@ -226,6 +230,7 @@ def test_the_vision_tower_is_frozen_by_default(batch, reference):
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.one_jax
 def test_the_vision_tower_trains_when_asked(batch, reference):
     # Stale features must not be read, or the tower would get no gradient.
     stale = batch._replace(features=jnp.full_like(batch.features, jnp.nan))
@@ -299,6 +304,7 @@ def test_a_batch_without_any_signal_is_a_skipped_step(batch, sizes, micro_batche
     assert max(jax.tree.leaves(moved["language_model"])) > 1e-3
 
 
+@pytest.mark.one_jax
 def test_only_what_is_named_moves(batch):
     """The recipe of LLaVA's first stage: the projector alone, with a gradient through the rest."""
     state, metrics = run(batch, trained=("visual/merger",))
@@ -310,6 +316,7 @@ def test_only_what_is_named_moves(batch):
     assert not any("language_model" in path or "blocks" in path for path in held)
 
 
+@pytest.mark.one_jax
 def test_a_part_learns_at_its_own_rate(batch):
     """Ten times the rate is ten times the first step, for the named part alone."""
     rates = [(("language_model/layers/mlp",), 1e-1), (("language_model/*",), 1e-2)]
@@ -343,6 +350,7 @@ def test_pixels_change_the_loss(batch, reference):
     assert abs(metrics["loss"] - reference[1]["loss"]) > 1e-3
 
 
+@pytest.mark.one_jax
 def test_a_rewarded_caption_becomes_likelier(batch):
     """Advantage 1 for one caption, 0 for the rest: it gains at each of 5 steps on its policy."""
     one = batch._replace(advantages=jnp.zeros((B, G)).at[3, 2].set(1.0))
@@ -395,6 +403,7 @@ def test_the_bounds_are_apart(batch):
     np.testing.assert_allclose(metrics["loss"], 0.9, rtol=1e-5)
 
 
+@pytest.mark.one_jax
 def test_kl_to_the_reference(batch):
     """At the reference the penalty is 0 with gradient 0; away from it the step is pulled back."""
     reference = make_reference_logprobs(POLICY, ONE, banned_tokens=BANNED, micro_batches=2, chunk=3)
@@ -414,6 +423,7 @@ def test_kl_to_the_reference(batch):
     assert metrics["grad_norm"] > 1e-3
 
 
+@pytest.mark.one_jax
 def test_importance_weights_on_policy_change_nothing_and_off_policy_do(batch):
     """The gradient of the first update is that of the weights times the logprobs."""
     logprobs = exact_logprobs(PARAMS, batch.prompts, batch.features, batch.tokens)

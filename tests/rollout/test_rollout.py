@@ -82,6 +82,7 @@ def test_rollout_of_a_batch(eight):
 
 
 @pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 2, 5])
+@pytest.mark.one_jax
 def test_captions_are_told_as_they_end(one, eight, chunk, monkeypatch):
     """Each once, the same as in one program, the ones that end early before the others."""
     monkeypatch.setattr(rollout_room, "_CHUNK", chunk)

@@ -89,6 +89,7 @@ def test_logprobs_equal_those_of_the_update(temperature):
     ("compact", "options"),
     [((9, 3), {}), ((6,), {"greedy": 1, "temperature": 0.7, "top_p": 0.9})],
 )
+@pytest.mark.one_jax
 def test_captions_that_go_on_among_fewer_are_the_same(compact, options):
     """Captions of all lengths, ended ones and truncated ones, of prompts of different lengths."""
     prompts = tiny.prompts(3)
@@ -116,6 +117,7 @@ def test_each_device_goes_on_with_fewer_of_its_own_captions():
     assert apart.tokens.sharding.is_equivalent_to(NamedSharding(mesh, P(BATCH_AXES)), 3)
 
 
+@pytest.mark.one_jax
 def test_devices_that_go_on_with_fewer_captions_do_not_wait_for_each_other():
     mesh = make_mesh(devices=jax.devices()[:2])
     prompts, keys = tiny.prompts(4), caption_keys(jax.random.key(3), np.arange(4), group_size=4)
@@ -232,6 +234,7 @@ def test_a_caption_ends_at_its_first_stop_token(rollout):
         assert (np.asarray(rollout.logprobs)[b, g, :length] < 0).all()
 
 
+@pytest.mark.one_jax
 def test_a_stop_token_in_the_last_slot_counts_as_ended(rollout):
     ended = np.asarray(rollout.ended)
     lengths = np.asarray(rollout.mask).sum(-1)
@@ -425,6 +428,7 @@ def test_pixels_change_the_captions(rollout):
     assert not np.array_equal(changed.tokens[0], rollout.tokens[0])
 
 
+@pytest.mark.one_jax
 def test_greedy_captions_beside_sampled_ones_are_those_of_temperature_0(rollout):
     both = run(tiny.prompts(3), greedy=1)
     # The others draw as if all did.

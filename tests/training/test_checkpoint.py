@@ -302,6 +302,7 @@ while True:
 """
 
 
+@pytest.mark.one_jax
 def test_kill_9_at_any_moment_leaves_a_run_that_resumes(tmp_path):
     moments = random.Random(0)
     like = {f"w{i}": jnp.zeros((200, 200)) for i in range(4)}
