@@ -73,7 +73,7 @@ class BothWays(OneDevice):
             self._padded = jax.tree.map(jnp.copy, state)
         given = {"padded": (self._padded, batch, None), "packed": (state, batch, room)}
         new = [name for name in SIDES if given[name][2] not in self.rooms_met]
-        made = {}
+        made, share_in = {}, self._real_share_in(batch)
         for name in SIDES[:: -1 if self.step % 2 else 1]:
             side, start, cpu = self.sides[name], time.perf_counter(), time.process_time()
             made[name] = update(*given[name])
@@ -84,18 +84,19 @@ class BothWays(OneDevice):
             elif not new:
                 side.seconds.append(seconds)
                 side.cpu_seconds.append(cpu_seconds)
-            side.shares.append(self._real_share(batch, given[name][2]))
+            side.shares.append(share_in(given[name][2]))
         self.rooms_met |= {None, room}
         self._padded, _ = made["padded"]
         return made["packed"]
 
-    def _real_share(self, batch: Batch, room: Room | None) -> float:
+    def _real_share_in(self, batch: Batch) -> Callable[[Room | None], float]:
+        """Of a room, the share of its tokens that are real."""
         mask, valid, prompts = jax.device_get((batch.mask, batch.valid, batch.prompts.mask))
-        return real_share(
+        return partial(
+            real_share,
             mask.sum(axis=-1),
             valid,
             prompts.sum(axis=-1),
-            room,
             length=mask.shape[-1],
             prefix_length=prompts.shape[-1],
             parts=Parts.of(self.mesh, self.micro_batches),

@@ -362,8 +362,8 @@ def make_reference_logprobs(
         order = None
         if room is not None:
             batch, order = _balanced(batch, parts)
-        micro_batch = split_micro_batches(batch, micro_batches)
-        found = join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], micro_batch))
+        split = split_micro_batches(batch, micro_batches)
+        found = join_micro_batches(jax.lax.map(lambda micro: scorer(params, micro)[0], split))
         return found if order is None else parts.reordered(found, parts.inverse(order))
 
     return on_mesh(mesh, reference, static_argnums=2)

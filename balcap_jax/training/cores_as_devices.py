@@ -8,11 +8,12 @@ import jax
 from balcap_jax.config.commands import SFTConfig, TrainConfig
 from balcap_jax.config.judge import POLICY
 from balcap_jax.config.sections import MeshConfig
+from balcap_jax.errors import UserError
 from balcap_jax.models.hf.adapter_config import base_folder
 from balcap_jax.models.hf.folders import policy_folder
 from balcap_jax.parallel.processes import is_alone
 from balcap_jax.runs.cores import even_shares
-from balcap_jax.runs.jax_setup import cores_are_devices, open_cores
+from balcap_jax.runs.jax_setup import computes_on_cpu, cores_are_devices, open_cores
 
 # Bytes of the weights of policy and judges. A small one computes in many small pieces, for which
 # threads that share a device wait longer than they work; of a large one each device has a copy.
@@ -42,9 +43,13 @@ def devices_of(config: TrainConfig | SFTConfig, *, parts: int) -> Sequence[jax.D
 
 
 def _shares_cores(config: TrainConfig | SFTConfig) -> bool:
-    if not (isinstance(config, TrainConfig) and is_alone() and _is_left_to_us(config.mesh)):
+    wanted = isinstance(config, TrainConfig) and _is_left_to_us(config.mesh)
+    if not (wanted and is_alone() and computes_on_cpu()):
         return False
-    return sum(_weights(config)) <= _MOST
+    try:
+        return sum(_weights(config)) <= _MOST
+    except UserError:  # said where the folder is opened, by the setting that names it
+        return False
 
 
 def _is_left_to_us(mesh: MeshConfig) -> bool:

@@ -8,7 +8,7 @@ import dataclasses
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -196,11 +196,16 @@ class TaskRun(ABC):
         self._open_task()
 
     def _open_mesh(self) -> None:
-        mesh, parts = self.config.mesh, self.images_per_step // self.micro_batches
-        devices = devices_of(self.config, parts=max(parts, 1))
-        self.mesh = make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=devices)
+        mesh = self.config.mesh
+        self.mesh = make_mesh(
+            data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, devices=self._devices()
+        )
         check_split(self.images_per_step, self.micro_batches, self.mesh)
         self.rows = BatchRows.of(self.mesh, self.images_per_step)
+
+    def _devices(self) -> Sequence[jax.Device]:
+        """What the mesh is made of."""
+        return devices_of(self.config, parts=max(self.images_per_step // self.micro_batches, 1))
 
     def _open_policy(self) -> None:
         opened = self._read_policy()

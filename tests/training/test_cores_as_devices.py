@@ -48,6 +48,8 @@ def test_not_for_large_models_nor_in_one_of_several_processes(asked, large, monk
     config = TrainConfig()
     devices_of(replace(config, model=ModelConfig(path=large)), parts=8)
     devices_of(replace(config, judge=JudgeConfig(kind="lexical", fluency=large)), parts=8)
+    # Whoever opens this one says which setting named it.
+    devices_of(replace(config, judge=JudgeConfig(kind="lexical", fluency="no-folder")), parts=8)
     assert asked == []
     devices_of(replace(config, judge=JudgeConfig(kind="lexical", fluency="policy")), parts=8)
     assert asked == [8]

@@ -125,14 +125,12 @@ def test_a_run_goes_on_to_the_same_bits_from_any_checkpoint(whole, run, step):
     assert_same_run(resume(run, checkpoint=str(step)), whole)
 
 
-@pytest.mark.slow  # another run; the quick tests resume this one
 def test_a_longer_run_is_one_that_was_made_at_once(whole, tmp_path):
     """Also where it first ended before the judge saw what waits."""
     short = train(config_of(tmp_path, steps=3))
     assert_same_run(resume(short), whole)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_step_that_failed_is_made_again(whole, tmp_path, monkeypatch):
     """It is saved while the rollout of its own is among those that wait."""
@@ -151,7 +149,6 @@ def test_a_step_that_failed_is_made_again(whole, tmp_path, monkeypatch):
     assert_same_run(resume(tmp_path / "balcap"), whole)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_checkpoint_of_before_there_were_several_goes_on(tmp_path, monkeypatch):
     """It holds one rollout, bare, and does not say what that was sampled with."""
@@ -175,7 +172,6 @@ def test_a_checkpoint_of_before_there_were_several_goes_on(tmp_path, monkeypatch
     assert_same_run(resume(old, steps=4), expected)
 
 
-@pytest.mark.slow  # a run each
 @pytest.mark.parametrize(
     ("before", "after", "staleness"),
     [
