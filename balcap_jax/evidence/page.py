@@ -30,3 +30,15 @@ def between_marks(page: str, text: str) -> str:
         return f"{page.rstrip()}\n\n{block}\n"
     head, _, rest = page.partition(BEGIN)
     return head + block + rest.partition(END)[2]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, or one that says that there is nothing in it."""
+    if not rows:
+        return ["Nothing to show yet."]
+    escaped = [[re.sub(r"\|", r"\\|", cell) for cell in row] for row in rows]
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{'---|' * len(header)}",
+        *(f"| {' | '.join(row)} |" for row in escaped),
+    ]

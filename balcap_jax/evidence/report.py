@@ -1,6 +1,5 @@
 """The page of the evidence: of each claim its tables, pictures and captions."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from balcap_jax.evidence.claims import Claim, Comparison, Curves
 from balcap_jax.evidence.compare import RULE, Difference, difference, student_interval, verdict
 from balcap_jax.evidence.measures import MARGINS, label_of
 from balcap_jax.evidence.numbers import NUMBERS, write_numbers
-from balcap_jax.evidence.page import page_of, sections_of
+from balcap_jax.evidence.page import markdown_table, page_of, sections_of
 from balcap_jax.evidence.plots import draw_curves, draw_differences, draw_scatter
 from balcap_jax.evidence.results import DECODINGS, WINDOW, Found, facts_of, read_folder
 from balcap_jax.runs.folder import write_text_atomic
@@ -112,7 +111,7 @@ def _claim(
         *_title(claim),
         *_facts(found, code),
         "",
-        *_table(
+        *markdown_table(
             ["comparison", "of", "captions", "difference", "bootstrap 95 %", "Student 95 %",
              "d_z", "higher in", "expected", "verdict"],
             [_compared_row(row) for row in compared if row.found.pairs],
@@ -174,7 +173,7 @@ def _means(found: Mapping[str, Found]) -> list[str]:
         most = max(whole.values(), key=lambda cells: len(cells.results))
         start = ["before training", str(len(most.results))]
         rows.insert(0, [*start, *(_both(most.before, m) for m in measures)])
-    return _table(["setting", "seeds", *map(label_of, measures)], rows)
+    return markdown_table(["setting", "seeds", *map(label_of, measures)], rows)
 
 
 def _known(cells: Found, measure: str) -> bool:
@@ -198,7 +197,7 @@ def _side_by_side(claim: Claim, found: Mapping[str, Found]) -> list[str]:
     for place in range(min(claim.captions, len(first))):
         rows = [["reference", first[place]["reference"]]]
         rows += [[name, captions[place]["caption"]] for name, captions in shown.items()]
-        lines += [*_table([f"{first[place]['id']}", "caption"], rows), ""]
+        lines += [*markdown_table([f"{first[place]['id']}", "caption"], rows), ""]
     return lines
 
 
@@ -223,7 +222,7 @@ def _overlaps(curves: Curves, found: Mapping[str, Found]) -> list[str]:
         f"points of {WINDOW} steps",
         "inside each other's 95 %, % of points",
     ]
-    return ["", *_table(header, rows)]
+    return ["", *markdown_table(header, rows)]
 
 
 def inside_each_other(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
@@ -243,17 +242,6 @@ def inside_each_other(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
         back_low, back_high = student_interval(a)
         inside += low <= a.mean() <= high and back_low <= b.mean() <= back_high
     return inside / points, points
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    if not rows:
-        return ["Nothing to show yet."]
-    escaped = [[re.sub(r"\|", r"\\|", cell) for cell in row] for row in rows]
-    return [
-        f"| {' | '.join(header)} |",
-        f"|{'---|' * len(header)}",
-        *(f"| {' | '.join(row)} |" for row in escaped),
-    ]
 
 
 def _mean(numbers: Mapping[int, float]) -> float:

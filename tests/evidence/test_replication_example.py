@@ -40,7 +40,7 @@ def test_a_seed_is_a_pair_whatever_the_number_of_versions(replication, tmp_path)
     )
     claims = [claim for claim in read_claims(shipped_claims()) if claim.name == "spreads"]
     first, second = map(replication.read_numbers, (first, second))
-    title, _, header, _, row, *rest = replication.page(claims, first, second)
+    title, _, header, _, row, *rest = replication.page(claims, first, second, "sampled")
     assert title.startswith("## 1. ")
     cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
     assert cells["| comparison"] == "| rewards as they are"
@@ -51,6 +51,7 @@ def test_a_seed_is_a_pair_whatever_the_number_of_versions(replication, tmp_path)
     assert "unequal" in row
     # 81, 82, 83 and 99 of the first, 83, 84 and 85 of the second; the file has no other scores
     assert "| gdpo | 7 | 85.3 | nan | nan | nan | nan |" in rest
+    assert replication.page(claims, first, second, "greedy") == []  # nor likeliest captions
 
 
 def test_another_file_is_one_sentence(replication, tmp_path):
