@@ -162,18 +162,39 @@ def _compared_row(row: Compared) -> list[str]:
 
 
 def _means(found: Mapping[str, Found]) -> list[str]:
-    """Means over seeds, drawn captions and in brackets the likeliest ones; the start among them."""
+    """Means over seeds, drawn captions and in brackets the likeliest ones; first of the policies that
+    they started from.
+    """
     rows = []
     whole = {name: cells for name, cells in found.items() if cells.results}
     some = [m for m in _SOME_HAVE if any(_known(cells, m) for cells in whole.values())]
     measures = (*_MEANS, *some)
     for name, cells in whole.items():
         rows.append([name, str(len(cells.results)), *(_both(cells.after, m) for m in measures)])
-    if whole:
-        most = max(whole.values(), key=lambda cells: len(cells.results))
-        start = ["before training", str(len(most.results))]
-        rows.insert(0, [*start, *(_both(most.before, m) for m in measures)])
-    return markdown_table(["setting", "seeds", *map(label_of, measures)], rows)
+    starts = _starts(whole)
+    before = []
+    for names in starts:
+        most = max((whole[name] for name in names), key=lambda cells: len(cells.results))
+        of = f" of {', '.join(names)}" if len(starts) > 1 else ""
+        label = [f"before training{of}", str(len(most.results))]
+        before.append([*label, *(_both(most.before, m) for m in measures)])
+    return markdown_table(["setting", "seeds", *map(label_of, measures)], [*before, *rows])
+
+
+def _starts(found: Mapping[str, Found]) -> list[list[str]]:
+    """Settings whose policies had the same scores before training, seed by seed, together."""
+    starts: list[list[str]] = []
+    for name, cells in found.items():
+        own = cells.before("b_capscore", DECODINGS[0])
+        for names in starts:
+            other = found[names[0]].before("b_capscore", DECODINGS[0])
+            both = [(own[seed], other[seed]) for seed in own.keys() & other.keys()]
+            if np.array_equal(*np.array(both).reshape(-1, 2).T, equal_nan=True):
+                names.append(name)
+                break
+        else:
+            starts.append([name])
+    return starts
 
 
 def _known(cells: Found, measure: str) -> bool:

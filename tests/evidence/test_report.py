@@ -116,6 +116,18 @@ def test_differences_intervals_and_verdicts_are_those_of_the_cells(out, claim):
     assert all(picture.read_text().startswith("<?xml") for picture in pictures)
 
 
+def test_each_policy_that_settings_start_from_is_shown(out, claim):
+    for path in (out / CELLS).glob(f"*/{RESULT}"):
+        told = json.loads(path.read_text())
+        if told["cell"]["settings"]["rl"] == "grpo":
+            told["scores"]["before"]["b_capscore"] = 20.0 + told["cell"]["settings"]["seed"]
+            path.write_text(json.dumps(told))
+    text = report(out, [claim], docs=out, seeds=3)[0].read_text()
+    assert rows_of(text, "before training of gdpo")[0][1:3] == ["3", "60.0 (82.7)"]
+    assert rows_of(text, "before training of grpo")[0][1:3] == ["3", "21.0 (80.3)"]
+    assert not rows_of(text, "before training")
+
+
 def test_captions_of_the_same_images_stand_side_by_side(out, claim):
     text = report(out, [claim], docs=out, seeds=3)[0].read_text()
     table = text.partition("Captions of seed 0")[2]

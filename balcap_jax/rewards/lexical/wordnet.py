@@ -34,6 +34,11 @@ def senses(lemma: str, part: Part) -> tuple[int, ...]:
     return tuple(_lexicon()[part]["senses"].get(lemma.replace(" ", "_"), ()))
 
 
+def lemmas(part: Part) -> tuple[str, ...]:
+    """All words of this part of speech, in the alphabet's order."""
+    return tuple(sorted(word.replace("_", " ") for word in _lexicon()[part]["senses"]))
+
+
 def frequency(lemma: str, part: Part) -> int:
     """How often the texts that WordNet counts use `lemma` as this part of speech."""
     return _lexicon()[part]["counts"].get(lemma.replace(" ", "_"), 0)
