@@ -162,8 +162,8 @@ def _compared_row(row: Compared) -> list[str]:
 
 
 def _means(found: Mapping[str, Found]) -> list[str]:
-    """Means over seeds, drawn captions and in brackets the likeliest ones; first of the policies that
-    they started from.
+    """Means over seeds, drawn captions and in brackets the likeliest ones; first of the policies
+    that they started from.
     """
     rows = []
     whole = {name: cells for name, cells in found.items() if cells.results}

@@ -292,10 +292,10 @@ def test_a_scored_row_is_an_input_and_the_command_can_go_on(tmp_path):
 def test_scores_of_other_rules_are_refused(tmp_path):
     config = config_of(tmp_path, [GOOD], judge=JudgeConfig(kind="lexical"))
     score(config)
-    assert rows_of(config.output)[0]["judge_version"] == "2"
+    assert rows_of(config.output)[0]["judge_version"] == "3"
     written = config.output.read_bytes()
-    for older in (written.replace(b'"judge_version": "2"', b'"judge_version": "0"'),
-                  written.replace(b'"judge_version": "2", ', b"")):  # fmt: skip
+    for older in (written.replace(b'"judge_version": "3"', b'"judge_version": "0"'),
+                  written.replace(b'"judge_version": "3", ', b"")):  # fmt: skip
         assert older != written
         config.output.write_bytes(older)
         with pytest.raises(UserError, match="was scored by the judge lexical.*another OUTPUT"):

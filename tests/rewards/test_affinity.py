@@ -20,33 +20,42 @@ def of(text):
 
 def test_pairs_by_hand():
     assert list(pairs(of("A big brown dog is quickly chasing the red tennis ball.").words)) == [
-        ("ADJ NOUN", "brown", "dog"),
-        ("ADJ NOUN", "big", "dog"),
-        ("NOUN VERB", "dog", "chase"),
-        ("NOUN NOUN", "tennis", "ball"),
-        ("ADJ NOUN", "red", "ball"),
-        ("VERB NOUN", "chase", "ball"),
+        ("ADJ NOUN", ("brown",), "dog"),
+        ("ADJ NOUN", ("big",), "dog"),
+        ("NOUN VERB", ("dog",), "chase"),
+        ("NOUN NOUN", ("tennis",), "ball"),
+        ("ADJ NOUN", ("red",), "ball"),
+        ("VERB NOUN", ("chase",), "ball"),
     ]
-    assert list(pairs(of("Two women sit on a bench near water.").words)) == [
-        ("NOUN VERB", "woman", "sit"),
-        ("VERB PREP", "sit", "on"),
-        ("PREP NOUN", "on", "bench"),
-        ("VERB . NOUN", "sit", "bench"),
-        ("NOUN PREP", "bench", "near"),
-        ("PREP NOUN", "near", "water"),
-        ("NOUN . NOUN", "bench", "water"),
+    assert list(pairs(of("Two women of a team sit on a bench near water.").words)) == [
+        ("NOUN PREP", ("woman",), "of"),
+        ("NOUN . NOUN", ("woman",), "team"),
+        ("NOUN VERB", ("team", "woman"), "sit"),
+        ("VERB PREP", ("sit",), "on"),
+        ("PREP NOUN", ("on",), "bench"),
+        ("VERB . NOUN", ("sit",), "bench"),
+        ("NOUN PREP", ("bench",), "near"),
+        ("PREP NOUN", ("near",), "water"),
+        ("NOUN . NOUN", ("bench",), "water"),
     ]
     assert list(pairs(())) == []
+
+
+def test_of_several_words_that_can_come_first_the_one_that_fits_counts():
+    child, shirt = (expected("NOUN VERB", one, "play") for one in ("child", "shirt"))
+    assert shirt < child
+    assert child in affinity(of("A child in a shirt plays."))
+    assert shirt not in affinity(of("A child in a shirt plays."))
 
 
 @pytest.mark.parametrize(
     ("relation", "fits", "does_not"),
     [
         ("ADJ NOUN", ("wooden", "bench"), ("furry", "bench")),
-        ("NOUN NOUN", ("soccer", "ball"), ("soccer", "tree")),
+        ("NOUN NOUN", ("street", "light"), ("street", "river")),
         ("NOUN VERB", ("dog", "bark"), ("table", "run")),
         ("VERB NOUN", ("ride", "horse"), ("ride", "sandwich")),
-        ("VERB PREP", ("sit", "on"), ("sit", "into")),
+        ("VERB PREP", ("sit", "on"), ("sit", "through")),
         ("VERB . NOUN", ("swim", "pool"), ("swim", "shirt")),
         ("NOUN . NOUN", ("woman", "dress"), ("river", "dress")),
         ("PREP NOUN", ("on", "beach"), ("during", "beach")),

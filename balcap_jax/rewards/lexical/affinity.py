@@ -19,6 +19,9 @@ from balcap_jax.rewards.lexical.words import Sentence, Word
 LIMIT = 2.0  # nats that one pair can speak for or against a sentence
 _PHRASE = frozenset("ADJ NOUN NUM DET POSS QUANT".split())
 _BETWEEN = frozenset("AUX ADV REL".split())  # a thing and what it does
+_DOERS = 2  # "a child in a striped shirt plays": not always the nearest one
+# They say what belongs to what, and nothing of their own.
+_BELONGING = frozenset("of with without off for from like".split())
 
 
 class _Relation(NamedTuple):
@@ -67,50 +70,71 @@ def expected(relation: str, one: str, other: str) -> float | None:
 
 
 def affinity(sentence: Sentence) -> tuple[float, ...]:
-    """`expected` of all pairs of a sentence whose words are known."""
-    found = (expected(*pair) for pair in pairs(sentence.words))
+    """`expected` of all pairs of a sentence whose words are known; where one of several words can
+    be the first, of the one that fits best.
+    """
+    found = []
+    for relation, ones, other in pairs(sentence.words):
+        values = [expected(relation, one, other) for one in ones]
+        found.append(max((v for v in values if v is not None), default=None))
     return tuple(value for value in found if value is not None)
 
 
-def pairs(words: Sequence[Word]) -> Iterator[tuple[str, str, str]]:
-    """The relations in which words stand: the relation's name and both words' dictionary forms."""
+class Pair(NamedTuple):
+    """A relation, the words that can be its first one, and its second, as dictionary forms."""
+
+    relation: str
+    ones: tuple[str, ...]
+    other: str
+
+
+def pairs(words: Sequence[Word]) -> Iterator[Pair]:
+    """The relations in which words stand."""
     for at, word in enumerate(words):
         before = words[at - 1] if at else None
         if word.tag == "NOUN":
             if before is not None and before.tag == "NOUN":
-                yield "NOUN NOUN", before.lemma, word.lemma
-            if at + 1 == len(words) or words[at + 1].tag != "NOUN":
+                yield Pair("NOUN NOUN", (before.lemma,), word.lemma)
+            if _is_head(words, at):
                 yield from _described(words, at)
                 yield from _held(words, at)
         elif word.tag == "PREP" and before is not None and before.tag in ("NOUN", "VERB"):
-            yield f"{before.tag} PREP", before.lemma, word.text
+            yield Pair(f"{before.tag} PREP", (before.lemma,), word.text)
         elif word.tag == "VERB":
-            doer = _last(words, at, _BETWEEN)
-            if doer is not None and words[doer].tag == "NOUN":
-                yield "NOUN VERB", words[doer].lemma, word.lemma
+            nearest = _last(words, at, _BETWEEN)
+            if nearest is not None and words[nearest].tag == "NOUN":
+                heads = [i for i in range(nearest, -1, -1) if _is_head(words, i)]
+                yield Pair("NOUN VERB", tuple(words[i].lemma for i in heads[:_DOERS]), word.lemma)
 
 
-def _described(words: Sequence[Word], noun: int) -> Iterator[tuple[str, str, str]]:
+def _is_head(words: Sequence[Word], at: int) -> bool:
+    """Whether a noun is the last of its phrase, which is what the phrase names."""
+    return words[at].tag == "NOUN" and (at + 1 == len(words) or words[at + 1].tag != "NOUN")
+
+
+def _described(words: Sequence[Word], noun: int) -> Iterator[Pair]:
     """The adjectives of a phrase, all of them said of its last noun."""
     for at in range(noun - 1, -1, -1):
         if words[at].tag == "ADJ":
-            yield "ADJ NOUN", words[at].lemma, words[noun].lemma
+            yield Pair("ADJ NOUN", (words[at].lemma,), words[noun].lemma)
         elif words[at].tag != "NOUN":
             return
 
 
-def _held(words: Sequence[Word], noun: int) -> Iterator[tuple[str, str, str]]:
+def _held(words: Sequence[Word], noun: int) -> Iterator[Pair]:
     """The verb or the preposition that a phrase stands behind, and what that one belongs to."""
     opener = _last(words, noun, _PHRASE)
     if opener is None:
         return
     if words[opener].tag == "VERB":
-        yield "VERB NOUN", words[opener].lemma, words[noun].lemma
+        yield Pair("VERB NOUN", (words[opener].lemma,), words[noun].lemma)
     elif words[opener].tag == "PREP":
-        yield "PREP NOUN", words[opener].text, words[noun].lemma
+        if words[opener].text not in _BELONGING:
+            yield Pair("PREP NOUN", (words[opener].text,), words[noun].lemma)
         holder = _last(words, opener, frozenset({"ADV"}))
         if holder is not None and words[holder].tag in ("NOUN", "VERB"):
-            yield f"{words[holder].tag} . NOUN", words[holder].lemma, words[noun].lemma
+            relation = f"{words[holder].tag} . NOUN"
+            yield Pair(relation, (words[holder].lemma,), words[noun].lemma)
 
 
 def _last(words: Sequence[Word], at: int, passed: frozenset[str]) -> int | None:

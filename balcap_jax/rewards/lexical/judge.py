@@ -30,7 +30,7 @@ from balcap_jax.rewards.lexical.statements import Reading, Statement, read
 from balcap_jax.rewards.lexical.truth import chance, is_absent, is_open
 from balcap_jax.rewards.verdicts import Assertion, Verdict
 
-VERSION = "2"  # of the rules; scores of two versions are not compared
+VERSION = "3"  # of the rules; scores of two versions are not compared
 _POINTABLE = 0.5  # chance of describing from which on a sentence's statements are pointable
 _NOTHING = 0.001  # weight of words for anything: it only decides where a caption has no others
 _REMARK = 0.6  # weight of a sentence that has nothing but such words

@@ -5,8 +5,8 @@
 - fluency: a verb, a capital, a full stop, words that agree, and neighbours that grammar allows;
 - coherency: nothing is told twice or taken back, and sentences do not all begin alike.
 
-Whatever the grammar, words that nobody puts beside each other make no sense (`collocations.py`),
-and all three fall with it.
+Whatever the grammar, words that nobody puts beside each other (`collocations.py`) or that do not fit
+each other (`affinity.py`) make no sense, and all three fall with it.
 
 A sentence counts by its number of words, so that good short ones do not hide a bad long one.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from balcap_jax.rewards.lexical.affinity import affinity
 from balcap_jax.rewards.lexical.collocations import association
 from balcap_jax.rewards.lexical.grammar import mistakes
 from balcap_jax.rewards.lexical.statements import Reading, Statement, read
@@ -42,10 +43,12 @@ _FORBIDDEN = {
     ",": ", .",
 }
 _PAIRS = frozenset((one, other) for one, others in _FORBIDDEN.items() for other in others.split())
-# Mean log-odds of a sentence's pairs of words at which it makes no sense, and from which on it
-# makes good sense; a short sentence is given the benefit of _BENEFIT pairs that are _PLAIN.
+# Log-odds of a sentence's words at which it makes no sense, and from which on it makes good sense:
+# the mean over neighbours that are written beside each other, and 0.6 of the mean
+# over pairs that a language model expects. A short sentence is given the benefit of so many
+# neighbours and pairs that say nothing.
 _SENSELESS, _SENSIBLE = -0.32, -0.16
-_BENEFIT, _PLAIN = 1.0, 0.0
+_NEIGHBOURS, _FITTING, _AFFINITY = 1, 5, 0.6
 _DAMPED = 0.9  # what clarity and coherency lose of a sentence without sense
 _SLIPS = 1  # places that grammar does not allow in a sentence, however long, that still tells
 _STRANDED = frozenset("of with at from for into onto".split())
@@ -82,9 +85,10 @@ def quality(text: str) -> Quality:
 @lru_cache(maxsize=1 << 12)
 def sense(sentence: Sentence) -> float:
     """From 0 for words that stand together by chance to 1 for words that people put so."""
-    found = association(sentence.text)
-    mean = (sum(found) + _BENEFIT * _PLAIN) / (len(found) + _BENEFIT)
-    return min(1.0, max(0.0, (mean - _SENSELESS) / (_SENSIBLE - _SENSELESS)))
+    beside, expected = association(sentence.text), affinity(sentence)
+    odds = sum(beside) / (len(beside) + _NEIGHBOURS)
+    odds += _AFFINITY * sum(expected) / (len(expected) + _FITTING)
+    return min(1.0, max(0.0, (odds - _SENSELESS) / (_SENSIBLE - _SENSELESS)))
 
 
 def _mean(values: Iterable[float], weights: Sequence[int]) -> float:
