@@ -19,7 +19,7 @@ from balcap_jax.rewards.captions import rewards_of
 from balcap_jax.rewards.judges import check_same_judge, judge_record
 from balcap_jax.rewards.lexical.evidence import Evidence, relate
 from balcap_jax.rewards.lexical.judge import LexicalJudge
-from balcap_jax.rewards.lexical.language import quality
+from balcap_jax.rewards.lexical.language import is_sound, quality
 from balcap_jax.rewards.lexical.pointing import describes
 from balcap_jax.rewards.lexical.statements import read
 from balcap_jax.rewards.lexical.truth import chance
@@ -204,6 +204,7 @@ def test_order_and_repetition_matter():
         ("A dog plays with he.", "A dog plays with him."),
         ("A man sits a dog.", "A man holds a dog."),
         ("The dog brown is running.", "The brown dog is running."),
+        ("In front of the wooden sit there is a dog.", "In front of the wooden seat is a dog."),
         ("Men boys dogs run jump play sit stand.", "Men and boys run with dogs on a hill."),
     ],
 )
@@ -223,6 +224,12 @@ def test_one_mistake_shows(wrong, right):
 )
 def test_salad_is_below_half(salad):
     assert np.mean(quality(salad)) < 0.5
+
+
+def test_where_a_run_ended_on_version_1_is_no_sentence():
+    salad = "A small blue sit in front striped sit in front of a field of wooden field."
+    assert not is_sound(*sentences(salad))
+    assert np.mean(quality(salad)) < 0.7
 
 
 @pytest.mark.parametrize("as_often", [False, True])

@@ -153,8 +153,8 @@ def _is_pair_wrong(words: Sequence[Word], at: int) -> bool:
     if word.tag != "VERB":
         return False
     base = word.text == word.lemma and word.lemma not in _UNCHANGED
-    if before is not None and base and (before.text in BE | _HAVE or before.tag == "PREP"):
-        return True
+    if before is not None and base and (before.text in BE | _HAVE or before.tag in ("PREP", "ADJ")):
+        return True  # "is sit", "in sit", "striped sit"
     if before is not None and before.tag == "ADV" and base and at > 1:
         return words[at - 2].text in BE | _HAVE  # "are newly sit"
     if before is not None and before.text in _SUBORDINATE:  # "while wears"
