@@ -204,8 +204,6 @@ def test_order_and_repetition_matter():
         ("A dog plays with he.", "A dog plays with him."),
         ("A man sits a dog.", "A man holds a dog."),
         ("The dog brown is running.", "The brown dog is running."),
-        ("Two players run into girl.", "Two players run into a girl."),
-        ("Two players sit men.", "Two players sit with men."),
         ("In front of the wooden sit there is a dog.", "In front of the wooden seat is a dog."),
         ("Men boys dogs run jump play sit stand.", "Men and boys run with dogs on a hill."),
     ],

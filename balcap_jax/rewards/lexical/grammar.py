@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from balcap_jax.rewards.lexical.collocations import is_intransitive
 from balcap_jax.rewards.lexical.statements import GROUPS
 from balcap_jax.rewards.lexical.vocabulary import COLOURS
-from balcap_jax.rewards.lexical.wordnet import category, photo_senses
 from balcap_jax.rewards.lexical.words import BE, NUMBERS, Sentence, Word
 
 _SINGULAR = frozenset("a an this that each every another one".split())
@@ -38,7 +37,6 @@ _OBJECTS = frozenset("him them me us".split())
 _THIRD = frozenset("he she it".split())
 _OTHERS = frozenset("they we i".split())
 _OF_ONE = frozenset("is was has does".split())
-_ALIVE = frozenset({"noun.person", "noun.animal"})
 _OF_MANY = frozenset("are were have do".split())
 
 
@@ -49,7 +47,6 @@ def mistakes(sentence: Sentence) -> int:
         sum(map(_is_number_wrong, _phrases(words)))
         + _is_subject_wrong(words)
         + sum(_is_pair_wrong(words, at) for at in range(len(words)))
-        + sum(_is_bare(words, at) for at in range(len(words)))
         + _clauses_unjoined(words)
         + _unbound(words)
     )
@@ -83,23 +80,6 @@ def _is_loose(before: Word | None) -> bool:
     if before is None or before.tag in ("TO", "AUX", "PRON", "CONJ", "NEG"):
         return False
     return before.tag != "NOUN" or before.plural
-
-
-def _is_bare(words: Sequence[Word], at: int) -> bool:
-    """Whether one person or animal stands behind a verb or a preposition without an article or its
-    like ("into girl"), or several behind a verb that has no object ("sit men").
-    """
-    noun = words[at]
-    ends = at + 1 == len(words) or words[at + 1].tag != "NOUN"
-    if noun.tag != "NOUN" or noun.lemma in GROUPS or not ends:
-        return False
-    opener = next((w for w in reversed(words[:at]) if w.tag not in ("ADJ", "NOUN")), None)
-    if opener is None or opener.tag not in ("VERB", "PREP"):
-        return False
-    kinds = {category(sense, "n") for sense in photo_senses(noun.lemma)[:1]}
-    if kinds.isdisjoint(_ALIVE) or opener.text.endswith(("ing", "ed")):
-        return False
-    return not noun.plural or (opener.tag == "VERB" and is_intransitive(opener.lemma))
 
 
 def _phrases(words: Sequence[Word]) -> Iterator[tuple[Word, Word]]:
