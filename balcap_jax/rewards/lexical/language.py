@@ -5,8 +5,8 @@
 - fluency: a verb, a capital, a full stop, words that agree, and neighbours that grammar allows;
 - coherency: nothing is told twice or taken back, and sentences do not all begin alike.
 
-Whatever the grammar, words that nobody puts beside each other (`collocations.py`) or that do not fit
-each other (`affinity.py`) make no sense, and all three fall with it.
+Whatever the grammar, words that nobody puts beside each other (`collocations.py`) or that do not
+fit each other (`affinity.py`) make no sense, and all three fall with it.
 
 A sentence counts by its number of words, so that good short ones do not hide a bad long one.
 """
