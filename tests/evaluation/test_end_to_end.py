@@ -289,6 +289,7 @@ def test_a_judge_that_knows_none_of_the_images_is_no_result(world, server, tmp_p
 
 
 @pytest.mark.slow  # a policy is compiled
+@pytest.mark.long
 def test_bcapscore_by_a_judge_on_the_devices(world, server, tmp_path, monkeypatch, capsys):
     captions = world.captions("w.json")
     more = ("--judge.kind", "model", "--judge.model", "base")
