@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import tiny_parts
 
 from balcap_jax.rewards.lexical import affinity as module
 from balcap_jax.rewards.lexical import build_affinity
@@ -84,6 +85,20 @@ def test_the_asset_is_whole():
         one = {len(vector) for vector in relation.first.values()}
         assert one == {len(vector) for vector in relation.second.values()}, name
     assert len(relations["NOUN NOUN"].first) > 2000
+
+
+def test_the_next_word_is_that_of_each_start_alone(tmp_path):
+    """Whatever is padded behind shorter ones in a batch."""
+    model = build_affinity.NextWord(tiny_parts.write_decoder(tmp_path))
+    starts = ["the red", "describe the image", "a", "the red square", "a red"]
+    tokens = range(len(tiny_parts.WORDS))
+    together = model(starts, tokens)
+    alone = np.concatenate([model([start], tokens) for start in starts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(np.exp(together).sum(axis=1), 1, atol=1e-5)
+    assert np.ptp(together, axis=0).max() > 0.1  # the start matters
+    assert model.token("red") == tiny_parts.WORDS.index("red")
+    assert model.token("red square") is model.token("zibble") is None
 
 
 class Told(build_affinity.NextWord):

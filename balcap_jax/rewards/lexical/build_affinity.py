@@ -108,9 +108,9 @@ class NextWord:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def token(self, word: str) -> int | None:
-        """The one token of ` word`, None where it has several."""
+        """The one token of ` word`, None where it has several or is unknown."""
         ids = self._tokenizer(f" {word}", add_special_tokens=False).input_ids
-        return ids[0] if len(ids) == 1 else None
+        return ids[0] if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id else None
 
     def __call__(self, starts: Sequence[str], tokens: Sequence[int]) -> np.ndarray:
         """Log-probabilities in nats, (starts, tokens) float32."""
