@@ -53,9 +53,12 @@ def draw_differences(rows: Sequence["Compared"], path: Path) -> None:
             panel.set_xlim(_span(titles.values(), margin=MARGINS[measure]))
             panel.set_yticks(range(len(titles)), list(titles))
             panel.set_ylim(len(titles) - 0.5, -0.5)
-        panels[-1].set_xlabel(
-            "difference; dots: seeds; thick: bootstrap 95 %; thin: Student 95 %, may leave the "
-            "picture; grey: the margin"
+        panels[-1].set_xlabel("difference")
+        # Below all of the picture: beside long titles a panel is too narrow for it.
+        panels[-1].figure.supxlabel(
+            "dots: seeds; thick: bootstrap 95 %; thin: Student 95 %, may leave the picture; grey: "
+            "the margin",
+            fontsize="medium",
         )
         for decoding, color in _OF_DECODING.items():
             panels[0].plot([], [], "D", color=color, markersize=4, label=decoding)
