@@ -9,7 +9,7 @@ rows. The fit is on references of train.jsonl, what is measured is of val.jsonl.
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +36,8 @@ CONSTANT = (
 
 
 def spoiled(captions: Sequence[str], others: Sequence[str]) -> dict[str, list[str]]:
-    """Ways to spoil captions, by name; words come from others, as often as they stand there."""
+    """Ways to spoil captions, by name; words come from others, as often as they stand there if
+    nothing else is said."""
     rng = random.Random(0)
     by_tag = defaultdict(list)
     for text in others:
@@ -44,9 +45,11 @@ def spoiled(captions: Sequence[str], others: Sequence[str]) -> dict[str, list[st
             for word in reading.sentence.words:
                 by_tag[word.tag].append(word.text)
 
-    def same_tags(text: str) -> str:
+    each_once = {tag: sorted(set(words)) for tag, words in by_tag.items()}
+
+    def same_tags(text: str, of_tag: Mapping[str, Sequence[str]] = by_tag) -> str:
         words = (word for reading in read(text) for word in reading.sentence.words)
-        return " ".join(rng.choice(by_tag.get(w.tag, [w.text])) for w in words) + "."
+        return " ".join(rng.choice(of_tag.get(w.tag, [w.text])) for w in words) + "."
 
     def shuffled(text: str) -> str:
         words = text.rstrip(" .").split()
@@ -63,6 +66,9 @@ def spoiled(captions: Sequence[str], others: Sequence[str]) -> dict[str, list[st
         "one word by chance": [one_word(text) for text in captions],
         "all words by chance, same parts of speech": [same_tags(text) for text in captions],
         "in random order": [shuffled(text) for text in captions],
+        "all words by chance, each word as likely": [
+            same_tags(text, each_once) for text in captions
+        ],
         **{f"{text[:36]} ...": [text] for text in CONSTANT},
     }
 
