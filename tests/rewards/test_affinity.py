@@ -9,7 +9,7 @@ import pytest
 import tiny_parts
 
 from balcap_jax.rewards.lexical import affinity as module
-from balcap_jax.rewards.lexical import build_affinity
+from balcap_jax.rewards.lexical import build_affinity, tables
 from balcap_jax.rewards.lexical.affinity import LIMIT, affinity, expected, pairs
 from balcap_jax.rewards.lexical.words import sentences
 
@@ -104,15 +104,7 @@ def test_the_next_word_is_that_of_each_start_alone(tmp_path):
 class Told(build_affinity.NextWord):
     """A model of eleven words with one token each, whose likelihoods are told."""
 
-    WORDS = (
-        "dog",
-        "bench",
-        "brown",
-        "wooden",
-        "running",
-        "sitting",
-        *("in on with at near".split()),
-    )
+    WORDS = tuple("dog bench brown wooden running sitting in on with at near".split())
 
     def __init__(self):
         pass
@@ -134,7 +126,8 @@ def test_builder_on_a_model_that_is_told(monkeypatch, tmp_path):
     np.savez_compressed(file, **arrays)
     (tmp_path / "assets" / "lexicon").mkdir(parents=True)
     (tmp_path / "assets" / "lexicon" / "affinity.npz").write_bytes(file.getvalue())
-    monkeypatch.setattr(module, "files", lambda _: tmp_path)
+    monkeypatch.setattr(tables, "files", lambda _: tmp_path)
+    monkeypatch.setattr(module, "read_table", tables.read_table.__wrapped__)
     monkeypatch.setattr(module, "_relations", module._relations.__wrapped__)
     found = module.expected.__wrapped__
     # A dog behind "brown", "wooden", and "running" and "sitting", which can be adjectives, too.

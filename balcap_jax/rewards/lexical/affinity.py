@@ -9,11 +9,11 @@ may stand between two words, and words that nobody put together can fit.
 
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
 
+from balcap_jax.rewards.lexical.tables import read_table, unpacked
 from balcap_jax.rewards.lexical.words import Sentence, Word
 
 LIMIT = 2.0  # nats that one pair can speak for or against a sentence
@@ -34,23 +34,22 @@ class _Relation(NamedTuple):
 
 @cache
 def _relations() -> dict[str, _Relation]:
-    path = files("balcap_jax") / "assets" / "lexicon" / "affinity.npz"
-    with path.open("rb") as file, np.load(file) as arrays:
+    arrays = read_table("affinity")
 
-        def vectors(side: str, name: str, role: str) -> dict[str, np.ndarray]:
-            words = arrays[f"words {role}"].tobytes().decode().split("\n")
-            scale = arrays[f"{side}_scale {name}"].astype(np.float32)
-            return dict(zip(words, arrays[f"{side} {name}"] * scale, strict=True))
+    def vectors(side: str, name: str, role: str) -> dict[str, np.ndarray]:
+        scale = arrays[f"{side}_scale {name}"].astype(np.float32)
+        words = unpacked(arrays[f"words {role}"])
+        return dict(zip(words, arrays[f"{side} {name}"] * scale, strict=True))
 
-        names = [name.removeprefix("mean ") for name in arrays if name.startswith("mean ")]
-        return {
-            name: _Relation(
-                vectors("left", name, name.split()[0]),
-                vectors("right", name, name.split()[-1]),
-                float(arrays[f"mean {name}"]),
-            )
-            for name in names
-        }
+    names = [name.removeprefix("mean ") for name in arrays if name.startswith("mean ")]
+    return {
+        name: _Relation(
+            vectors("left", name, name.split()[0]),
+            vectors("right", name, name.split()[-1]),
+            float(arrays[f"mean {name}"]),
+        )
+        for name in names
+    }
 
 
 @lru_cache(maxsize=1 << 16)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from lemminflect import getInflection
 
-from balcap_jax.rewards.lexical.wordnet import Part, categories, frequency, lemmas
+from balcap_jax.rewards.lexical.tables import packed
+from balcap_jax.rewards.lexical.wordnet import VISIBLE, Part, categories, frequency, lemmas
 from balcap_jax.rewards.lexical.words import AUXILIARIES, PREPOSITIONS
 
 RANK = 48
@@ -145,16 +146,12 @@ def build(model: NextWord) -> dict[str, np.ndarray]:
         ]
         for name, (first, second, templates) in RELATIONS.items()
     }
-    arrays = {
-        f"words {role}": np.frombuffer("\n".join(found).encode(), np.uint8)
-        for role, found in words.items()
-    }
-    for name, found in logprobs.items():
+    arrays = {f"words {role}": packed(found) for role, found in words.items()}
+    for name, (first, _, templates) in RELATIONS.items():
+        found = logprobs[name]
         shares = np.full(len(found), -np.log(len(found)))[:, None]
         if "." in name:
-            shares = _shares(
-                logprobs[f"{RELATIONS[name].first} PREP"], words["PREP"], RELATIONS[name].templates
-            )
+            shares = _shares(logprobs[f"{first} PREP"], words["PREP"], templates)
         mixed = np.logaddexp.reduce(np.stack(found) + shares[:, :, None], axis=0)
         for part, array in _vectors(mixed).items():
             arrays[f"{part} {name}"] = array
@@ -203,13 +200,6 @@ def _likeliest(model: NextWord, role: str) -> list[str]:
     return [able[at] for at in np.argsort(-shares, kind="stable")[: _SIZES[role]]]
 
 
-_VISIBLE = frozenset(
-    f"noun.{name}"
-    for name in """animal artifact body food location object person phenomenon plant substance
-    Tops""".split()
-)
-
-
 def _candidates(role: str) -> list[str]:
     """Words of WordNet that are of this part of speech more often than of one that is easily taken
     for it.
@@ -219,7 +209,7 @@ def _candidates(role: str) -> list[str]:
     for word in lemmas(part):
         able = word.isalpha() and len(word) > 1 and word not in PREPOSITIONS
         if role == "NOUN":
-            able = able and not _VISIBLE.isdisjoint(categories(word, "n")[:3])
+            able = able and not VISIBLE.isdisjoint(categories(word, "n")[:3])
         if able and frequency(word, part) >= frequency(word, other):
             kept.append(word)
     return [w for w in kept if w not in _EMPTY] if role == "VERB" else kept

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from balcap_jax.rewards.lexical.tables import packed
+
 _SLIP = 0.2  # of the count that chance would bring
 _PARTS = ("noun", "verb", "adj", "adv")
 _WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
@@ -48,11 +50,11 @@ def build(wordnet: Path, symspell: Path) -> dict[str, np.ndarray]:
     )
     shares = np.array([np.log10(counts[word] / total) for word in words])
     return {
-        "words": np.frombuffer("\n".join(words).encode(), np.uint8),
+        "words": packed(words),
         # The decadic logarithm of a word's share, in steps of 1/16 below 1.
         "rarity": np.round(-16 * shares).astype(np.uint8),
         "steps": np.diff(keys, prepend=np.int64(0)).astype(np.uint32),
-        "intransitive": np.frombuffer("\n".join(_intransitive(wordnet)).encode(), np.uint8),
+        "intransitive": packed(_intransitive(wordnet)),
     }
 
 

@@ -7,9 +7,10 @@ its absence says little; a pair of frequent words that nobody wrote says much.
 
 import re
 from functools import cache, lru_cache
-from importlib.resources import files
 
 import numpy as np
+
+from balcap_jax.rewards.lexical.tables import read_table, unpacked
 
 _WORD = re.compile(r"[a-z]+(?:['’-][a-z]+)*|[^\sa-z'’-]")
 # By how often a pair would be met if its words had nothing to do with each other, in powers of ten:
@@ -25,12 +26,10 @@ _UNSEEN = 96  # rarity of a word that has no count, in steps of 1/16
 @cache
 def _table() -> tuple[dict[str, int], np.ndarray, frozenset[int]]:
     """Places of words, their rarity, and pairs as one number each."""
-    path = files("balcap_jax") / "assets" / "lexicon" / "collocations.npz"
-    with path.open("rb") as file, np.load(file) as arrays:
-        words = arrays["words"].tobytes().decode().split("\n")
-        keys = np.cumsum(arrays["steps"].astype(np.int64))
-        rarity = arrays["rarity"]
-    return {word: at for at, word in enumerate(words)}, rarity, frozenset(keys.tolist())
+    arrays = read_table("collocations")
+    places = {word: at for at, word in enumerate(unpacked(arrays["words"]))}
+    keys = np.cumsum(arrays["steps"].astype(np.int64))
+    return places, arrays["rarity"], frozenset(keys.tolist())
 
 
 @lru_cache(maxsize=1 << 16)
@@ -48,9 +47,7 @@ def meant(one: str, other: str) -> float:
 
 @cache
 def _without_object() -> frozenset[str]:
-    path = files("balcap_jax") / "assets" / "lexicon" / "collocations.npz"
-    with path.open("rb") as file, np.load(file) as arrays:
-        return frozenset(arrays["intransitive"].tobytes().decode().split("\n"))
+    return frozenset(unpacked(read_table("collocations")["intransitive"]))
 
 
 def is_intransitive(verb: str) -> bool:

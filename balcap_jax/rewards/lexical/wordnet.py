@@ -84,10 +84,11 @@ def ancestors(synset: int, part: Part) -> dict[int, int]:
 @lru_cache(maxsize=1 << 16)
 def photo_senses(noun: str) -> tuple[int, ...]:
     """Senses of a noun with those first that a photo can show: "table" is furniture, not data."""
-    return tuple(sorted(senses(noun, "n"), key=lambda s: category(s, "n") not in _VISIBLE))
+    return tuple(sorted(senses(noun, "n"), key=lambda s: category(s, "n") not in VISIBLE))
 
 
-_VISIBLE = frozenset(
+# Categories of what a photo can show.
+VISIBLE = frozenset(
     f"noun.{name}"
     for name in """animal artifact body food location object person phenomenon plant substance
     Tops""".split()
